@@ -1,0 +1,1 @@
+../../mmsr_edge/__init__.py

@@ -1,0 +1,77 @@
+"""Full-reference metrics of a picture pair: PSNR-Y, SSIM-Y, LPIPS and DISTS.
+
+LPIPS and DISTS are networks in ONNX files that stay outside the project; name their folder:
+
+    lpips_alex.onnx        a, b -> distance
+    vgg_dists_lpips.onnx   a, b -> dists, lpips (VGG)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.metrics import structural_similarity
+
+Picture = NDArray[np.uint8]
+"""[H, W, 3], RGB."""
+
+BETTER = {"psnr_y": 1, "ssim_y": 1, "lpips": -1, "lpips_vgg": -1, "dists": -1}
+"""Column names; +1 where larger is better."""
+
+
+def luma(picture: Picture) -> NDArray[np.float64]:
+    """Y of ITU-R BT.601 in its studio range [16, 235], as super-resolution papers measure it."""
+    return 16 + picture.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255
+
+
+def psnr_y(a: Picture, b: Picture, border: int = 4) -> float:
+    """10·log10(255² / MSE) of luma in dB, `border` pixels left out on each side."""
+    inner = np.s_[border:-border, border:-border]
+    error = np.mean((luma(a)[inner] - luma(b)[inner]) ** 2)
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def ssim_y(a: Picture, b: Picture, border: int = 4) -> float:
+    """SSIM of luma with an 11×11 Gaussian window of σ = 1.5 (Wang et al. 2004)."""
+    inner = np.s_[border:-border, border:-border]
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return float(structural_similarity(luma(a)[inner], luma(b)[inner], data_range=255, **options))
+
+
+def _network(path: Path) -> Callable[[Picture, Picture], list[float]]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(a: Picture, b: Picture) -> list[float]:
+        def feed(p: Picture) -> NDArray[np.float32]:
+            return (p.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None]
+
+        return [float(v[0]) for v in session.run(None, {"a": feed(a), "b": feed(b)})]
+
+    return run
+
+
+class Metrics:
+    """All metrics that can be had.
+
+    Args:
+        folder: of the metric networks; None measures PSNR and SSIM only.
+        vgg: also run the VGG network (DISTS, LPIPS-VGG), which takes ten times as long.
+    """
+
+    def __init__(self, folder: Path | None, *, vgg: bool = True) -> None:
+        self.alex = _network(folder / "lpips_alex.onnx") if folder else None
+        self.vgg = _network(folder / "vgg_dists_lpips.onnx") if folder and vgg else None
+
+    def __call__(self, picture: Picture, reference: Picture) -> dict[str, float]:
+        """Measure `picture` against `reference`, both [H, W, 3] uint8 of one size."""
+        values = {"psnr_y": psnr_y(picture, reference), "ssim_y": ssim_y(picture, reference)}
+        if self.alex:
+            (values["lpips"],) = self.alex(picture, reference)
+        if self.vgg:
+            values["dists"], values["lpips_vgg"] = self.vgg(picture, reference)
+        return values

@@ -1,0 +1,169 @@
+"""Measure bundles on test sets, beside bicubic, and make a page to look at.
+
+    python benchmarks/quality.py --set DIR [--set DIR …] --metrics DIR [--model nano …] --out OUT
+
+A test set is a folder with `hr/` and one folder for each degradation (`lr_…`), files of one name
+belonging together. Writes `pictures/`, `quality.csv` (a line per picture), `summary.csv` and
+`index.html`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import html
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from metrics import BETTER, Metrics, Picture
+from PIL import Image
+from tqdm import tqdm
+
+Method = Callable[[Image.Image], Image.Image]
+
+
+def bicubic(lr: Image.Image) -> Image.Image:
+    """What people get without us."""
+    return lr.resize((lr.width * 4, lr.height * 4), Image.Resampling.BICUBIC)
+
+
+def ours(args: argparse.Namespace, model: str) -> Method:
+    """An `Upscaler` with the settings of the command line."""
+    from mmsr_edge import Upscaler
+
+    upscaler = Upscaler(model=model, backend=args.backend, precision=args.precision)
+    options = {"steps": args.steps, "guidance": args.guidance, "guidance_scale": args.guidance_scale}
+    return lambda lr: upscaler.upscale(lr, seed=args.seed, **options).image
+
+
+def pairs(root: Path) -> list[tuple[str, Path, Path]]:
+    """(degradation, LR path, HR path) of a test set."""
+    found = [
+        (folder.name, lr, root / "hr" / lr.name)
+        for folder in sorted(root.glob("lr_*"))
+        for lr in sorted(folder.iterdir())
+        if (root / "hr" / lr.name).exists()
+    ]
+    if not found:
+        raise SystemExit(f"{root}: no test set; expected hr/ and lr_…/ with files of the same names")
+    return found
+
+
+def read(path: Path) -> Image.Image:
+    """A picture as RGB."""
+    with Image.open(path) as file:
+        return file.convert("RGB")
+
+
+def measure(args: argparse.Namespace, methods: dict[str, Method], metrics: Metrics) -> list[dict[str, object]]:
+    """One row per picture and method; the pictures are saved under `OUT/pictures`."""
+    rows: list[dict[str, object]] = []
+    work = [(root, *p) for root in args.set for p in pairs(root)]
+    for root, degradation, lr_path, hr_path in tqdm(work, desc="pictures"):
+        lr, hr = read(lr_path), read(hr_path)
+        for name, method in methods.items():
+            start = time.perf_counter()
+            image = method(lr)
+            seconds = time.perf_counter() - start
+            file = Path("pictures") / root.name / degradation / f"{lr_path.stem}.{name}.png"
+            (args.out / file).parent.mkdir(parents=True, exist_ok=True)
+            image.save(args.out / file)
+            values = metrics(np.asarray(image), np.asarray(hr))
+            key = {"set": root.name, "degradation": degradation, "picture": lr_path.stem, "method": name}
+            rows.append({**key, **values, "seconds": seconds, "file": str(file), "hr": str(hr_path)})
+    return rows
+
+
+def summarize(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Means over the pictures of each set, degradation and method; seconds as a median."""
+    groups: dict[tuple[object, ...], list[dict[str, object]]] = {}
+    for row in rows:
+        groups.setdefault((row["set"], row["degradation"], row["method"]), []).append(row)
+    out = []
+    for (name, degradation, method), group in groups.items():
+        line: dict[str, object] = {"set": name, "degradation": degradation, "method": method}
+        for column in BETTER:
+            if column in group[0]:
+                line[column] = round(statistics.fmean(float(str(r[column])) for r in group), 4)
+        line["seconds"] = round(statistics.median(float(str(r["seconds"])) for r in group), 3)
+        out.append(line)
+    return out
+
+
+def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
+    """Rows of one form, with a header."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_page(path: Path, rows: list[dict[str, object]], summary: list[dict[str, object]], crop: int) -> None:
+    """A table, and for each picture the same crop (where the HR picture has most detail) of all methods."""
+    folder = path.parent / "crops"
+    folder.mkdir(exist_ok=True)
+
+    def cut(picture: Picture, corner: tuple[int, int], name: str) -> str:
+        top, left = corner
+        Image.fromarray(picture[top : top + crop, left : left + crop]).save(folder / name)
+        return f"crops/{name}"
+
+    cells: dict[tuple[object, ...], list[str]] = {}
+    for row in rows:
+        hr = np.asarray(read(Path(str(row["hr"]))))
+        energy = np.abs(np.diff(hr[..., 1].astype(np.int32), axis=1)).astype(np.float64)
+        corners = [(t, x) for t in range(0, hr.shape[0] - crop + 1, crop // 2) for x in range(0, hr.shape[1] - crop + 1, crop // 2)]  # fmt: skip
+        corner = max(corners, key=lambda c: energy[c[0] : c[0] + crop, c[1] : c[1] + crop].sum())
+        key = (row["set"], row["degradation"], row["picture"])
+        stem = "-".join(str(k) for k in key)
+        if key not in cells:
+            cells[key] = [f"<td><img src='{cut(hr, corner, stem + '-hr.png')}'><br>original</td>"]
+        picture = np.asarray(read(path.parent / str(row["file"])))
+        source = cut(picture, corner, f"{stem}-{row['method']}.png")
+        numbers = " · ".join(f"{c} {float(str(row[c])):.3f}" for c in BETTER if c in row)
+        cells[key].append(f"<td><img src='{source}'><br>{html.escape(str(row['method']))}<br><small>{numbers}</small></td>")
+    head = "".join(f"<th>{c}</th>" for c in summary[0])
+    body = "".join("<tr>" + "".join(f"<td>{v}</td>" for v in line.values()) + "</tr>" for line in summary)
+    pictures = "".join(f"<tr>{''.join(c)}</tr>" for c in cells.values())
+    path.write_text(
+        "<!doctype html><meta charset='utf-8'><title>quality</title>"
+        "<style>body{font:14px sans-serif}td,th{padding:3px 8px;text-align:right}img{width:256px;image-rendering:pixelated}</style>"
+        f"<table><tr>{head}</tr>{body}</table><table>{pictures}</table>"
+    )
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", type=Path, action="append", required=True, help="test set folder; repeatable")
+    parser.add_argument("--metrics", type=Path, help="folder of lpips_alex.onnx and vgg_dists_lpips.onnx")
+    parser.add_argument("--model", action="append", default=[], help="bundle name or folder; repeatable")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--guidance", default="default", help="m-cfg, cfg, m0-cfg, none, default")
+    parser.add_argument("--guidance-scale", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--crop", type=int, default=128, help="side of the crops on the page")
+    args = parser.parse_args()
+    args.guidance = None if args.guidance == "none" else args.guidance
+    args.out.mkdir(parents=True, exist_ok=True)
+    methods: dict[str, Method] = {"bicubic": bicubic}
+    for model in args.model or ["nano"]:
+        methods[Path(model).name] = ours(args, model)
+    rows = measure(args, methods, Metrics(args.metrics))
+    summary = summarize(rows)
+    write_csv(args.out / "quality.csv", rows)
+    write_csv(args.out / "summary.csv", summary)
+    write_page(args.out / "index.html", rows, summary, args.crop)
+    for line in summary:
+        print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()

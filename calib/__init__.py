@@ -1,0 +1,1 @@
+"""Calibration sets: real pipeline activations, recorded over all sampler steps."""

@@ -1,0 +1,187 @@
+"""Networks to ONNX: one static graph per component, read by ONNX Runtime and OpenVINO alike."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import logging
+import warnings
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+
+from mmsr_edge.errors import ParityError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from mmsr_edge.bundle import TensorSpec
+
+OPSET = 18
+"""Old enough for every runtime we support; newer ones would only rename GELU and GroupNorm."""
+SMALLEST_HALF = 1024
+"""Tensors of fewer elements (biases, norms, constants) stay float32: they weigh nothing."""
+SINGLE_FILE_LIMIT = 1 << 30
+"""Larger graphs keep their weights in a file beside: protobuf ends at 2 GiB."""
+
+_DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64"}
+
+
+def to_onnx(
+    network: nn.Module,
+    feeds: Mapping[str, NDArray[Any]],
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+) -> onnx.ModelProto:
+    """Export a network at float32 with batch 1 and static shapes.
+
+    Nodes are named `module.path/OpType`, so that a part of the network can be pointed at by its
+    torch name. Nothing of the exporting machine (source paths, stack traces) stays in the graph.
+
+    Args:
+        network: in evaluation mode.
+        feeds: one set of inputs, by name.
+        inputs: what the graph must take, in the order of the network's arguments.
+        outputs: what it must give.
+
+    Raises:
+        ParityError: the graph's names, shapes or dtypes are not those asked for.
+    """
+    arguments = tuple(torch.from_numpy(feeds[spec.name]) for spec in inputs)
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            network,
+            arguments,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[spec.name for spec in inputs],
+            output_names=[spec.name for spec in outputs],
+            external_data=False,
+            verbose=False,
+        )
+    if program is None:  # what the signature allows, for exports to a file
+        raise TypeError("torch.onnx.export gave no program")
+    model: onnx.ModelProto = program.model_proto
+    _name_nodes(model.graph)
+    _strip(model)
+    for kind, wanted, found in (
+        ("input", inputs, model.graph.input),
+        ("output", outputs, model.graph.output),
+    ):
+        _check(kind, wanted, found)
+    return model
+
+
+def halve_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Store weights as float16, each followed by a Cast to float32.
+
+    The file halves and computation stays float32: runtimes fold the Casts when they load. Left in
+    float32 are small tensors, those that quantization refers to, and those that float16 cannot
+    hold to within its own rounding (2⁻¹⁰ of their norm).
+    """
+    halved = onnx.ModelProto()
+    halved.CopyFrom(model)
+    graph = halved.graph
+    fixed = {
+        name
+        for node in graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        for name in node.input
+    }
+    casts = []
+    for tensor in graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT or tensor.name in fixed:
+            continue
+        exact = numpy_helper.to_array(tensor)
+        if exact.size < SMALLEST_HALF:
+            continue
+        with np.errstate(over="ignore"):
+            half = exact.astype(np.float16)
+        error = np.linalg.norm((half.astype(np.float32) - exact).ravel())
+        if not error <= 2**-10 * np.linalg.norm(exact.ravel()):
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}:half"))
+        casts.append(
+            onnx.helper.make_node(
+                "Cast", [tensor.name], [name], name=f"{name}/Cast", to=onnx.TensorProto.FLOAT
+            )
+        )
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return halved
+
+
+def save_onnx(model: onnx.ModelProto, path: Path) -> tuple[str, ...]:
+    """Check a graph and write it.
+
+    Returns:
+        The names of the files written, all in the folder of `path`; the first is the graph.
+    """
+    if model.ByteSize() <= SINGLE_FILE_LIMIT:
+        onnx.checker.check_model(model, full_check=True)
+        onnx.save(model, str(path))
+        return (path.name,)
+    weights = f"{path.name}.data"
+    onnx.save(model, str(path), save_as_external_data=True, location=weights)
+    onnx.checker.check_model(str(path), full_check=True)
+    return (path.name, weights)
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    seen: Counter[str] = Counter()
+    for node in graph.node:
+        scopes = [p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"]
+        # The innermost module that has a name; the list's last entry is the operator itself.
+        path = next((s for s in reversed(ast.literal_eval(scopes[0])[:-1]) if s), "") if scopes else ""
+        name = f"{path}/{node.op_type}"
+        seen[name] += 1
+        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    graph = model.graph
+    for item in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        item.ClearField("doc_string")
+        item.ClearField("metadata_props")
+    del graph.value_info[:]
+    graph.name = "network"
+
+
+def _check(
+    kind: str, wanted: Sequence[TensorSpec], found: Sequence[onnx.ValueInfoProto]
+) -> None:
+    expected = [(spec.name, spec.dtype, spec.shape) for spec in wanted]
+    got = []
+    for value in found:
+        tensor = value.type.tensor_type
+        shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
+        got.append((value.name, _DTYPES.get(tensor.elem_type, str(tensor.elem_type)), shape))
+    if got != expected:
+        raise ParityError(f"the exported graph has {kind}s {got}, expected {expected}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress and its advice to its own developers off the screen."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,322 @@
+"""What a bundle says of itself: `manifest.json` as frozen dataclasses.
+
+`Manifest > ComponentSpec > Artifact > FileSpec`, and `TensorSpec` for what goes in and out.
+Every class checks itself when built, so that a converter fails where the mistake is made.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from mmsr_edge.contract import check_components
+from mmsr_edge.errors import BundleError
+from mmsr_edge.records import decode, encode
+
+SCHEMA = 1
+"""The version of the manifest's own form. Raised when an older reader would misread a newer one."""
+
+Format = Literal["onnx", "openvino", "coreml", "torch"]
+Precision = Literal["fp32", "fp16", "int8"]
+Guidance = Literal["m-cfg", "cfg", "m0-cfg"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a component. Shapes are static and the batch is 1."""
+
+    name: str
+    """Name in the graph and in feeds."""
+    shape: tuple[int, ...]
+    """Every dimension, batch first."""
+    dtype: Literal["float32", "int64"]
+    """Type at the boundary, whatever the precision inside."""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise BundleError("a tensor needs a name, got ''")
+        if self.dtype not in ("float32", "int64"):
+            raise BundleError(f"tensor {self.name!r}: dtype {self.dtype!r} is not float32 or int64")
+        if not self.shape or self.shape[0] != 1 or min(self.shape) < 1:
+            raise BundleError(
+                f"tensor {self.name!r}: shape {self.shape} must be positive with a batch of 1"
+            )
+
+
+@dataclass(frozen=True)
+class FileSpec:
+    """One file of a bundle."""
+
+    path: str
+    """Where it is, relative to the bundle, with forward slashes."""
+    sha256: str
+    """Digest of the content, 64 lower-case hexadecimal digits."""
+    bytes: int
+    """Size of the content."""
+
+    def __post_init__(self) -> None:
+        pure = PurePosixPath(self.path)
+        if (
+            not pure.parts
+            or pure.is_absolute()
+            or ".." in pure.parts
+            or pure.as_posix() != self.path
+            or re.search(r"[\\:\x00]", self.path)
+        ):
+            raise BundleError(
+                f"file path {self.path!r} must be relative, inside the bundle, with forward slashes"
+            )
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise BundleError(
+                f"file {self.path!r}: sha256 {self.sha256!r} is not 64 lower-case hex digits"
+            )
+        if self.bytes < 0:
+            raise BundleError(f"file {self.path!r}: bytes {self.bytes} is negative")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One form of a component: a format at a precision."""
+
+    format: Format
+    """Which family of runtimes opens it."""
+    precision: Precision
+    """Precision of weights (and, for int8, of the activations the recipe names)."""
+    files: tuple[FileSpec, ...]
+    """All files; the first is the one to open, the others lie where it expects them."""
+    quantization: dict[str, Any] | None = None
+    """The settings that made it, when it is quantized."""
+    parity: dict[str, Any] | None = None
+    """The parity card: how far it is from torch fp32 on recorded inputs."""
+    tools: dict[str, str] = field(default_factory=dict)
+    """Version of each tool that had a part in it."""
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise BundleError(f"{self.format} {self.precision} artifact has no files")
+
+
+@dataclass(frozen=True)
+class ComponentSpec:
+    """One network of the pipeline."""
+
+    name: str
+    """Role, such as "unet"; the key of `Manifest.components`."""
+    inputs: tuple[TensorSpec, ...]
+    """What it takes, in the order of the graph's arguments."""
+    outputs: tuple[TensorSpec, ...]
+    """What it gives, in order."""
+    artifacts: tuple[Artifact, ...]
+    """The forms it is available in."""
+
+    def __post_init__(self) -> None:
+        for kind, tensors in (("input", self.inputs), ("output", self.outputs)):
+            names = [tensor.name for tensor in tensors]
+            if not names or len(set(names)) != len(names):
+                raise BundleError(
+                    f"component {self.name!r}: {kind} names must be present and differ, got {names}"
+                )
+        if not self.artifacts:
+            raise BundleError(f"component {self.name!r} has no artifact")
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """The space the diffusion runs in."""
+
+    channels: int
+    """C, channels of a latent."""
+    factor: int = 8
+    """Output pixels to a latent cell, along each side."""
+    residual_scale: tuple[float, ...] | None = None
+    """Per channel s: the diffusion models (z_hr - z_lr) / s. None: it models z_hr itself."""
+
+    def __post_init__(self) -> None:
+        if self.channels < 1 or self.factor < 1:
+            raise BundleError(
+                f"latent channels {self.channels} and factor {self.factor} must be >= 1"
+            )
+        scale = self.residual_scale
+        if scale is not None and (
+            len(scale) != self.channels or not all(math.isfinite(s) and s > 0 for s in scale)
+        ):
+            raise BundleError(f"residual_scale {scale} must be {self.channels} positive numbers")
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """The diffusion schedule and the defaults of sampling."""
+
+    prediction_type: Literal["v_prediction", "epsilon", "sample"]
+    """What the UNet predicts."""
+    num_train_timesteps: int
+    """T, number of noise levels in training."""
+    beta_schedule: Literal["scaled_linear", "linear", "squaredcos_cap_v2"]
+    """How beta grows from the first timestep to the last."""
+    beta_start: float
+    """Beta at the first timestep (unused by squaredcos_cap_v2)."""
+    beta_end: float
+    """Beta at the last timestep (unused by squaredcos_cap_v2)."""
+    rescale_zero_snr: bool
+    """Whether the last timestep is pure noise (zero terminal SNR)."""
+    timestep_spacing: Literal["trailing", "leading", "linspace"]
+    """How the sampled timesteps are spread over T."""
+    steps: int
+    """Default number of steps."""
+    guidance: Guidance | None
+    """Default guidance; None is one positive call a step."""
+    guidance_scale: float
+    """Default w of Eq. 3-4."""
+    baked_guidance: float | None = None
+    """w the UNet was distilled with, when its one call already contains the guidance."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= self.num_train_timesteps:
+            raise BundleError(
+                f"sampler steps {self.steps} must lie in 1..{self.num_train_timesteps} "
+                "(num_train_timesteps)"
+            )
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise BundleError(
+                f"sampler betas {self.beta_start} and {self.beta_end} must satisfy "
+                "0 < beta_start <= beta_end < 1"
+            )
+        for name in ("guidance_scale", "baked_guidance"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise BundleError(f"sampler {name} {value} must be finite and >= 0")
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """How a prompt becomes ids."""
+
+    tokenizer: Literal["hashed-words", "clip-bpe"]
+    """Which tokenizer."""
+    vocab_size: int
+    """Ids lie in 0..vocab_size - 1."""
+    length: int = 77
+    """Ids to a prompt, padding included."""
+    positive: str = ""
+    """Added to every prompt."""
+    negative: str = ""
+    """The negative prompt when the caller gives none."""
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 4 or self.length < 2:
+            raise BundleError(
+                f"text vocab_size {self.vocab_size} must be >= 4 and length {self.length} >= 2"
+            )
+
+
+@dataclass(frozen=True)
+class TileSpec:
+    """The window the networks see, in pixels of the low-resolution picture."""
+
+    size: int
+    """Side of a tile."""
+    overlap: int
+    """Pixels that neighbours share."""
+    multiple_of: int
+    """Tiles start at multiples of this, so that their latents lie on one grid."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or not 0 <= self.overlap <= self.size // 2:
+            raise BundleError(
+                f"tile overlap {self.overlap} must lie in 0..{self.size // 2}, "
+                f"half of the size {self.size}"
+            )
+        if self.multiple_of < 1 or self.size % self.multiple_of:
+            raise BundleError(
+                f"tile size {self.size} must be a multiple of multiple_of {self.multiple_of}"
+            )
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the weights come from and what may be done with them."""
+
+    licence: str
+    """Licence of the weights, an SPDX expression where there is one."""
+    sources: tuple[dict[str, Any], ...]
+    """Every data set and every checkpoint: name, licence, address, what it was used for."""
+    notes: str = ""
+    """Anything a user of the weights should know."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a bundle declares."""
+
+    name: str
+    """Name of the model, such as "nano"."""
+    version: str
+    """Version of the weights."""
+    preset: str
+    """Architecture, a key of `mmsr_edge.models.presets`."""
+    scale: int
+    """Output pixels to an input pixel, along each side."""
+    tile: TileSpec
+    """The window the networks see."""
+    latent: LatentSpec
+    """The space the diffusion runs in."""
+    sampler: SamplerSpec
+    """The diffusion schedule and the defaults of sampling."""
+    text: TextSpec
+    """How a prompt becomes ids."""
+    components: dict[str, ComponentSpec]
+    """The networks by role."""
+    provenance: Provenance
+    """Where the weights come from."""
+    allow_failing: tuple[str, ...] = ()
+    """Components shipped although their parity card misses its gate."""
+    schema: int = SCHEMA
+    """Version of this form."""
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise BundleError(
+                f"manifest schema {self.schema} is not {SCHEMA}, the one this mmsr-edge reads; "
+                "install the release that wrote the bundle, or export it again"
+            )
+        for name in self.allow_failing:
+            if name not in self.components:
+                raise BundleError(f"allow_failing names {name!r}, which is no component")
+        check_components(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read a manifest.
+
+        Raises:
+            BundleError: `text` is not JSON, has a missing, unknown or ill-typed key, or its
+                components do not fit together.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise BundleError(f"manifest is not JSON: {error}") from None
+        # The schema is looked at first: a newer form is one problem, not a hundred unknown keys.
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema is None:
+            raise BundleError(f"schema: missing; this mmsr-edge reads schema {SCHEMA}")
+        if schema != SCHEMA:
+            raise BundleError(
+                f"schema: {schema!r} is not {SCHEMA}, the one this mmsr-edge reads; "
+                "install the release that wrote the bundle, or export it again"
+            )
+        return decode(cls, data)
+
+    def to_json(self) -> str:
+        """The manifest as JSON text, which `from_json` reads back to an equal object."""
+        try:
+            return json.dumps(encode(self), indent=2, allow_nan=False) + "\n"
+        except ValueError as error:
+            raise BundleError(
+                f"manifest holds a number that JSON cannot: {error}; "
+                "write null for an infinite PSNR"
+            ) from None

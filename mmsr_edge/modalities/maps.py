@@ -1,0 +1,200 @@
+"""Maps: depth, segmentation and edges as pictures that the tokenizer can read.
+
+A map is float32 [H', W', 3] in [−1, 1], of the whole picture, at whatever resolution it came in.
+`crop_map` cuts out what a tile needs, so that a tile's map knows the picture around it.
+What the caller may give as a map: a path, a PIL image, or an array.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from mmsr_edge.errors import ImageError
+from mmsr_edge.image import load_image, open_image
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+    Map: TypeAlias = npt.NDArray[np.float32]
+
+__all__ = ["PALETTE", "crop_map", "depth_map", "edge_map", "map_image", "segmentation_map"]
+
+MapSource: TypeAlias = "str | os.PathLike[str] | Image.Image | Array"
+
+
+def _voc_palette() -> npt.NDArray[np.uint8]:
+    # The bits of the class number are dealt to red, green and blue in turn, highest colour bit
+    # first, so that neighbouring classes get colours far apart.
+    classes = np.arange(256)
+    palette = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        palette[:, bit % 3] |= ((classes >> bit & 1) << (7 - bit // 3)).astype(np.uint8)
+    return palette
+
+
+PALETTE = _voc_palette()
+"""Colour of each class, uint8 [256, 3]: that of PASCAL VOC. Fixed, for the weights depend on it."""
+
+
+def depth_map(depth: MapSource) -> Map:
+    """The map of a depth estimate, near = 1 = white.
+
+    Args:
+        depth: grey, any size; only relative depth matters. Pixels of 8 and 16 bits count as
+            fractions of their full range and floats in [0, 1] as they are; all other numbers are
+            stretched so that the farthest becomes 0 and the nearest 1.
+
+    Raises:
+        ImageError: unless it is one finite number a pixel.
+    """
+    grey, full = _grey("depth", depth)
+    if full:
+        grey = grey / full
+    elif grey.min() < 0 or grey.max() > 1:
+        low, high = float(grey.min()), float(grey.max())
+        grey = (grey - low) / (high - low) if high > low else np.zeros_like(grey)
+    return _spread(grey)
+
+
+def edge_map(edges: MapSource) -> Map:
+    """The map of an edge picture, edge = 1 = white.
+
+    Args:
+        edges: grey, any size: bool, 0 and 1 of any type, floats in [0, 1], or full 8- or 16-bit
+            range. `mmsr_edge.modalities.edges.canny` gives such.
+
+    Raises:
+        ImageError: unless it is one number a pixel in one of these ranges.
+    """
+    grey, full = _grey("edges", edges)
+    if grey.max() > 1 and full:
+        grey = grey / full
+    if grey.min() < 0 or grey.max() > 1:
+        raise ImageError(
+            f"edges range over [{grey.min():g}, {grey.max():g}]; they must be bool, numbers in "
+            "[0, 1], or 8- or 16-bit pixels"
+        )
+    return _spread(grey)
+
+
+def segmentation_map(segmentation: MapSource) -> Map:
+    """The map of a segmentation: each class in its colour of `PALETTE`.
+
+    Args:
+        segmentation: classes 0 … 255 as a 2-D integer array or grey picture, any size; or a
+            colour picture (also one with a palette), which is taken as it is.
+
+    Raises:
+        ImageError: for classes that are not whole numbers from 0 to 255.
+    """
+    source = _opened(segmentation)
+    if isinstance(source, Image.Image):
+        if source.mode not in {"1", "L", "I", "I;16", "I;16L", "I;16B"}:
+            return load_image(source).rgb
+        source = np.asarray(source)
+    if source.ndim == 3 and source.shape[2] in {3, 4}:
+        return load_image(source).rgb
+    classes = _plane("segmentation", source)
+    if classes.dtype.kind not in "bui":
+        raise ImageError(
+            f"segmentation is of {classes.dtype}; classes must be integers, colours [H, W, 3]"
+        )
+    if int(classes.min()) < 0 or int(classes.max()) > 255:
+        raise ImageError(
+            f"segmentation has classes from {classes.min()} to {classes.max()}; "
+            "they must be from 0 to 255"
+        )
+    return PALETTE[classes.astype(np.uint8)].astype(np.float32) / 127.5 - 1
+
+
+def crop_map(
+    whole: Map,
+    box: tuple[float, float, float, float],
+    size: int = 256,
+    *,
+    extent: tuple[int, int] | None = None,
+    resample: Image.Resampling = Image.Resampling.BILINEAR,
+) -> Map:
+    """Cut `box` out of a map and resize it: float32 [1, 3, size, size], as the tokenizer's `map`.
+
+    The neighbourhood of the box takes part in the resizing, so that the maps of adjoining tiles
+    adjoin. What of the box lies outside the picture is reflected about its edge, as `tiling.pad`
+    does with the picture itself.
+
+    Args:
+        whole: a map, [H', W', 3].
+        box: (left, top, right, bottom).
+        size: side of the result.
+        extent: (height, width) of the picture in whose pixels `box` is given; the map's own
+            where it is left out.
+        resample: bilinear, or for colours that must not mix, nearest.
+    """
+    height, width = whole.shape[:2]
+    rows, columns = extent or (height, width)
+    left, right = (x * width / columns for x in box[::2])
+    top, bottom = (y * height / rows for y in box[1::2])
+    if not (left < right and top < bottom):
+        raise ValueError(f"box {box} is empty")
+    ys, y0 = _reach(top, bottom, size, height)
+    xs, x0 = _reach(left, right, size, width)
+    part = whole[ys[:, None], xs]
+    inner = (left - x0, top - y0, right - x0, bottom - y0)
+    planes = [
+        Image.fromarray(np.ascontiguousarray(part[..., c])).resize((size, size), resample, inner)
+        for c in range(3)
+    ]
+    return np.stack([np.asarray(plane, np.float32) for plane in planes])[None]
+
+
+def _reach(start: float, stop: float, size: int, length: int) -> tuple[npt.NDArray[np.intp], int]:
+    """Indices of the pixels that resizing [start, stop) looks at, reflected, and the first."""
+    margin = max((stop - start) / size, 1.0) + 1
+    first = math.floor(start - margin)
+    indices = np.arange(first, math.ceil(stop + margin)) % (2 * length)
+    return np.minimum(indices, 2 * length - 1 - indices), first
+
+
+def map_image(whole: Map) -> Image.Image:
+    """A map as an 8-bit RGB picture, to look at or to give back as the next picture's map."""
+    return Image.fromarray(np.round((whole + 1) * 127.5).clip(0, 255).astype(np.uint8))
+
+
+def _opened(source: MapSource) -> Image.Image | Array:
+    if isinstance(source, (str, Path, os.PathLike)):
+        return open_image(source)
+    return source
+
+
+def _plane(name: str, source: Array) -> Array:
+    plane = np.asarray(source)
+    if plane.ndim == 3 and plane.shape[2] == 1:
+        plane = plane[..., 0]
+    if plane.ndim != 2 or plane.size == 0:
+        raise ImageError(f"{name} has the shape {plane.shape}; it must be [height, width]")
+    return plane
+
+
+def _grey(name: str, source: MapSource) -> tuple[npt.NDArray[np.float32], float | None]:
+    """[H, W] as it is in the source, and the full range where its type has one."""
+    source = _opened(source)
+    if isinstance(source, Image.Image) and source.mode not in {"I", "F", "I;16", "I;16L", "I;16B"}:
+        source = source.convert("L")
+    plane = _plane(name, np.asarray(source))
+    if plane.dtype.kind not in "buif":
+        raise ImageError(f"{name} is of {plane.dtype}; it must be numbers")
+    if not np.isfinite(plane).all():
+        raise ImageError(f"{name} has values that are not finite; fill them in first")
+    full = {"uint8": 255.0, "uint16": 65535.0}.get(plane.dtype.newbyteorder("=").name)
+    return plane.astype(np.float32), full
+
+
+def _spread(grey: npt.NDArray[np.float32]) -> Map:
+    """[H, W] in [0, 1] to [H, W, 3] in [−1, 1]."""
+    return np.repeat(grey[..., None] * np.float32(2) - np.float32(1), 3, axis=2)

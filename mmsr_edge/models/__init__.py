@@ -1,0 +1,8 @@
+"""The networks, in torch: for training, for export and for GPU hosts. Devices never import this."""
+
+from __future__ import annotations
+
+from mmsr_edge.models.components import COMPONENTS, build_component, build_networks
+from mmsr_edge.models.presets import PRESETS, Preset, preset
+
+__all__ = ["COMPONENTS", "PRESETS", "Preset", "build_component", "build_networks", "preset"]

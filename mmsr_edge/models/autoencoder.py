@@ -1,0 +1,140 @@
+"""The image autoencoder and the LR encoder (Fig. 3), light versions and Stable Diffusion's.
+
+All work at f8: an HR picture of 8n×8n pixels has an n×n latent. A step of four, LR to HR, leaves
+the LR picture at twice the latent's size, so our LR encoder reads LR pixels directly; the paper's
+way (encode the upsampled picture with the VAE) costs sixty times as much.
+
+The slim LR encoder is trained together with the decoder, so that `decoder(lr_latent)` is already
+an upscaled picture, as good as regression makes it. With `Preset.residual` the diffusion then
+models what regression cannot know,
+
+    z_0 = (z_hr - lr_latent) / residual_scale,
+
+whose mean given the LR picture is near zero: an undertrained denoiser fails towards the regression
+result, not towards noise. No normalisation layers: they drift between tiles and quantize badly.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmsr_edge.models.presets import AutoencoderConfig
+
+FACTOR = 8
+"""HR pixels per latent cell, along a side."""
+SCALE = 4
+"""HR pixels per LR pixel, along a side."""
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(conv(x))), after EDSR."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        with torch.no_grad():
+            self.conv2.weight.mul_(0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.conv1(x)))
+
+
+def _blocks(count: int, width: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(width) for _ in range(count)))
+
+
+class SlimEncoder(nn.Module):
+    """Pixels to latent, from a picture that pixel-unshuffling by `fold` brings to a quarter of HR.
+
+    `fold=4` reads HR pixels, `fold=1` LR pixels.
+    """
+
+    def __init__(self, config: AutoencoderConfig, *, fold: int, blocks: tuple[int, int]) -> None:
+        super().__init__()
+        half = config.width // 2
+        self.quarter = nn.Sequential(
+            nn.PixelUnshuffle(fold),
+            nn.Conv2d(3 * fold**2, half, 3, padding=1),
+            _blocks(blocks[0], half),
+        )
+        self.eighth = nn.Sequential(
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(4 * half, config.width, 3, padding=1),
+            _blocks(blocks[1], config.width),
+        )
+        self.out = nn.Conv2d(config.width, config.channels, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Encode `image` [B, 3, ·, ·], RGB in [-1, 1], to a latent [B, C, ·, ·] of unit scale."""
+        return self.out(self.eighth(self.quarter(image)))
+
+
+class SlimDecoder(nn.Module):
+    """Latent to pixels; the last ×4 is one pixel shuffle, because full-size convolutions cost most."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        width, half = config.width, config.width // 2
+        self.eighth = nn.Sequential(
+            nn.Conv2d(config.channels, width, 3, padding=1),
+            _blocks(config.decoder_blocks[0], width),
+            nn.Conv2d(width, 4 * half, 3, padding=1),
+            nn.PixelShuffle(2),
+        )
+        self.quarter = _blocks(config.decoder_blocks[1], half)
+        self.out = nn.Sequential(nn.Conv2d(half, 3 * SCALE**2, 3, padding=1), nn.PixelShuffle(SCALE))
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Decode `latent` [B, C, h, w] to RGB [B, 3, 8h, 8w], about [-1, 1], not clipped."""
+        return self.out(self.quarter(self.eighth(latent)))
+
+
+class KLEncoder(nn.Module):
+    """Stable Diffusion's encoder; the mean of its posterior, scaled to unit variance."""
+
+    def __init__(self, vae: AutoencoderKL, *, upsample: int = 1) -> None:
+        super().__init__()
+        self.vae = vae
+        self.upsample = upsample
+
+    def forward(self, image: Tensor) -> Tensor:
+        if self.upsample > 1:
+            image = F.interpolate(image, scale_factor=self.upsample, mode="bilinear")
+        return self.vae.encode(image).latent_dist.mode() * self.vae.config.scaling_factor
+
+
+class KLDecoder(nn.Module):
+    """Stable Diffusion's decoder."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.vae.decode(latent / self.vae.config.scaling_factor).sample
+
+
+def build_autoencoder(config: AutoencoderConfig) -> dict[str, nn.Module]:
+    """Build `hr_encoder`, `lr_encoder` and `decoder`."""
+    if config.kind == "kl":
+        vae = AutoencoderKL(
+            block_out_channels=config.block_out_channels,
+            down_block_types=("DownEncoderBlock2D",) * len(config.block_out_channels),
+            up_block_types=("UpDecoderBlock2D",) * len(config.block_out_channels),
+            layers_per_block=2,
+            latent_channels=config.channels,
+        )
+        return {
+            "hr_encoder": KLEncoder(vae),
+            "lr_encoder": KLEncoder(vae, upsample=SCALE),
+            "decoder": KLDecoder(vae),
+        }
+    return {
+        "hr_encoder": SlimEncoder(config, fold=SCALE, blocks=config.encoder_blocks),
+        "lr_encoder": SlimEncoder(config, fold=1, blocks=config.lr_blocks),
+        "decoder": SlimDecoder(config),
+    }

@@ -1,0 +1,134 @@
+"""The Multimodal Latent Connector, MMLC (Sec. 3.1), with its per-modality temperature (Sec. 3.2).
+
+N learned latent tokens attend to the M = 77 + 3·256 tokens of text, depth, segmentation and
+edges, then to each other. What the UNet attends to is N tokens long, whatever the modalities are,
+and the cost is linear in M: O(MN).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmsr_edge.models.presets import ConnectorConfig
+
+MODALITIES = ("text", "depth", "segmentation", "edges")
+"""Order of the tokens, and of `present` and `temperature`."""
+MAP_TOKENS = 256
+"""Tokens of one map: 16×16."""
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, delta: Tensor | float) -> Tensor:
+    """softmax(QKᵀ / δ)·V (Eq. 5); q [B, h, N, d], k and v [B, h, M, d], δ a number or [B, 1, 1, M].
+
+    With one δ per key, a modality is sharpened (δ < √d) or flattened (δ > √d) on its own.
+    """
+    return torch.softmax(q @ k.transpose(-1, -2) / delta, dim=-1) @ v
+
+
+class Attention(nn.Module):
+    """Multi-head attention around Eq. 5."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.root_d = math.sqrt(dim // heads)
+        self.to_q = nn.Linear(dim, dim)
+        self.to_k = nn.Linear(dim, dim)
+        self.to_v = nn.Linear(dim, dim)
+        self.to_out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, tokens: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+        """Attend from `x` [B, N, D] to `tokens` [B, M, D]; δ = temperature·√d_k."""
+
+        def split(t: Tensor) -> Tensor:
+            return t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        q, k, v = split(self.to_q(x)), split(self.to_k(tokens)), split(self.to_v(tokens))
+        out = attention(q, k, v, temperature * self.root_d)
+        return self.to_out(out.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; attends to `tokens` when given, else to itself."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor, tokens: Tensor | None = None, temperature: Tensor | float = 1.0) -> Tensor:
+        h = self.norm1(x)
+        x = x + self.attention(h, h if tokens is None else tokens, temperature)
+        return x + self.mlp(self.norm2(x))
+
+
+class Connector(nn.Module):
+    """The MMLC.
+
+    Args:
+        config: its sizes.
+        dim: D, width of text tokens, of the latents and of the context.
+        token_width: width of map tokens, zero-padded to D (Sec. 3.1).
+        text_length: 77.
+    """
+
+    def __init__(self, config: ConnectorConfig, dim: int, token_width: int, text_length: int = 77) -> None:
+        super().__init__()
+        self.pad = dim - token_width
+        self.lengths = (text_length, MAP_TOKENS, MAP_TOKENS, MAP_TOKENS)
+        self.latents = nn.Parameter(torch.randn(config.latents, dim))
+        # m∅ stands in for every token of an absent modality; one of a kind for each modality.
+        self.m_absent = nn.Parameter(0.02 * torch.randn(len(MODALITIES), dim))
+        # Attention forgets order; maps share their positions, so that depth and edges of one
+        # place are found alike. (Text carries its own positions.)
+        self.position = nn.Parameter(0.02 * torch.randn(MAP_TOKENS, dim))
+        self.modality = nn.Parameter(0.02 * torch.randn(len(MODALITIES), dim))
+        self.norm = nn.LayerNorm(dim)
+        self.cross = Block(dim, config.heads)
+        self.blocks = nn.ModuleList(Block(dim, config.heads) for _ in range(config.blocks))
+        self.out = nn.LayerNorm(dim)
+
+    def tokens(self, modalities: list[Tensor], present: Tensor) -> Tensor:
+        """The M×D sequence, absent modalities replaced by their m∅."""
+        sequence = []
+        for i, t in enumerate(modalities):
+            if i > 0:
+                t = F.pad(t, (0, self.pad)) + self.position
+            here = present[:, i, None, None] > 0.5
+            t = torch.where(here, t, self.m_absent[i].expand_as(t)) + self.modality[i]
+            sequence.append(t)
+        return self.norm(torch.cat(sequence, dim=1))
+
+    def forward(
+        self,
+        text: Tensor,
+        depth_tokens: Tensor,
+        segmentation_tokens: Tensor,
+        edge_tokens: Tensor,
+        present: Tensor,
+        temperature: Tensor,
+    ) -> Tensor:
+        """Condense all modalities into the context that the UNet attends to.
+
+        Args:
+            text: [B, 77, D].
+            depth_tokens, segmentation_tokens, edge_tokens: [B, 256, token_width].
+            present: [B, 4], 1 where a modality is given, 0 where it is absent.
+            temperature: [B, 4], factor on √d_k per modality, in [0.4, 10]; 1 is plain attention.
+
+        Returns:
+            context [B, N, D].
+        """
+        tokens = self.tokens([text, depth_tokens, segmentation_tokens, edge_tokens], present)
+        per_key = [temperature[:, i, None].expand(-1, n) for i, n in enumerate(self.lengths)]
+        x = self.latents.expand(text.shape[0], -1, -1)
+        x = self.cross(x, tokens, torch.cat(per_key, dim=1)[:, None, None])
+        for block in self.blocks:
+            x = block(x)
+        return self.out(x)

@@ -1,0 +1,198 @@
+"""The networks' sizes: one dataclass per network, one table of presets.
+
+| preset  | what it is                                                    | weights                       |
+|---------|---------------------------------------------------------------|-------------------------------|
+| `micro` | seconds to build and export: for tests                        | random                        |
+| `nano`  | ships in the wheel                                            | trained here                  |
+| `sd2`   | the paper's size (Sec. 4): Stable Diffusion 2, VQGAN-f16-1024 | the user's own                |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mmsr_edge.errors import OptionError
+from mmsr_edge.manifest import SamplerSpec, TextSpec
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """The image autoencoder (f8) and the encoder that reads LR pixels."""
+
+    kind: Literal["slim", "kl"]
+    """`slim`: our light networks · `kl`: `diffusers.AutoencoderKL`, the LR picture upsampled first."""
+    channels: int
+    """C, channels of a latent."""
+    width: int
+    """Feature maps of the slim networks at an eighth of the HR size; half as many at a quarter."""
+    encoder_blocks: tuple[int, int]
+    """Residual blocks of the HR encoder at a quarter, at an eighth of the HR size."""
+    lr_blocks: tuple[int, int]
+    """Residual blocks of the LR encoder at a quarter (= LR size), at an eighth of the HR size."""
+    decoder_blocks: tuple[int, int]
+    """Residual blocks of the decoder at an eighth, at a quarter of the HR size."""
+    block_out_channels: tuple[int, ...] = ()
+    """Widths of `AutoencoderKL`, for `kl` only."""
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The VQ tokenizer of modality maps (Sec. 3.1): 256×256 → 16×16 tokens of width 256."""
+
+    block_out_channels: tuple[int, ...]
+    """Widths from full size down; five of them make 256 → 16."""
+    layers_per_block: int
+    """Residual layers at each size."""
+    codes: int = 1024
+    """Entries of the codebook."""
+    width: int = 256
+    """Width of a token."""
+    norm_groups: int = 32
+    """Groups of its GroupNorms; must divide every width."""
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The text encoder, a `transformers.CLIPTextModel`."""
+
+    tokenizer: Literal["hashed-words", "clip-bpe"]
+    """`hashed-words` or `clip-bpe`: how a prompt becomes ids."""
+    vocab_size: int
+    """Number of ids."""
+    layers: int
+    """Transformer layers."""
+    heads: int
+    """Attention heads."""
+    length: int = 77
+    """Ids of a prompt, padding included."""
+
+
+@dataclass(frozen=True)
+class ConnectorConfig:
+    """The Multimodal Latent Connector (Sec. 3.1)."""
+
+    latents: int
+    """N, learned latent tokens: what the UNet attends to."""
+    heads: int
+    """Attention heads."""
+    blocks: int
+    """Self-attention blocks after the cross-attention."""
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The denoiser, a `diffusers.UNet2DConditionModel`."""
+
+    block_out_channels: tuple[int, ...]
+    """Widths from the latent's size down."""
+    attention: tuple[bool, ...]
+    """Which of these levels attend to the context."""
+    layers_per_block: int
+    """Residual layers at each level."""
+    head_dim: int | tuple[int, ...]
+    """What `diffusers` calls `attention_head_dim`: for SD2 the number of heads per level."""
+    norm_groups: int = 32
+    """Groups of its GroupNorms."""
+    linear_projection: bool = True
+    """Linear instead of 1×1-conv projections around attention (SD2 has it)."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """All sizes of one model."""
+
+    name: str
+    """Key in `PRESETS`."""
+    dim: int
+    """D, width of text tokens, connector and context."""
+    tile: int
+    """LR pixels of a tile's side at export."""
+    overlap: int
+    """LR pixels that neighbouring tiles share at least."""
+    residual: bool
+    """Diffuse `(z_hr - lr_latent) / residual_scale` in place of `z_hr`: see `models/autoencoder.py`."""
+    autoencoder: AutoencoderConfig
+    """Encoder, LR encoder and decoder."""
+    tokenizer: TokenizerConfig
+    """Of modality maps."""
+    text: TextConfig
+    """Of prompts."""
+    connector: ConnectorConfig
+    """The MMLC."""
+    unet: UNetConfig
+    """The denoiser."""
+    sampler: SamplerSpec
+    """Noise schedule of training, and how to sample by default."""
+    positive: str = ""
+    """Words added to every prompt."""
+    negative: str = ""
+    """Prompt that guidance pushes away from, unless the caller gives one."""
+
+    def text_spec(self) -> TextSpec:
+        """What a bundle says of prompts."""
+        return TextSpec(self.text.tokenizer, self.text.vocab_size, self.text.length, self.positive, self.negative)
+
+
+# Zero terminal SNR (Lin et al. 2023): sampling starts from the pure noise that training ended with.
+ZERO_SNR = SamplerSpec(
+    prediction_type="v_prediction", num_train_timesteps=1000,
+    beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
+    rescale_zero_snr=True, timestep_spacing="trailing",
+    steps=50, guidance="m-cfg", guidance_scale=4.0,
+)  # fmt: skip
+# Stable Diffusion 2's own (the 512-pixel base model), with the paper's steps and guidance (Sec. 4).
+SD2 = SamplerSpec(
+    prediction_type="epsilon", num_train_timesteps=1000,
+    beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
+    rescale_zero_snr=False, timestep_spacing="leading",
+    steps=50, guidance="m-cfg", guidance_scale=4.0,
+)  # fmt: skip
+SHARP = "sharp detailed photo"
+"""How training captions an ordinary target."""
+BLURRY = "blurry noisy low quality photo"
+"""How training captions a target that was blurred on purpose."""
+
+# fmt: off
+PRESETS: dict[str, Preset] = {
+    "micro": Preset(
+        name="micro", dim=32, tile=32, overlap=8, residual=True,
+        autoencoder=AutoencoderConfig("slim", channels=4, width=16, encoder_blocks=(1, 1), lr_blocks=(1, 1), decoder_blocks=(1, 1)),
+        tokenizer=TokenizerConfig((8, 8, 8, 16, 16), layers_per_block=1, codes=32, norm_groups=4),
+        text=TextConfig("hashed-words", vocab_size=64, layers=1, heads=2),
+        connector=ConnectorConfig(latents=16, heads=2, blocks=1),
+        unet=UNetConfig((16, 32), attention=(False, True), layers_per_block=1, head_dim=8, norm_groups=4),
+        sampler=ZERO_SNR, positive=SHARP, negative=BLURRY,
+    ),
+    "nano": Preset(
+        name="nano", dim=256, tile=128, overlap=16, residual=True,
+        autoencoder=AutoencoderConfig("slim", channels=16, width=128, encoder_blocks=(2, 3), lr_blocks=(2, 5), decoder_blocks=(4, 4)),
+        tokenizer=TokenizerConfig((16, 32, 64, 96, 128), layers_per_block=1, norm_groups=16),
+        text=TextConfig("hashed-words", vocab_size=4096, layers=2, heads=4),
+        connector=ConnectorConfig(latents=128, heads=4, blocks=3),
+        unet=UNetConfig((64, 128, 256, 256), attention=(False, True, True, False), layers_per_block=1, head_dim=32),
+        sampler=ZERO_SNR, positive=SHARP, negative=BLURRY,
+    ),
+    "sd2": Preset(
+        name="sd2", dim=1024, tile=128, overlap=16, residual=False,
+        autoencoder=AutoencoderConfig("kl", channels=4, width=512, encoder_blocks=(0, 0), lr_blocks=(0, 0), decoder_blocks=(0, 0), block_out_channels=(128, 256, 512, 512)),
+        tokenizer=TokenizerConfig((128, 128, 256, 256, 512), layers_per_block=2),
+        text=TextConfig("clip-bpe", vocab_size=49408, layers=23, heads=16),
+        connector=ConnectorConfig(latents=128, heads=8, blocks=4),
+        unet=UNetConfig((320, 640, 1280, 1280), attention=(True, True, True, False), layers_per_block=2, head_dim=(5, 10, 20, 20)),
+        sampler=SD2, positive=SHARP, negative=BLURRY,
+    ),
+}
+# fmt: on
+
+
+def preset(name: str) -> Preset:
+    """Look up a preset.
+
+    Raises:
+        OptionError: for a name that is not in the table.
+    """
+    try:
+        return PRESETS[name]
+    except KeyError:
+        raise OptionError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}") from None

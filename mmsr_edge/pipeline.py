@@ -1,0 +1,234 @@
+"""Pipeline: one tile, from maps to tokens, connector, sampler and decoder (Fig. 3 of the paper).
+
+`MultimodalPipeline` holds the sessions and is shared; `PictureRun` holds what belongs to one
+picture: the prompts' embeddings, the conditions that are the same for all of its tiles, the clock
+and the counter of calls. All sizes come from the manifest.
+
+Arrays are float32, NCHW, batch 1; pictures and maps are RGB in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmsr_edge.config import MAPS, takes_guidance
+from mmsr_edge.errors import BackendError
+from mmsr_edge.modalities.prompt import encode_prompt
+from mmsr_edge.sampler import guide, make_schedule, negative_present, sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    import numpy.typing as npt
+
+    from mmsr_edge.bundle import Manifest
+    from mmsr_edge.config import RunSettings
+    from mmsr_edge.runtimes.base import Session
+
+    Array = npt.NDArray[Any]
+
+__all__ = ["MultimodalPipeline", "PictureRun", "TileStep"]
+
+_TOKEN_INPUTS = {
+    "depth": "depth_tokens",
+    "segmentation": "segmentation_tokens",
+    "edges": "edge_tokens",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class TileStep:
+    """The state of a tile after one sampler step."""
+
+    index: int
+    """0 for the first step taken."""
+    total: int
+    """Steps of the whole walk."""
+    latent: Array
+    """Present estimate of the clean HR latent, [1, C, l, l]; after the last step, the result."""
+
+
+class MultimodalPipeline:
+    """The sessions of a bundle, opened when first needed. Safe to use from several threads."""
+
+    def __init__(self, manifest: Manifest, open_session: Callable[[str], Session]) -> None:
+        """Prepare to run the bundle that `manifest` describes.
+
+        Args:
+            manifest: sizes, sampler and text settings.
+            open_session: opens the component of a given name; called once for each.
+        """
+        self.manifest = manifest
+        self.schedule = make_schedule(manifest.sampler)
+        self._open_session = open_session
+        self._sessions: dict[str, Session] = {}
+        self._opening = threading.Lock()
+
+    @property
+    def map_side(self) -> int:
+        """Side of the square that a map is resized to: the tokenizer's input."""
+        return self.input_shape("tokenizer", "map")[-1]
+
+    def input_shape(self, component: str, name: str) -> tuple[int, ...]:
+        """The declared shape of one input."""
+        inputs = self.manifest.components[component].inputs
+        return next(tensor.shape for tensor in inputs if tensor.name == name)
+
+    def start(
+        self, settings: RunSettings, check: Callable[[], None] | None = None
+    ) -> PictureRun:
+        """Begin a picture.
+
+        Args:
+            settings: from `config.resolve`.
+            check: called before every network call; what it raises ends the run.
+        """
+        return PictureRun(self, settings, check)
+
+    def run(self, component: str, feeds: dict[str, Array], picture: PictureRun) -> dict[str, Array]:
+        """Call one component, on `picture`'s clock."""
+        session = self._sessions.get(component) or self._opened(component, picture)
+        began = time.perf_counter()
+        outputs = session.run(feeds)
+        picture.seconds[component] += time.perf_counter() - began
+        picture.calls[component] += 1
+        return outputs
+
+    def _opened(self, component: str, picture: PictureRun) -> Session:
+        with self._opening:
+            if component not in self._sessions:
+                began = time.perf_counter()
+                self._sessions[component] = self._open_session(component)
+                picture.seconds["load"] += time.perf_counter() - began
+            return self._sessions[component]
+
+
+class PictureRun:
+    """One picture's way through the pipeline; used by one thread."""
+
+    def __init__(
+        self,
+        pipeline: MultimodalPipeline,
+        settings: RunSettings,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        """See `MultimodalPipeline.start`."""
+        self.settings = settings
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        """Wall time by component; "load" is the opening of sessions."""
+        self.calls: Counter[str] = Counter()
+        """Number of calls by component."""
+        self._pipeline = pipeline
+        self._check = check or (lambda: None)
+        self._temperature = np.array([settings.temperature], np.float32)
+        self._embeddings: dict[str, Array] = {}
+        self._mapless: dict[bytes, Array] = {}
+
+    def run(self, component: str, **feeds: Array) -> dict[str, Array]:
+        """Call one component."""
+        self._check()
+        feeds = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+        return self._pipeline.run(component, feeds, self)
+
+    def denoise(
+        self, lr: Array, maps: Mapping[str, Array | None], noise: Array
+    ) -> Iterator[TileStep]:
+        """Sample one tile's HR latent, yielding after every step.
+
+        Args:
+            lr: the tile, [1, 3, t, t] in [-1, 1].
+            maps: by name of `MAPS`, [1, 3, s, s] in [-1, 1] with s = `map_side`; None or a
+                missing name is an absent modality.
+            noise: the tile's part of the canvas noise, [1, C, l, l].
+        """
+        settings, pipeline = self.settings, self._pipeline
+        positive, negative = self._contexts(maps)
+        lr_latent = self.run("lr_encoder", lr=lr)["lr_latent"]
+        scale = pipeline.manifest.latent.residual_scale
+        w = settings.guidance_scale
+        extra: dict[str, Array] = {}
+        if takes_guidance(pipeline.manifest):
+            extra["guidance"] = np.array([w], np.float32)
+
+        def predict(latent: Array, timestep: int) -> Array:
+            # Sec. 3.3: the LR latent is concatenated to the noisy one, as in InstructPix2Pix.
+            feeds = {
+                "latent": np.concatenate([latent, lr_latent], axis=1),
+                "timestep": np.array([timestep], np.float32),
+                **extra,
+            }
+            prediction = self.run("unet", context=positive, **feeds)["prediction"]
+            if negative is None:
+                return prediction
+            return guide(prediction, self.run("unet", context=negative, **feeds)["prediction"], w)
+
+        spacing = pipeline.manifest.sampler.timestep_spacing
+        for step in sample(predict, noise, pipeline.schedule, settings.steps, spacing):
+            latent = step.denoised
+            if scale is not None:  # the diffusion models (z_hr − z_lr) / s
+                latent = lr_latent + np.array(scale, np.float32)[:, None, None] * latent
+            yield TileStep(step.index, step.total, latent)
+
+    def decode(self, latent: Array) -> Array:
+        """The picture of a latent: [1, C, l, l] -> [1, 3, o, o], clipped to [-1, 1].
+
+        Raises:
+            BackendError: when the backend's numbers are not finite.
+        """
+        image = self.run("decoder", latent=latent)["image"]
+        if not np.isfinite(image).all():
+            raise BackendError(
+                "the decoder's picture is not finite: the chosen backend or precision overflows; "
+                "try precision='fp32' or another backend"
+            )
+        return image.clip(-1, 1)
+
+    def _contexts(self, maps: Mapping[str, Array | None]) -> tuple[Array, Array | None]:
+        """Conditions of the positive prediction, and of the negative where there is one."""
+        settings = self.settings
+        tokens = {
+            name: self.run("tokenizer", map=given)["tokens"]
+            for name in MAPS
+            if (given := maps.get(name)) is not None
+        }
+        present = np.array([[bool(settings.positive), *(name in tokens for name in MAPS)]], "f4")
+        positive = self._context(settings.positive, tokens, present)
+        # At w = 0 the negative prediction has no weight (Eq. 3-4), so it is not made.
+        guidance = settings.guidance if settings.guidance_scale > 0 else None
+        if guidance is None or takes_guidance(self._pipeline.manifest):
+            return positive, None
+        return positive, self._context(
+            settings.negative, tokens, negative_present(guidance, present)
+        )
+
+    def _context(self, text: str, tokens: Mapping[str, Array], present: Array) -> Array:
+        """The connector's output. Without maps it is the same for every tile, and kept."""
+        key = text.encode() + present.tobytes()
+        if key in self._mapless:
+            return self._mapless[key]
+        feeds = {"present": present, "temperature": self._temperature}
+        feeds["text"] = self._embed(text) if present[0, 0] else self._zeros("text")
+        for name, here in zip(MAPS, present[0, 1:], strict=True):
+            feed = _TOKEN_INPUTS[name]
+            # What stands in an absent modality's place is never looked at (m∅, Sec. 3.1).
+            feeds[feed] = tokens[name] if here else self._zeros(feed)
+        context = self.run("connector", **feeds)["context"]
+        if not present[0, 1:].any():
+            self._mapless[key] = context
+        return context
+
+    def _zeros(self, feed: str) -> Array:
+        return np.zeros(self._pipeline.input_shape("connector", feed), np.float32)
+
+    def _embed(self, text: str) -> Array:
+        """The text encoder's output for a prompt, [1, i, D], computed once a picture."""
+        if text not in self._embeddings:
+            ids = encode_prompt(text, self._pipeline.manifest.text)
+            self._embeddings[text] = self.run("text_encoder", ids=ids)["text"]
+        return self._embeddings[text]

@@ -1,0 +1,174 @@
+"""Pixels: every kind that Pillow and numpy know, as the RGB floats the networks take.
+
+RGB is float32 [H, W, 3] in [−1, 1]; opacity is kept apart, float32 [H, W] in [0, 1].
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from mmsr_edge.errors import ImageError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+    Floats = npt.NDArray[np.float32]
+
+__all__ = ["from_array", "from_pil", "to_bytes"]
+
+_WIDE_GREYS = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+_NOT_RGB = {"CMYK", "LAB"}
+
+
+def from_pil(image: Image.Image) -> tuple[Floats, Floats | None, bytes | None]:
+    """RGB, opacity where there is any, and the colour profile where it is one of RGB colours.
+
+    CMYK and grey that have a profile of their kind, and Lab, go to sRGB by colour management.
+
+    Raises:
+        ImageError: for floats or 32-bit integers beyond the range of a picture.
+    """
+    icc: bytes | None = image.info.get("icc_profile")
+    if image.mode in _WIDE_GREYS:
+        # Read as numbers: Pillow converts these to RGB by cutting them off at 255.
+        grey = _unit(np.asarray(image), f"an image of mode {image.mode}")
+        return _signed(grey[..., None]), None, icc if _space(icc) == b"RGB " else None
+    alpha = None
+    if _has_alpha(image):
+        image = image.convert("LA" if image.mode in {"1", "L", "LA", "La"} else "RGBA")
+        *colours, opacity = image.split()
+        alpha = np.asarray(opacity, np.float32) / np.float32(255)
+        image = colours[0] if len(colours) == 1 else Image.merge("RGB", colours)
+    image, icc = _as_rgb(image, icc)
+    rgb = _signed(np.asarray(image).astype(np.float32) / np.float32(255))
+    return (rgb if alpha is None else _fill_hidden(rgb, alpha)), alpha, icc
+
+
+def from_array(array: Array) -> tuple[Floats, Floats | None]:
+    """RGB, and opacity where there is any, of [H, W] or [H, W, 1 … 4].
+
+    Two channels are grey and alpha, four RGB and alpha. uint8 and uint16 count as fractions of
+    their full range; bool and floats in [0, 1] as they are.
+
+    Raises:
+        ImageError: for any other shape, type or range.
+    """
+    planes = array[..., None] if array.ndim == 2 else array
+    if planes.ndim != 3 or not 1 <= planes.shape[2] <= 4:
+        raise ImageError(
+            f"an array of shape {array.shape} is no picture; it must be [height, width] or "
+            "[height, width, channels] with 1 to 4 channels, the last one of 2 or 4 being alpha"
+        )
+    unit = _unit(planes, "an array")
+    if unit.shape[2] in {1, 3}:
+        return _signed(unit), None
+    alpha = np.ascontiguousarray(unit[..., -1])
+    return _fill_hidden(_signed(unit[..., :-1]), alpha), alpha
+
+
+def to_bytes(values: Floats) -> npt.NDArray[np.uint8]:
+    """Floats in [−1, 1], any shape, as the nearest uint8; what lies beyond is clipped."""
+    result = np.empty(values.shape, np.uint8)
+    # By bands, or the floats in between would take more memory than the picture.
+    for top in range(0, len(values), 64):
+        band = slice(top, top + 64)
+        result[band] = np.round((values[band] + 1) * 127.5).clip(0, 255)
+    return result
+
+
+def _unit(values: Array, what: str) -> Floats:
+    """Numbers of any type as floats in [0, 1]."""
+    kind = values.dtype.newbyteorder("=").name
+    if kind == "int32" and values.min() >= 0 and values.max() <= 65535:
+        kind = "uint16"  # Pillow's mode I, in which it used to give 16-bit greys
+    if kind in {"uint8", "uint16"}:
+        return values.astype(np.float32) / np.float32(np.iinfo(kind).max)
+    if kind == "bool":
+        return values.astype(np.float32)
+    if values.dtype.kind != "f":
+        raise ImageError(f"{what} of {kind} cannot be read; use uint8, uint16 or floats in [0, 1]")
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 1):  # true of NaN, too
+        raise ImageError(f"{what} has floats in [{low:g}, {high:g}]; they must be in [0, 1]")
+    return values.astype(np.float32)
+
+
+def _signed(unit: Floats) -> Floats:
+    """[H, W, 1 or 3] in [0, 1] to [H, W, 3] in [−1, 1]."""
+    signed = unit * np.float32(2) - np.float32(1)
+    return np.repeat(signed, 3, axis=2) if signed.shape[2] == 1 else signed
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    if image.mode in {"LA", "La", "PA", "RGBA", "RGBa"} or "transparency" in image.info:
+        return True
+    return image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A")
+
+
+def _space(icc: bytes | None) -> bytes | None:
+    """The colour space that a profile is of, from its header."""
+    return icc[16:20] if icc else None
+
+
+def _as_rgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, bytes | None]:
+    """The image in mode RGB, and the profile that then holds; None is sRGB."""
+    if _space(icc) == b"RGB " and image.mode not in _NOT_RGB:
+        return image.convert("RGB"), icc
+    own = {"CMYK": b"CMYK", "L": b"GRAY"}.get(image.mode)
+    if image.mode == "LAB" or (icc and _space(icc) == own):
+        managed = _managed(image, icc)
+        if managed is not None:
+            return managed, None
+    return image.convert("RGB"), None
+
+
+def _managed(image: Image.Image, icc: bytes | None) -> Image.Image | None:
+    """To sRGB by way of the profile; None where that is broken or LittleCMS is missing."""
+    try:
+        from PIL import ImageCms
+
+        lab = image.mode == "LAB"
+        source = ImageCms.createProfile("LAB") if lab else io.BytesIO(icc or b"")
+        target = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+    except Exception as error:  # ImportError, PyCMSError, and what broken profiles raise
+        if image.mode == "LAB":
+            raise ImageError(f"an image in Lab colours cannot be converted: {error}") from error
+        return None
+
+
+def _fill_hidden(rgb: Floats, alpha: Floats) -> Floats:
+    """Give fully transparent pixels the colour of the visible ones nearby.
+
+    Which colour a file holds where nothing is seen is an accident, most often black. Upscaled as
+    it is, it would bleed into the visible side of the edge as a dark fringe.
+    """
+    hidden = (alpha == 0)[..., None]
+    if not hidden.any() or hidden.all():
+        return rgb
+    # A pyramid of sums weighted by opacity: each pixel takes the finest level that knows a colour.
+    colour, weight = rgb * alpha[..., None], alpha[..., None]
+    levels = []
+    while (weight == 0).any():
+        levels.append((colour, weight))
+        colour, weight = _halve(colour), _halve(weight)
+    known = colour / weight
+    for colour, weight in reversed(levels):
+        height, width = weight.shape[:2]
+        coarser = known.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
+        known = np.where(weight > 0, colour / np.where(weight > 0, weight, 1), coarser)
+    return np.where(hidden, known, rgb)
+
+
+def _halve(values: Floats) -> Floats:
+    """Sums over blocks of 2 x 2; an odd edge makes blocks of its own."""
+    height, width, channels = values.shape
+    even = np.pad(values, [(0, height % 2), (0, width % 2), (0, 0)])
+    blocks = even.reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2, channels)
+    sums: Floats = blocks.sum(axis=(1, 3))
+    return sums

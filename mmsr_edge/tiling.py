@@ -1,0 +1,219 @@
+"""Tiling: a picture of any size as overlapping windows of one fixed size, and back again.
+
+What size the windows have is data, `TileSpec` in a bundle's manifest. `plan_tiles` places them;
+`Blender` joins what came out of them. Positions are on one grid for low-resolution pixels, latents
+and output pixels alike: `TilePlan.scaled` takes a plan from one to the other.
+
+The feathering weights of a plan are separable and sum to exactly one, so that no canvas of weights
+is kept and a flat picture stays flat.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
+
+    from mmsr_edge.bundle import TileSpec
+
+    Array = npt.NDArray[Any]
+
+__all__ = ["Blender", "Tile", "TilePlan", "feather", "pad", "plan_tiles"]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One window of a plan, in the plan's own pixels."""
+
+    row: int
+    """Index into `TilePlan.tops`."""
+    column: int
+    """Index into `TilePlan.lefts`."""
+    top: int
+    """First row of pixels."""
+    left: int
+    """First column of pixels."""
+    size: int
+    """Side."""
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """(left, top, right, bottom), as Pillow has it."""
+        return self.left, self.top, self.left + self.size, self.top + self.size
+
+    def of(self, picture: Array) -> Array:
+        """The window's view of `picture` [height, width, ...]."""
+        return picture[self.top : self.top + self.size, self.left : self.left + self.size]
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """Where the windows lie: a grid, every window of full size, every pixel in at least one."""
+
+    height: int
+    """Height of the picture once padded (`pad`), at least `size`."""
+    width: int
+    """Width of the picture once padded, at least `size`."""
+    size: int
+    """Side of every window."""
+    tops: tuple[int, ...]
+    """First row of each row of windows, ascending from 0."""
+    lefts: tuple[int, ...]
+    """First column of each column of windows, ascending from 0."""
+
+    def __len__(self) -> int:
+        return len(self.tops) * len(self.lefts)
+
+    def __iter__(self) -> Iterator[Tile]:
+        """The windows, row by row."""
+        for row, top in enumerate(self.tops):
+            for column, left in enumerate(self.lefts):
+                yield Tile(row, column, top, left, self.size)
+
+    def scaled(self, factor: int | Fraction) -> TilePlan:
+        """The same plan on a grid `factor` times as fine: 4 for output pixels, 1/2 for latents.
+
+        Raises:
+            ValueError: when a position would fall between two pixels.
+        """
+
+        def scale(length: int) -> int:
+            result = Fraction(length) * factor
+            if result.denominator != 1:
+                raise ValueError(
+                    f"{length} x {factor} is no whole number: the tiles' multiple_of must be a "
+                    f"multiple of {Fraction(factor).denominator}"
+                )
+            return int(result)
+
+        return TilePlan(
+            scale(self.height),
+            scale(self.width),
+            scale(self.size),
+            tuple(map(scale, self.tops)),
+            tuple(map(scale, self.lefts)),
+        )
+
+    @cached_property
+    def row_weights(self) -> npt.NDArray[np.float32]:
+        """`feather` of the rows of windows: [len(tops), size]."""
+        return feather(self.tops, self.size)
+
+    @cached_property
+    def column_weights(self) -> npt.NDArray[np.float32]:
+        """`feather` of the columns of windows: [len(lefts), size]."""
+        return feather(self.lefts, self.size)
+
+
+def plan_tiles(height: int, width: int, spec: TileSpec) -> TilePlan:
+    """Place as few windows as cover a picture, spread evenly, neighbours overlapping enough.
+
+    Args:
+        height, width: of the picture, each at least 1. The plan's own height and width are these
+            rounded up to a multiple of `spec.multiple_of`, and at least `spec.size`.
+        spec: size, least overlap and grid of the windows.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"a picture of {width} x {height} pixels cannot be tiled")
+    padded_height, tops = _spread(height, spec)
+    padded_width, lefts = _spread(width, spec)
+    return TilePlan(padded_height, padded_width, spec.size, tops, lefts)
+
+
+def _spread(length: int, spec: TileSpec) -> tuple[int, tuple[int, ...]]:
+    # Everything is counted in units of the grid. An even spread whose mean stride is at most
+    # `stride` has, rounded down to the grid, no single stride above it.
+    unit = spec.multiple_of
+    size = spec.size // unit
+    total = max(math.ceil(length / unit), size)
+    stride = size - math.ceil(spec.overlap / unit)
+    if stride < 1:
+        raise ValueError(
+            f"tiles of {spec.size} with an overlap of {spec.overlap} never advance on a grid of "
+            f"{unit}: lower the overlap"
+        )
+    last = math.ceil((total - size) / stride)
+    positions = [i * (total - size) // last for i in range(last + 1)] if last else [0]
+    return total * unit, tuple(position * unit for position in positions)
+
+
+def pad(picture: Array, height: int, width: int) -> Array:
+    """Grow `picture` [h, w, ...] to [height, width, ...] downwards and to the right by reflection.
+
+    The edge pixel itself is repeated, so that a picture and a map of it at another resolution are
+    reflected about the same line, and a picture one pixel wide can be reflected too.
+    """
+    below, right = height - picture.shape[0], width - picture.shape[1]
+    if below == right == 0:
+        return picture
+    margins = [(0, below), (0, right)] + [(0, 0)] * (picture.ndim - 2)
+    return np.pad(picture, margins, mode="symmetric")
+
+
+def feather(positions: tuple[int, ...], size: int) -> npt.NDArray[np.float32]:
+    """Weights of windows along one axis: [len(positions), size], summing to one at every pixel.
+
+    Across an overlap the weight passes from one window to the next along a raised cosine, which
+    starts and ends level, so that the pixels next to a window's border, where a network sees
+    least, count least.
+    """
+    length = positions[-1] + size
+    weights = np.ones((len(positions), size))
+    for i in range(len(positions) - 1):
+        shared = positions[i] + size - positions[i + 1]
+        if shared > 0:
+            phase = (np.arange(shared) + 0.5) / shared
+            rise = np.sin(phase * (math.pi / 2)) ** 2
+            weights[i + 1, :shared] *= rise
+            weights[i, size - shared :] *= rise[::-1]
+    # Two neighbours already sum to one; where three or more windows meet they do not.
+    total = np.zeros(length)
+    for position, weight in zip(positions, weights, strict=True):
+        total[position : position + size] += weight
+    weights /= np.stack([total[position : position + size] for position in positions])
+    return weights.astype(np.float32)
+
+
+class Blender:
+    """Joins windows into a canvas: what is added is weighted, what comes out is their mean."""
+
+    def __init__(self, plan: TilePlan, channels: int = 3) -> None:
+        self._plan = plan
+        self._canvas = np.zeros((plan.height, plan.width, channels), np.float32)
+        self._missing = {(tile.row, tile.column) for tile in plan}
+
+    def add(self, tile: Tile, values: Array) -> None:
+        """Add the window `values` [size, size, channels] at `tile`, a tile of this very plan.
+
+        Raises:
+            ValueError: for a wrong shape, or a tile that the plan lacks or that was added before.
+        """
+        target = tile.of(self._canvas)
+        if values.shape != target.shape:
+            raise ValueError(f"a tile of {values.shape} does not fit the plan's {target.shape}")
+        try:
+            self._missing.remove((tile.row, tile.column))
+        except KeyError:
+            raise ValueError(f"{tile} was added before, or is not of this plan") from None
+        rows = self._plan.row_weights[tile.row]
+        columns = self._plan.column_weights[tile.column]
+        target += values * (rows[:, None] * columns)[..., None]
+
+    def finish(self) -> npt.NDArray[np.float32]:
+        """The joined canvas: float32 [height, width, channels].
+
+        Raises:
+            ValueError: when a tile of the plan was never added.
+        """
+        if self._missing:
+            raise ValueError(f"{len(self._missing)} of {len(self._plan)} tiles were never added")
+        return self._canvas

@@ -1,0 +1,151 @@
+"""Modality maps for training crops, and prompts that say what can be computed.
+
+Edges are Canny's, on the HR crop as in the paper (Sec. 3), or half of the time on the LR crop, as
+they will be on the device.
+
+Depth and segmentation are *stand-ins* here: no network that predicts them is at hand yet. Regions
+(Felzenszwalb and Huttenlocher 2004) are clustered by colour and texture over all photographs into
+classes, and a region is as near as its lowest point is low in the picture, the classic cue of
+ground contact. They have the form of the real maps (flat regions with the picture's borders, a
+ramp towards the horizon), which is what the tokenizer and the connector learn to read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from skimage.color import rgb2lab
+from skimage.segmentation import felzenszwalb
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+from mmsr_edge.modalities.edges import canny
+from mmsr_edge.modalities.maps import PALETTE
+from mmsr_edge.training.data import Crop, Photos
+
+SIDE = 256
+"""Side of a map."""
+CLASSES = 20
+"""Region clusters, numbered from 1: 0 is no class, as in PASCAL VOC."""
+WORKING_SIDE = 384
+"""Longer side of the picture on which regions are found."""
+
+
+@dataclass(frozen=True)
+class PhotoMaps:
+    """Whole-picture stand-in maps of one photograph."""
+
+    classes: NDArray[np.uint8]
+    """[h, w] class per pixel."""
+    nearness: NDArray[np.float32]
+    """[h, w] in [0, 1], near = 1."""
+
+
+def _regions(photo: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]:
+    """Region labels [h, w], a feature row per region, and nearness [h, w]."""
+    image = Image.fromarray(photo.permute(1, 2, 0).cpu().numpy())
+    image.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX)
+    rgb = np.asarray(image)
+    labels = felzenszwalb(rgb, scale=300, sigma=0.8, min_size=120)
+    lab = rgb2lab(rgb)
+    texture = np.abs(np.diff(lab[..., 0], axis=1, append=lab[:, -1:, 0]))
+    rows = np.linspace(0, 1, labels.shape[0])[:, None] * np.ones_like(labels, dtype=np.float64)
+    counts = np.bincount(labels.ravel())
+
+    def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.bincount(labels.ravel(), values.ravel()) / counts
+
+    features = np.stack([*(mean(lab[..., i]) for i in range(3)), 4 * mean(texture), 40 * mean(rows)], 1)
+    lowest = np.zeros(len(counts))
+    np.maximum.at(lowest, labels.ravel(), rows.ravel())
+    nearness = 0.7 * lowest[labels] + 0.3 * rows
+    return labels, features, nearness.astype(np.float32)
+
+
+def photo_maps(photos: Photos, seed: int = 0) -> dict[str, PhotoMaps]:
+    """Stand-in maps for each photograph, by its path; its shrunk copy shares them."""
+    first = {str(p): i for i, p in reversed(list(enumerate(photos.paths)))}
+    found = {path: _regions(photos.images[i]) for path, i in first.items()}
+    everything = np.concatenate([features for _, features, _ in found.values()])
+    clusters = KMeans(CLASSES, n_init=2, random_state=seed).fit(everything)
+    return {
+        path: PhotoMaps((clusters.predict(features)[labels] + 1).astype(np.uint8), nearness)
+        for path, (labels, features, nearness) in found.items()
+    }
+
+
+def _cut(map: NDArray[np.generic], crop: Crop, shape: tuple[int, int], how: Image.Resampling) -> Image.Image:
+    """The part of a whole-picture map under `crop` of a picture of `shape`, SIDE×SIDE."""
+    y, x = (m / p for m, p in zip(map.shape, shape, strict=True))
+    box = (crop.left * x, crop.top * y, (crop.left + crop.size) * x, (crop.top + crop.size) * y)
+    cut = Image.fromarray(map).resize((SIDE, SIDE), how, box=box)
+    return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.flip else cut
+
+
+def edge_map(image: Tensor) -> NDArray[np.float32]:
+    """Canny edges [SIDE, SIDE, 3] in {-1, 1} of `image` [3, H, W] in [-1, 1], resized to SIDE first."""
+    resized = torch.nn.functional.interpolate(image[None].float(), (SIDE, SIDE), mode="bicubic", antialias=True)
+    edges = canny(resized[0].permute(1, 2, 0).clamp(-1, 1).cpu().numpy())
+    return np.repeat(edges[..., None] * 2 - 1, 3, axis=-1)
+
+
+class MapMaker:
+    """Makes the maps of crops.
+
+    Args:
+        photos: where the crops come from.
+        seed: of the choice between HR and LR edges.
+    """
+
+    def __init__(self, photos: Photos, seed: int = 0) -> None:
+        self.photos = photos
+        self.maps = photo_maps(photos)
+        self.rng = np.random.default_rng(seed)
+
+    def __call__(self, crop: Crop, hr: Tensor, lr: Tensor) -> Tensor:
+        """Depth, segmentation and edge maps of one crop.
+
+        Args:
+            crop: where it was taken.
+            hr: its pixels [3, H, W] in [-1, 1].
+            lr: the degraded ones [3, H/4, W/4].
+
+        Returns:
+            [3, 3, 256, 256] in [-1, 1]: map, channel, row, column.
+        """
+        whole = self.maps[str(self.photos.paths[crop.photo])]
+        _, h, w = self.photos.images[crop.photo].shape
+        depth = np.asarray(_cut(whole.nearness, crop, (h, w), Image.Resampling.BILINEAR))
+        classes = np.asarray(_cut(whole.classes, crop, (h, w), Image.Resampling.NEAREST))
+        edges = edge_map(hr if self.rng.random() < 0.5 else lr)
+        colours = PALETTE[classes].astype(np.float32) / 127.5 - 1
+        planes = [np.repeat(depth[..., None] * 2 - 1, 3, axis=-1), colours, edges]
+        return torch.from_numpy(np.stack(planes)).permute(0, 3, 1, 2).float()
+
+
+_COLOURS = {
+    "red": (220, 40, 40), "orange": (240, 150, 40), "yellow": (235, 220, 60), "green": (60, 150, 60),
+    "blue": (60, 90, 200), "purple": (140, 60, 160), "pink": (240, 150, 180), "brown": (120, 80, 50),
+    "white": (240, 240, 240), "grey": (128, 128, 128), "black": (20, 20, 20),
+}  # fmt: skip
+
+
+def describe(hr: Tensor) -> str:
+    """Words for what can be computed of `hr` [3, H, W] in [-1, 1]: light, contrast, colours, texture."""
+    small = torch.nn.functional.interpolate(hr[None].float(), (16, 16), mode="area")[0]
+    rgb = ((small + 1) * 127.5).permute(1, 2, 0).reshape(-1, 3).cpu().numpy()
+    names = list(_COLOURS)
+    table = np.array([_COLOURS[n] for n in names], dtype=np.float64)
+    nearest = ((rgb[:, None] - table[None]) ** 2).sum(-1).argmin(1)
+    common = np.bincount(nearest, minlength=len(names)).argsort()[::-1][:2]
+    light, spread = rgb.mean(), rgb.std()
+    words = ["dark" if light < 85 else "bright" if light > 170 else "daylight"]
+    words += ["contrast"] if spread > 65 else ["soft"] if spread < 25 else []
+    words += [names[i] for i in common]
+    busy = float((hr[:, 1:] - hr[:, :-1]).abs().mean())
+    words += ["fine", "texture"] if busy > 0.12 else ["smooth"] if busy < 0.03 else []
+    return " ".join(words)

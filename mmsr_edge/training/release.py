@@ -1,0 +1,96 @@
+"""From training runs to a checkpoint: a bundle of torch weights that `converters/export_all.py` reads.
+
+    python -m mmsr_edge.training.release --preset nano --autoencoder RUN --tokenizer RUN \\
+        --diffusion RUN --photos DIR --version 0.1.0 --out weights/nano
+
+Weights are the runs' moving averages, at fp16. `sources.json` in the photographs' folder, when it
+is there, becomes the provenance in the manifest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmsr_edge.errors import OptionError
+from mmsr_edge.manifest import Provenance
+from mmsr_edge.models.components import COMPONENTS, build_component
+from mmsr_edge.training.checkpoint import write_checkpoint
+from mmsr_edge.training.run import load_run
+
+
+def provenance(photos: Path, notes: str) -> Provenance:
+    """Count the photographs by source and licence, from `sources.json`.
+
+    Raises:
+        OptionError: when the file is missing: weights of unknown origin are not released.
+    """
+    path = photos / "sources.json"
+    if not path.exists():
+        raise OptionError(f"{str(path)!r} is missing; it lists source and licence of each photograph")
+    entries: list[dict[str, Any]] = json.loads(path.read_text())
+    counts = Counter((e["source"], e["licence"]) for e in entries)
+    sources = [
+        {"name": source, "licence": licence, "photographs": count, "used_for": "training"}
+        for (source, licence), count in sorted(counts.items())
+    ]
+    return Provenance("Apache-2.0", tuple(sources), notes)
+
+
+def split_denoiser(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The parts of `train_diffusion.Denoiser`, each under its component's name."""
+    names = ("text_encoder", "connector", "unet")
+    return {
+        n: {k[len(n) + 1 :]: v for k, v in state.items() if k.startswith(n + ".")} for n in names
+    }
+
+
+def gather(preset: str, states: dict[str, dict[str, Tensor]]) -> dict[str, nn.Module]:
+    """Build each component and give it its weights.
+
+    Raises:
+        OptionError: naming components that no run trained.
+    """
+    missing = [n for n in COMPONENTS if n not in states]
+    if missing:
+        raise OptionError(f"no weights for {', '.join(missing)}")
+    networks = {n: build_component(n, preset) for n in COMPONENTS}
+    for name, module in networks.items():
+        module.load_state_dict(states[name])
+    return networks
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="nano")
+    for name in ("autoencoder", "tokenizer", "diffusion", "photos", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--version", required=True, help="of the weights")
+    parser.add_argument("--notes", default="", help="what a user of the weights should know")
+    args = parser.parse_args()
+    states = load_run(args.autoencoder)
+    # Codes that were revived jump; their average lies between two places, so: the last weights.
+    states |= load_run(args.tokenizer, ema=False)
+    denoiser = load_run(args.diffusion)["denoiser"]
+    states |= split_denoiser(denoiser)
+    scale = torch.as_tensor(denoiser["residual_scale"]).tolist()
+    write_checkpoint(
+        gather(args.preset, states),
+        args.out,
+        preset_name=args.preset,
+        version=args.version,
+        residual_scale=tuple(scale),
+        provenance=provenance(args.photos, args.notes),
+        precision="fp16",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""A training run's folder: settings, log, loss curve, and a checkpoint from which it resumes.
+
+    state.pt       networks, EMA, optimizer, step count and hours: written atomically
+    log.csv        one line each `log_every` steps
+    curve.png      the log, drawn
+    settings.json  the stage's configuration; resuming with another one is an error
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mmsr_edge.errors import OptionError
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What all stages share."""
+
+    steps: int
+    """Length of the learning-rate schedule; training ends there."""
+    minutes: float | None = None
+    """Wall-clock limit of this session; the run resumes from where it stopped."""
+    learning_rate: float = 2e-4
+    """Peak, after `warmup` steps; falls along a half cosine to a fiftieth."""
+    warmup: int = 200
+    """Steps of linear warm-up."""
+    ema: float = 0.999
+    """Decay of the weights' moving average; it starts lower."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    log_every: int = 25
+    """Steps between log lines."""
+    save_every: float = 4.0
+    """Minutes between checkpoints."""
+    device: str = "auto"
+    """`auto`, `cpu` or `cuda`."""
+    seed: int = 0
+    """Of everything random."""
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def autocast(device: torch.device) -> Any:
+    """bfloat16 autocast on either device."""
+    return torch.autocast(device.type, torch.bfloat16) if device.type in ("cpu", "cuda") else nullcontext()
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill a file beside `path`, then put it in its place."""
+    part = path.with_suffix(path.suffix + ".part")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class Run:
+    """Counts steps, schedules the learning rate, averages weights, logs, saves and resumes.
+
+    Args:
+        folder: the run's; created.
+        config: shared settings.
+        stage: the stage's own settings (a dataclass), recorded and compared on resume.
+        trained: the networks that learn, by name.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, stage: Any, trained: dict[str, nn.Module]) -> None:
+        self.folder, self.config, self.trained = folder, config, trained
+        self.step, self.seconds = 0, 0.0
+        self.started = time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._check_settings(asdict(stage))
+        self.parameters = [p for m in trained.values() for p in m.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
+        )
+        self.ema = EMAModel(self.parameters, decay=config.ema, use_ema_warmup=True, power=0.75)
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._stopped = False
+        self._resume()
+
+    def _check_settings(self, stage: dict[str, Any]) -> None:
+        path = self.folder / "settings.json"
+        text = json.dumps(stage, indent=1, sort_keys=True, default=str)
+        if path.exists() and path.read_text() != text:
+            raise OptionError(
+                f"{str(self.folder)!r} holds a run with other settings; give another folder, or "
+                f"the settings in {path.name}: {path.read_text()}"
+            )
+        path.write_text(text)
+
+    def _resume(self) -> None:
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for name, module in self.trained.items():
+            module.load_state_dict(state["networks"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.load_state_dict(state["ema"])
+        self.ema.to(self.parameters[0].device)
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def save(self) -> None:
+        """Write `state.pt` and `curve.png`."""
+        state = {
+            "networks": {n: m.state_dict() for n, m in self.trained.items()},
+            "parameters": {
+                n: [k for k, p in m.named_parameters() if p.requires_grad]
+                for n, m in self.trained.items()
+            },
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds + time.monotonic() - self.started,
+        }
+        write_atomically(self.folder / "state.pt", lambda p: torch.save(state, p))
+        draw_curve(self.folder / "log.csv", self.folder / "curve.png")
+
+    def learning_rate(self) -> float:
+        """Linear warm-up, then half a cosine down to a fiftieth."""
+        peak, done = self.config.learning_rate, self.step / self.config.steps
+        warm = min(1.0, (self.step + 1) / self.config.warmup)
+        cosine = 0.5 * (1 + torch.cos(torch.tensor(min(done, 1.0) * torch.pi)).item())
+        return peak * warm * (0.02 + 0.98 * cosine)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield step numbers until the schedule, the session's time or a signal ends it; then save."""
+        for kind in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(kind, self._stop)
+        limit = (self.config.minutes or float("inf")) * 60
+        saved = time.monotonic()
+        bar = tqdm(total=self.config.steps, initial=self.step, desc=self.folder.name, mininterval=10)
+        try:
+            while not self._stopped and self.step < self.config.steps:
+                if time.monotonic() - self.started > limit:
+                    break
+                yield self.step
+                self.step += 1
+                bar.update()
+                if time.monotonic() - saved > self.config.save_every * 60:
+                    self.save()
+                    saved = time.monotonic()
+        finally:
+            bar.close()
+            self.save()
+
+    def _stop(self, *_: Any) -> None:
+        self._stopped = True
+
+    def update(self, loss: Tensor, **logged: Tensor | float) -> None:
+        """One optimizer step on `loss`; `logged` are averaged into the log."""
+        rate = self.learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        if torch.isfinite(norm):  # a bad batch is skipped, not averaged into the weights
+            self.optimizer.step()
+        self.ema.step(self.parameters)
+        for name, value in {"loss": loss, "norm": norm, **logged}.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(torch.as_tensor(value).detach())
+        self._count += 1
+        if self._count == self.config.log_every:
+            self._log(rate)
+
+    def _log(self, rate: float) -> None:
+        seconds = self.seconds + time.monotonic() - self.started
+        row = {"step": self.step + 1, "hours": round(seconds / 3600, 4), "rate": f"{rate:.2e}"}
+        row |= {k: round(v / self._count, 5) for k, v in self._sums.items()}
+        path = self.folder / "log.csv"
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        self._sums, self._count = {}, 0
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Context: the EMA weights are in the networks inside, the trained ones after it."""
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
+
+
+def load_run(folder: Path, *, ema: bool = True) -> dict[str, dict[str, Tensor]]:
+    """State dicts of a run's networks, by name.
+
+    Args:
+        folder: of the run.
+        ema: the averaged weights; otherwise those last trained.
+
+    Raises:
+        OptionError: when there is no run in `folder`.
+    """
+    path = folder / "state.pt"
+    if not path.exists():
+        raise OptionError(f"no training run in {str(folder)!r}: {path.name} is missing")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    networks: dict[str, dict[str, Tensor]] = state["networks"]
+    if ema:
+        names = [(n, k) for n, ks in state["parameters"].items() for k in ks]
+        for (name, key), value in zip(names, state["ema"]["shadow_params"], strict=True):
+            networks[name][key] = value
+    return networks
+
+
+def draw_curve(log: Path, picture: Path) -> None:
+    """Draw every column of `log` over its steps."""
+    if not log.exists():
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    with log.open() as file:
+        rows = list(csv.DictReader(file))
+    names = [n for n in rows[0] if n not in ("step", "hours", "rate", "norm")]
+    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.6), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        axis.plot([int(r["step"]) for r in rows], [float(r[name]) for r in rows], linewidth=0.8)
+        axis.set(title=name, xlabel="step", yscale="log")
+    figure.tight_layout()
+    write_atomically(picture, lambda p: figure.savefig(p, format="png", dpi=80))
+    plt.close(figure)

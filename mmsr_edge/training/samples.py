@@ -1,0 +1,132 @@
+"""Encoded training samples for the diffusion: everything that the frozen networks can do beforehand.
+
+Encoding a crop costs more than a training step of the denoiser, so samples live in a pool and each
+is used about `reuse` times; on a GPU `reuse=1` makes every sample fresh.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mmsr_edge.manifest import TextSpec
+from mmsr_edge.modalities.prompt import encode_prompt
+from mmsr_edge.training.data import Photos
+from mmsr_edge.training.degrade import DegradeConfig, degrade, filter_each, gaussian_kernels
+from mmsr_edge.training.maps import MapMaker, describe
+from mmsr_edge.training.run import autocast
+
+
+@dataclass
+class Samples:
+    """A batch of encoded samples, on one device."""
+
+    z_hr: Tensor
+    """[B, C, h, w] latents of the HR crops."""
+    z_lr: Tensor
+    """[B, C, h, w] latents from the LR encoder."""
+    indices: Tensor
+    """[B, 3, 256] token indices of depth, segmentation and edges."""
+    ids: Tensor
+    """[B, 77] prompt ids."""
+
+    def __getitem__(self, rows: Tensor) -> Samples:
+        return Samples(*(v[rows] for v in vars(self).values()))
+
+    def put(self, rows: Tensor, new: Samples) -> None:
+        """Replace `rows` by `new`."""
+        for name, value in vars(self).items():
+            value[rows] = getattr(new, name)
+
+    @staticmethod
+    def cat(parts: list[Samples]) -> Samples:
+        """Join batches."""
+        return Samples(*(torch.cat(column) for column in zip(*(vars(p).values() for p in parts), strict=True)))
+
+
+class Encoder:
+    """Draws crops and encodes them with the frozen networks.
+
+    A share `negative` of the targets is blurred, and their prompt says so: this is what gives a
+    negative prompt something to push away from (SUPIR does the same).
+
+    Args:
+        folder: of photographs.
+        frozen: `hr_encoder`, `lr_encoder`, `tokenizer`.
+        crop: HR pixels of a side.
+        negative: share of blurred targets.
+        device: where all of it happens.
+        seed: of everything random.
+    """
+
+    def __init__(
+        self, folder: Path, frozen: dict[str, nn.Module], text: TextSpec, crop: int, negative: float, device: torch.device, seed: int
+    ) -> None:  # fmt: skip
+        self.photos = Photos(folder, device, seed=seed)
+        self.maker = MapMaker(self.photos, seed)
+        self.frozen, self.text, self.crop, self.negative = frozen, text, crop, negative
+        self.g = torch.Generator(device).manual_seed(seed)
+        self.device = device
+
+    def _rand(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.g, device=self.device)
+
+    @torch.no_grad()
+    def __call__(self, count: int) -> Samples:
+        """Encode `count` fresh samples."""
+        hr, crops = self.photos.batch(count, self.crop)
+        lr = degrade(hr, DegradeConfig(), self.g)
+        maps = torch.stack([self.maker(c, hr[i], lr[i]) for i, c in enumerate(crops)]).to(self.device)
+        bad = self._rand(count) < self.negative
+        with_words = self._rand(count) < 0.5
+        prompts = []
+        for i in range(count):
+            words = [self.text.negative if bad[i] else self.text.positive] + ([describe(hr[i])] if with_words[i] else [])
+            prompts.append(torch.from_numpy(encode_prompt(" ".join(words), self.text))[0])
+        sigma = 1.0 + 2.0 * self._rand(count)
+        blurred = filter_each(hr, gaussian_kernels(sigma, sigma, torch.zeros_like(sigma)))
+        target = torch.where(bad[:, None, None, None], blurred, hr)
+        fold = torch.channels_last
+        with autocast(self.device):
+            z_hr = self.frozen["hr_encoder"](target.contiguous(memory_format=fold))
+            z_lr = self.frozen["lr_encoder"](lr.contiguous(memory_format=fold))
+            _, indices = self.frozen["tokenizer"](maps.flatten(0, 1).contiguous(memory_format=fold))
+        ids = torch.stack(prompts).to(self.device)
+        return Samples(z_hr.float(), z_lr.float(), indices.reshape(count, 3, -1), ids)
+
+
+class Pool:
+    """Samples to draw batches from, refreshed a few at a time.
+
+    Args:
+        encoder: makes new ones.
+        size: samples held.
+        reuse: times that a sample is used on average before it is replaced.
+    """
+
+    def __init__(self, encoder: Encoder, size: int, reuse: float) -> None:
+        self.encoder, self.size, self.reuse = encoder, size, reuse
+        self.samples = encoder(min(size, 8))
+        self.oldest, self.owed = 0, 0.0
+
+    def batch(self, count: int) -> Samples:
+        """Draw `count` samples, without repetition, after refreshing `count / reuse` of the pool."""
+        self.owed += count / self.reuse
+        while self.owed >= 8 or len(self.samples.ids) < min(count, self.size):
+            self._refresh(self.encoder(8))
+            self.owed -= 8
+        g = self.encoder.g
+        rows = torch.randperm(len(self.samples.ids), generator=g, device=self.encoder.device)[:count]
+        return self.samples[rows]
+
+    def _refresh(self, new: Samples) -> None:
+        held = len(self.samples.ids)
+        if held < self.size:
+            self.samples = Samples.cat([self.samples, new])
+            return
+        rows = (torch.arange(len(new.ids), device=new.ids.device) + self.oldest) % held
+        self.samples.put(rows, new)
+        self.oldest = (self.oldest + len(new.ids)) % held

@@ -1,0 +1,126 @@
+"""Train the VQ tokenizer of modality maps (Sec. 3.1).
+
+    python -m mmsr_edge.training.train_tokenizer --photos DIR --out RUN --minutes 8
+
+A vector-quantized autoencoder (van den Oord et al. 2017). Codebooks of this width collapse when
+trained from the start, so the first `warm` steps are continuous; then the codebook is placed by
+k-means on the encoder's features, and codes that fall out of use are moved onto fresh features.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from sklearn.cluster import MiniBatchKMeans
+from torch import Tensor
+
+from mmsr_edge.models.presets import preset
+from mmsr_edge.models.tokenizer import Tokenizer, nearest_codes
+from mmsr_edge.training.data import Photos
+from mmsr_edge.training.degrade import DegradeConfig, degrade
+from mmsr_edge.training.maps import MapMaker
+from mmsr_edge.training.options import add_run_options, run_config
+from mmsr_edge.training.run import Run, autocast, pick_device
+
+
+@dataclass(frozen=True)
+class TokenizerStage:
+    """Settings of this stage."""
+
+    preset: str = "nano"
+    """Which network."""
+    crop: int = 256
+    """HR pixels of the crop whose maps are made."""
+    side: int = 128
+    """Side of the piece of a 256×256 map that is trained on; the network is convolutional."""
+    batch: int = 4
+    """Crops a step; each gives three maps."""
+    warm: int = 120
+    """Steps before quantization starts."""
+    revive_every: int = 50
+    """Steps between searches for unused codes."""
+
+
+def map_batches(photos: Photos, stage: TokenizerStage, seed: int) -> Iterator[Tensor]:
+    """Pieces of depth, segmentation and edge maps: [3·batch, 3, side, side]."""
+    maker = MapMaker(photos, seed)
+    g = torch.Generator(photos.device).manual_seed(seed)
+    while True:
+        hr, crops = photos.batch(stage.batch, stage.crop)
+        lr = degrade(hr, DegradeConfig(), g)
+        maps = torch.cat([maker(c, hr[i], lr[i]) for i, c in enumerate(crops)])
+        top, left = (int(torch.randint(256 - stage.side + 1, ())) for _ in range(2))
+        yield maps[:, :, top : top + stage.side, left : left + stage.side].to(photos.device)
+
+
+@torch.no_grad()
+def place_codebook(tokenizer: Tokenizer, batches: Iterator[Tensor], seed: int) -> None:
+    """Put the codes at the k-means centres of the encoder's features."""
+    codebook = tokenizer.vq.quantize.embedding.weight
+    rows = torch.cat([tokenizer.features(next(batches)).flatten(0, 1) for _ in range(24)])
+    means = MiniBatchKMeans(len(codebook), batch_size=4096, n_init=1, random_state=seed)
+    codebook.copy_(torch.from_numpy(means.fit(rows.float().cpu().numpy()).cluster_centers_))
+
+
+@torch.no_grad()
+def revive(codebook: Tensor, counts: Tensor, features: Tensor) -> int:
+    """Move codes that were not used onto features drawn at random; how many were moved."""
+    dead = (counts == 0).nonzero().flatten()
+    drawn = features[torch.randint(len(features), (len(dead),), device=features.device)]
+    codebook[dead] = drawn.to(codebook.dtype)
+    return len(dead)
+
+
+def train(photos: Path, run: Run, stage: TokenizerStage, device: torch.device) -> None:
+    """Run the stage; `run.trained["tokenizer"]` learns."""
+    seed = run.config.seed + run.step
+    batches = map_batches(Photos(photos, device, seed=seed), stage, seed)
+    tokenizer = run.trained["tokenizer"]
+    assert isinstance(tokenizer, Tokenizer)
+    vq = tokenizer.vq
+    codebook = vq.quantize.embedding.weight
+    counts = torch.zeros(len(codebook), device=device)
+    for step in run:
+        maps = next(batches).contiguous(memory_format=torch.channels_last)
+        if step == stage.warm:
+            place_codebook(tokenizer, batches, seed)
+        with autocast(device):
+            h = vq.quant_conv(vq.encoder(maps)).float()
+            commitment = h.new_zeros(())
+            quantized = h
+            if step >= stage.warm:
+                flat = h.permute(0, 2, 3, 1).flatten(0, 2)
+                indices = nearest_codes(flat.detach(), codebook.detach())
+                counts += torch.bincount(indices, minlength=len(codebook))
+                codes = torch.nn.functional.embedding(indices, codebook)
+                codes = codes.reshape(h.shape[0], *h.shape[2:], -1).permute(0, 3, 1, 2)
+                # VQ-VAE, Eq. 3: the codebook moves to the features, and they commit to it.
+                commitment = (codes - h.detach()).square().mean() + 0.25 * (codes.detach() - h).square().mean()
+                quantized = h + (codes - h).detach()
+            out = vq.decoder(vq.post_quant_conv(quantized), quantized)
+        reconstruction = (out.float() - maps).abs().mean()
+        dead = float((counts == 0).float().mean()) if step > stage.warm else 0.0
+        run.update(reconstruction + commitment, l1=reconstruction, commitment=commitment, unused=dead)
+        if step > stage.warm and step % stage.revive_every == 0 and step < 0.8 * run.config.steps:
+            revive(codebook, counts, flat.detach())
+            counts.zero_()
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_run_options(parser, TokenizerStage(), steps=600, learning_rate=5e-4, warmup=50, ema=0.99)
+    args = parser.parse_args()
+    config, stage = run_config(args, TokenizerStage)
+    device = pick_device(config.device)
+    torch.manual_seed(config.seed)
+    network = Tokenizer(preset(stage.preset).tokenizer).to(device, memory_format=torch.channels_last)
+    train(args.photos, Run(args.out, config, stage, {"tokenizer": network.train()}), stage, device)
+
+
+if __name__ == "__main__":
+    main()

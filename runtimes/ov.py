@@ -1,0 +1,124 @@
+"""OpenVINO: reads its own IR and ONNX, and keeps compiled models in a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from typing import TYPE_CHECKING, Any
+
+from mmsr_edge.errors import OptionError
+from mmsr_edge.runtimes.base import (
+    CheckedSession,
+    Session,
+    SessionOptions,
+    Tensors,
+    check_signature,
+)
+from mmsr_edge.runtimes.cache import writable_cache
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from mmsr_edge.bundle import Artifact, ComponentSpec
+
+LIBRARY = "openvino"
+
+
+def load() -> None:
+    """Import the library.
+
+    Raises:
+        Exception: whatever a broken installation raises.
+    """
+    import openvino  # noqa: F401
+
+
+def open_session(
+    path: Path, component: ComponentSpec, artifact: Artifact, options: SessionOptions, preset: str
+) -> Session:
+    """Open the .xml or .onnx file at `path`; `preset` does not matter here.
+
+    `options.device` is OpenVINO's name; "auto" is the CPU, where results are reproducible.
+
+    Raises:
+        BundleError: the file's inputs or outputs differ from `component`'s.
+        OptionError: this machine lacks the device.
+    """
+    del preset
+    return _OpenVinoSession(path, component, artifact, options)
+
+
+class _OpenVinoSession(CheckedSession):
+    def __init__(
+        self, path: Path, component: ComponentSpec, artifact: Artifact, options: SessionOptions
+    ) -> None:
+        import openvino as ov
+
+        super().__init__(component)
+        core = ov.Core()
+        device = "CPU" if options.device == "auto" else options.device.upper()
+        if device.split(".")[0] not in {name.split(".")[0] for name in core.available_devices}:
+            raise OptionError(
+                f"device {options.device!r}: OpenVINO finds {', '.join(core.available_devices)}"
+            )
+        config: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            # Left alone, float layers run in bf16 where the CPU can, and machines disagree.
+            # Layers quantized to int8 stay int8.
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        if options.threads is not None:
+            config["INFERENCE_NUM_THREADS"] = options.threads
+        # OpenVINO knows a cached model by its path, and would go on serving a file that has been
+        # replaced since; so each content has a folder of its own.
+        digest = hashlib.sha256("".join(file.sha256 for file in artifact.files).encode())
+        cache = writable_cache(options.cache_dir, f"openvino/{digest.hexdigest()[:16]}")
+        try:
+            self._model = _compile(core, path, component, device, config, cache)
+        except RuntimeError:
+            if cache is None:
+                raise
+            # A damaged or unwritable cache must not cost the result.
+            self._model = _compile(core, path, component, device, config, None)
+        check_signature(self.name, "input", self.inputs, _signature(self._model.inputs))
+        check_signature(self.name, "output", self.outputs, _signature(self._model.outputs))
+        self._request = self._model.create_infer_request()
+        self._busy = threading.Lock()  # a request serves one call at a time
+
+    def _infer(self, feeds: Tensors) -> Sequence[NDArray[Any]]:
+        with self._busy:
+            # Results are copied out, for the next call overwrites the request's own.
+            results = self._request.infer(feeds, share_inputs=True, share_outputs=False)
+            return [results[spec.name] for spec in self.outputs]
+
+
+def _compile(
+    core: Any,
+    path: Path,
+    component: ComponentSpec,
+    device: str,
+    config: dict[str, Any],
+    cache: Path | None,
+) -> Any:
+    if cache is not None:
+        config = {**config, "CACHE_DIR": str(cache)}
+    # By path, a cached model is found without the file being parsed.
+    compiled = core.compile_model(str(path), device, config)
+    if any(port.partial_shape.is_dynamic for port in compiled.inputs):
+        model = core.read_model(str(path))
+        model.reshape({spec.name: list(spec.shape) for spec in component.inputs})
+        compiled = core.compile_model(model, device, config)
+    return compiled
+
+
+def _signature(ports: Sequence[Any]) -> dict[str, tuple[str, list[int | None]]]:
+    return {
+        port.get_any_name(): (
+            port.get_element_type().to_dtype().name,
+            [None if size.is_dynamic else size.get_length() for size in port.partial_shape],
+        )
+        for port in ports
+    }

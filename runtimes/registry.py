@@ -1,0 +1,188 @@
+"""The runtimes there are, which of them can be used here, and why the others cannot."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mmsr_edge.bundle import PRECISIONS
+from mmsr_edge.errors import BackendError, BundleError, MMSRError, OptionError, missing_extra
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from mmsr_edge.bundle import Artifact, Bundle, ComponentSpec
+    from mmsr_edge.runtimes.base import Session, SessionOptions
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One runtime. Nothing of it is imported until it is asked whether it is available."""
+
+    name: str
+    """What users call it."""
+    extra: str
+    """The optional dependency group that brings its library."""
+    module: str
+    """Where its `LIBRARY`, `load` and `open_session` are."""
+    formats: tuple[str, ...]
+    """Formats it opens, the preferred one first."""
+    precisions: tuple[str, ...] = PRECISIONS
+    """Precisions from the fastest to the slowest, for `precision="auto"`."""
+
+    def check(self) -> None:
+        """Import the library.
+
+        Raises:
+            MissingExtraError: it is not installed.
+            BackendError: it is, but cannot be used on this machine.
+        """
+        runtime = self._import()
+        try:
+            if importlib.util.find_spec(runtime.LIBRARY) is None:
+                raise missing_extra(runtime.LIBRARY, self.extra)
+            runtime.load()
+        except MMSRError:
+            raise
+        except Exception as error:
+            raise BackendError(
+                f"{runtime.LIBRARY!r} is installed but cannot be imported "
+                f"({type(error).__name__}: {error}); "
+                f'try: pip install --force-reinstall "mmsr-edge[{self.extra}]"'
+            ) from error
+
+    def available(self) -> str | None:
+        """None when it can be used, otherwise why not."""
+        try:
+            self.check()
+        except MMSRError as error:
+            return str(error)
+        return None
+
+    def serves(self, bundle: Bundle, precision: str = "auto") -> str | None:
+        """None when it can open every component of `bundle`, otherwise why not."""
+        try:
+            for component in bundle.manifest.components:
+                bundle.artifact(component, self.formats, precision, self.precisions)
+        except BundleError as error:
+            return str(error)
+        return None
+
+    def open(
+        self,
+        path: Path,
+        component: ComponentSpec,
+        artifact: Artifact,
+        options: SessionOptions,
+        preset: str,
+    ) -> Session:
+        """Open the model file at `path`.
+
+        Raises:
+            BackendError: the runtime cannot open it.
+            BundleError: it is not what the manifest says.
+            OptionError: `options` ask for what this runtime or machine lacks.
+        """
+        try:
+            session: Session = self._import().open_session(
+                path, component, artifact, options, preset
+            )
+        except MMSRError:
+            raise
+        except Exception as error:
+            raise BackendError(
+                f"backend {self.name!r} cannot open component {component.name!r} "
+                f"({str(path)!r}): {error}"
+            ) from error
+        return session
+
+    def _import(self) -> Any:
+        return importlib.import_module(self.module)
+
+
+# The order of "auto": by the time of one call of a 25 M-parameter UNet on two Zen 4 cores, OpenVINO
+# 35 ms (int8), ONNX Runtime 67 ms (int8, convolutions only) or 94 ms (fp32), torch 124 ms (fp32).
+# ONNX Runtime needs 194 ms for the int8 file that OpenVINO likes best, hence its own precisions.
+# Core ML is unmeasured; it stands before torch, which nobody who installed it means by "auto".
+BACKENDS: tuple[Backend, ...] = (
+    Backend("openvino", "openvino", "mmsr_edge.runtimes.ov", ("openvino", "onnx")),
+    Backend("onnxruntime", "onnx", "mmsr_edge.runtimes.ort", ("onnx",), ("fp32", "fp16", "int8")),
+    Backend("coreml", "coreml", "mmsr_edge.runtimes.coreml", ("coreml",)),
+    Backend("torch", "torch", "mmsr_edge.runtimes.pytorch", ("torch",), ("fp32", "fp16", "int8")),
+)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A backend, and why it was not another."""
+
+    backend: Backend
+    """The one to use."""
+    passed_over: dict[str, str]
+    """Reason by name, for each of the others."""
+
+
+def select_backend(
+    name: str = "auto", bundle: Bundle | None = None, precision: str = "auto"
+) -> Selection:
+    """Choose a backend.
+
+    Args:
+        name: "auto" takes the first of `BACKENDS` that is installed and opens the whole bundle.
+        bundle: What it must open; None asks only whether it is installed.
+        precision: As for `Bundle.artifact`.
+
+    Raises:
+        OptionError: there is no backend of that name.
+        MissingExtraError: the named one is not installed.
+        BackendError: the named one cannot be used, or "auto" found none.
+        BundleError: the named one cannot open the bundle.
+    """
+    if name != "auto":
+        backend = _named(name)
+        backend.check()
+        if bundle is not None and (reason := backend.serves(bundle, precision)):
+            raise BundleError(f"backend {name!r} cannot open this bundle: {reason}")
+        others = (other.name for other in BACKENDS if other is not backend)
+        return Selection(backend, dict.fromkeys(others, f"{name!r} was asked for"))
+    passed_over: dict[str, str] = {}
+    for position, backend in enumerate(BACKENDS):
+        # What the bundle lacks is known without importing anything: ask that first.
+        reason = backend.serves(bundle, precision) if bundle is not None else None
+        reason = reason or backend.available()
+        if reason is None:
+            for later in BACKENDS[position + 1 :]:
+                passed_over[later.name] = f"comes after {backend.name!r} in order of speed"
+            return Selection(backend, passed_over)
+        passed_over[backend.name] = reason
+    reasons = "".join(f"\n  {other}: {reason}" for other, reason in passed_over.items())
+    raise BackendError(f"no backend can be used here:{reasons}")
+
+
+def open_session(
+    bundle: Bundle,
+    component: str,
+    backend: Backend,
+    options: SessionOptions,
+    precision: str = "auto",
+) -> Session:
+    """Open one component of a bundle.
+
+    Raises:
+        BackendError, BundleError, OptionError: as `Backend.open` and `Bundle.artifact`.
+    """
+    artifact = bundle.artifact(component, backend.formats, precision, backend.precisions)
+    spec = bundle.component(component)
+    path = bundle.path(artifact.files[0])
+    return backend.open(path, spec, artifact, options, bundle.manifest.preset)
+
+
+def _named(name: str) -> Backend:
+    for backend in BACKENDS:
+        if backend.name == name:
+            return backend
+    names: Sequence[str] = ["auto", *(backend.name for backend in BACKENDS)]
+    raise OptionError(f"backend {name!r} is unknown; choose {', '.join(names)}")

@@ -1,0 +1,123 @@
+"""The MMLC: its cost, its missing modalities, its temperature (Sec. 3.1-3.2, Eq. 5)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmsr_edge.models.connector import MODALITIES, Attention, Connector, attention
+from mmsr_edge.models.presets import PRESETS, ConnectorConfig
+
+DIM, WIDTH = 48, 32
+
+
+@pytest.fixture
+def connector() -> Connector:
+    torch.manual_seed(0)
+    return Connector(ConnectorConfig(latents=16, heads=4, blocks=2), DIM, WIDTH).eval()
+
+
+def feeds(seed: int = 0) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    maps = {
+        f"{m}_tokens": torch.randn(1, 256, WIDTH, generator=g)
+        for m in ("depth", "segmentation", "edge")
+    }
+    text = torch.randn(1, 77, DIM, generator=g)
+    return {"text": text, **maps, "present": torch.ones(1, 4), "temperature": torch.ones(1, 4)}
+
+
+def token_input(modality: str) -> str:
+    return {"text": "text", "edges": "edge_tokens"}.get(modality, f"{modality}_tokens")
+
+
+def test_attention_is_torchs_own_at_the_standard_temperature() -> None:
+    q, k, v = (torch.randn(2, 4, n, 8) for n in (5, 9, 9))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(attention(q, k, v, 8**0.5), expected)
+
+
+def test_context_has_the_latents_length(connector: Connector) -> None:
+    assert connector(**feeds()).shape == (1, 16, DIM)
+    assert PRESETS["nano"].connector.latents == PRESETS["sd2"].connector.latents == 128
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_an_absent_modality_has_exactly_no_influence(connector: Connector, modality: str) -> None:
+    feed = feeds()
+    feed["present"][0, MODALITIES.index(modality)] = 0
+    other = {**feed, token_input(modality): torch.full_like(feed[token_input(modality)], 1e3)}
+    assert torch.equal(connector(**feed), connector(**other))
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_a_present_modality_has_influence(connector: Connector, modality: str) -> None:
+    feed = feeds()
+    other = {**feed, token_input(modality): feeds(1)[token_input(modality)]}
+    assert not torch.allclose(connector(**feed), connector(**other), atol=1e-4)
+    without = {**feed, "present": feed["present"].clone()}
+    without["present"][0, MODALITIES.index(modality)] = 0
+    assert not torch.allclose(connector(**feed), connector(**without), atol=1e-4)
+
+
+def test_cost_is_linear_in_the_number_of_tokens() -> None:
+    layer = Attention(DIM, 4).eval()
+    latents = torch.randn(1, 16, DIM)
+
+    def flops(tokens: int) -> int:
+        with FlopCounterMode(display=False) as counter:
+            layer(latents, torch.randn(1, tokens, DIM))
+        return counter.get_total_flops()
+
+    a, b, c = flops(256), flops(512), flops(1024)
+    assert c - b == 2 * (b - a)
+    # Self-attention over the same tokens is not: the test can tell the two apart.
+    layer_flops = []
+    for n in (256, 512, 1024):
+        x = torch.randn(1, n, DIM)
+        with FlopCounterMode(display=False) as counter:
+            layer(x, x)
+        layer_flops.append(counter.get_total_flops())
+    assert layer_flops[2] - layer_flops[1] > 2 * (layer_flops[1] - layer_flops[0])
+
+
+def _weights(connector: Connector, temperature: float, modality: int) -> Tensor:
+    """Attention [heads, N, M_m] of the latents to one modality's tokens, normalised within it."""
+    feed = feeds()
+    names = ["text", "depth_tokens", "segmentation_tokens", "edge_tokens"]
+    tokens = connector.tokens([feed[n] for n in names], feed["present"])
+    start = sum(connector.lengths[:modality])
+    picked = torch.zeros(1, tokens.shape[1], connector.lengths[modality])
+    picked[0, start : start + connector.lengths[modality]] = torch.eye(connector.lengths[modality])
+    cross = connector.cross.attention
+    q = cross.to_q(connector.cross.norm1(connector.latents[None]))
+    k = cross.to_k(tokens)
+    q, k = (t.unflatten(-1, (cross.heads, -1)).transpose(1, 2) for t in (q, k))
+    delta = torch.ones(1, tokens.shape[1])
+    delta[:, start : start + connector.lengths[modality]] = temperature
+    seen = attention(q, k, picked[:, None].expand(1, cross.heads, -1, -1), delta[:, None, None] * cross.root_d)
+    return (seen / seen.sum(-1, keepdim=True))[0]
+
+
+@pytest.mark.parametrize("modality", range(4))
+def test_temperature_flattens_when_large_and_sharpens_when_small(connector: Connector, modality: int) -> None:
+    @torch.no_grad()
+    def entropy(temperature: float) -> float:
+        p = _weights(connector, temperature, modality)
+        return float(-(p * p.clamp_min(1e-30).log()).sum(-1).mean())
+
+    values = [entropy(t) for t in (0.05, 0.4, 1.0, 10.0, 1e4)]
+    assert values == sorted(values)
+    uniform = torch.log(torch.tensor(float(connector.lengths[modality])))
+    assert values[-1] == pytest.approx(float(uniform), abs=1e-3)
+    assert values[0] < 0.7 * values[2]
+
+
+def test_temperature_of_one_modality_leaves_the_others_ranking(connector: Connector) -> None:
+    feed = feeds()
+    hot = {**feed, "temperature": torch.tensor([[1.0, 10.0, 1.0, 1.0]])}
+    assert not torch.allclose(connector(**feed), connector(**hot), atol=1e-5)
+    absent = {**feed, "present": torch.tensor([[1.0, 0.0, 1.0, 1.0]])}
+    assert not torch.allclose(connector(**absent), connector(**hot), atol=1e-5)

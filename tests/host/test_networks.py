@@ -1,0 +1,80 @@
+"""Autoencoder, tokenizer, text encoder and the table of presets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import CLIPTextModel
+
+from mmsr_edge.errors import OptionError
+from mmsr_edge.models import COMPONENTS, PRESETS, build_component, build_networks, preset
+from mmsr_edge.models.tokenizer import Tokenizer, nearest_codes
+
+
+@pytest.fixture(scope="module")
+def micro() -> dict[str, torch.nn.Module]:
+    torch.manual_seed(0)
+    return build_networks("micro")
+
+
+@torch.no_grad()
+def test_shapes_are_the_contracts(micro: dict[str, torch.nn.Module]) -> None:
+    p = PRESETS["micro"]
+    c, n, latent = p.autoencoder.channels, p.connector.latents, p.tile // 2
+    hr, lr = torch.rand(1, 3, 4 * p.tile, 4 * p.tile), torch.rand(1, 3, p.tile, p.tile)
+    z, z_lr = micro["hr_encoder"](hr), micro["lr_encoder"](lr)
+    assert z.shape == z_lr.shape == (1, c, latent, latent)
+    assert micro["decoder"](z).shape == hr.shape
+    tokens, indices = micro["tokenizer"](torch.rand(1, 3, 256, 256))
+    assert tokens.shape == (1, 256, 256) and indices.shape == (1, 256)
+    text = micro["text_encoder"](torch.randint(0, 64, (1, 77)))
+    assert text.shape == (1, 77, p.dim)
+    context = micro["connector"](text, tokens, tokens, tokens, torch.ones(1, 4), torch.ones(1, 4))
+    assert context.shape == (1, n, p.dim)
+    out = micro["unet"](torch.cat([z, z_lr], 1), torch.tensor([10.0]), context)
+    assert out.shape == z.shape
+
+
+@torch.no_grad()
+def test_tokens_are_the_nearest_codes_that_diffusers_finds(micro: dict[str, torch.nn.Module]) -> None:
+    tokenizer = micro["tokenizer"]
+    assert isinstance(tokenizer, Tokenizer)
+    image = torch.rand(2, 3, 256, 256) * 2 - 1
+    vq = tokenizer.vq
+    expected, _, (_, _, indices) = vq.quantize(vq.encode(image).latents)
+    tokens, ours = tokenizer(image)
+    assert torch.equal(ours.flatten(), indices.flatten())
+    torch.testing.assert_close(tokens, expected.flatten(2).transpose(1, 2))
+
+
+def test_nearest_codes_is_cdists_argmin() -> None:
+    features, codes = torch.randn(50, 8), torch.randn(20, 8)
+    assert torch.equal(nearest_codes(features, codes), torch.cdist(features, codes).argmin(1))
+
+
+@torch.no_grad()
+def test_text_encoder_is_clips(micro: dict[str, torch.nn.Module]) -> None:
+    inner = micro["text_encoder"].model
+    assert isinstance(inner, CLIPTextModel)
+    a, b = torch.full((1, 77), 5), torch.full((1, 77), 5)
+    b[0, 40:] = 6
+    # CLIP's attention is causal: what comes later cannot change what came before.
+    out_a, out_b = micro["text_encoder"](a), micro["text_encoder"](b)
+    torch.testing.assert_close(out_a[:, :40], out_b[:, :40])
+    assert not torch.allclose(out_a[:, 40:], out_b[:, 40:])
+
+
+def test_presets_are_looked_up_and_refused_by_name() -> None:
+    assert preset("nano").name == "nano"
+    with pytest.raises(OptionError, match="'nanno'; there are micro, nano, sd2"):
+        preset("nanno")
+    with pytest.raises(OptionError, match="unknown component 'vae'"):
+        build_component("vae", "micro")
+
+
+def test_the_paper_size_preset_follows_the_paper() -> None:
+    p = PRESETS["sd2"]
+    assert (p.tokenizer.codes, p.tokenizer.width, p.dim) == (1024, 256, 1024)
+    with torch.device("meta"):
+        sizes = {n: sum(q.numel() for q in build_component(n, "sd2").parameters()) for n in COMPONENTS if n != "unet"}
+    assert sizes["text_encoder"] == pytest.approx(340e6, rel=0.02)  # SD2's OpenCLIP ViT-H text tower

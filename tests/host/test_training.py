@@ -1,0 +1,204 @@
+"""Runs: they learn, stop, resume after a kill, and end in a checkpoint that loads."""
+
+from __future__ import annotations
+
+import csv
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch import nn
+
+from mmsr_edge.errors import OptionError
+from mmsr_edge.training.data import Photos
+from mmsr_edge.training.perceptual import LPIPS, read_arrays
+from mmsr_edge.training.run import Run, RunConfig, load_run
+from mmsr_edge.training.train_tokenizer import revive
+
+STAGES = "mmsr_edge.training"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    for name, pixels in zip("ab", load_sample_images().images, strict=True):
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lpips_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of AlexNet's shapes, in the package's form."""
+    folder = tmp_path_factory.mktemp("lpips")
+    rng = np.random.default_rng(0)
+    shapes = [(11, 11, 3, 64), (5, 5, 64, 192), (3, 3, 192, 384), (3, 3, 384, 256), (3, 3, 256, 256)]
+
+    def conv(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+        fan = np.prod(shape[:3])
+        return {"kernel": (rng.normal(size=shape) / fan**0.5).astype(np.float32), "bias": np.zeros(shape[3], np.float32)}  # fmt: skip
+
+    tree = {"AlexNet_0": {f"Conv_{i}": conv(s) for i, s in enumerate(shapes)}}
+    for i, s in enumerate(shapes):
+        tree[f"NetLinLayer_{i}"] = {"Conv_0": {"kernel": rng.random((1, 1, s[3], 1)).astype(np.float32) / s[3]}}
+    (folder / "alexnet.ckpt").write_bytes(pickle.dumps(tree))
+    return folder
+
+
+def stage_command(stage: str, out: Path, *options: object) -> list[str]:
+    return [sys.executable, "-m", f"{STAGES}.{stage}", "--out", str(out), "--device", "cpu", *map(str, options)]
+
+
+def run_stage(stage: str, out: Path, *options: object) -> None:
+    done = subprocess.run(stage_command(stage, out, *options), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@dataclass(frozen=True)
+class Toy:
+    size: int = 4
+
+
+def toy_run(folder: Path, steps: int, **options: object) -> Run:
+    torch.manual_seed(0)
+    return Run(folder, RunConfig(steps=steps, warmup=1, log_every=5, device="cpu", **options), Toy(), {"net": nn.Linear(4, 1)})  # fmt: skip
+
+
+def toy_step(run: Run, step: int) -> None:
+    g = torch.Generator().manual_seed(step)
+    x = torch.randn(32, 4, generator=g)
+    run.update((run.trained["net"](x) - x.sum(1, keepdim=True)).square().mean())
+
+
+def test_a_run_learns_logs_and_draws(tmp_path: Path) -> None:
+    run = toy_run(tmp_path, 200, learning_rate=0.05)
+    for step in run:
+        toy_step(run, step)
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert len(rows) == 40 and float(rows[-1]["loss"]) < 0.05 * float(rows[0]["loss"])
+    assert Image.open(tmp_path / "curve.png").width > 100
+    torch.testing.assert_close(run.trained["net"].weight, torch.ones(1, 4), atol=0.1, rtol=0)
+    averaged = load_run(tmp_path)["net"]["weight"]
+    assert not torch.equal(averaged, run.trained["net"].weight)
+    torch.testing.assert_close(averaged, run.trained["net"].weight, atol=0.1, rtol=0)
+
+
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    whole = toy_run(tmp_path / "whole", 30)
+    for step in whole:
+        toy_step(whole, step)
+    first = toy_run(tmp_path / "parts", 30)
+    for step in first:
+        toy_step(first, step)
+        if step == 11:
+            first._stop()
+    second = toy_run(tmp_path / "parts", 30)
+    assert second.step == 12
+    for step in second:
+        toy_step(second, step)
+    for a, b in zip(whole.parameters + whole.ema.shadow_params, second.parameters + second.ema.shadow_params, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_run_refuses_other_settings(tmp_path: Path) -> None:
+    toy_run(tmp_path, 3)
+    with pytest.raises(OptionError, match="other settings"):
+        Run(tmp_path, RunConfig(steps=3), Toy(size=5), {"net": nn.Linear(4, 1)})
+
+
+def test_a_bad_batch_is_not_learnt(tmp_path: Path) -> None:
+    run = toy_run(tmp_path, 3)
+    before = run.trained["net"].weight.detach().clone()
+    run.update(run.trained["net"](torch.full((1, 4), float("nan"))).sum())
+    assert torch.equal(before, run.trained["net"].weight)
+
+
+def test_crops_come_from_where_there_is_detail(tmp_path: Path) -> None:
+    pixels = np.full((200, 400, 3), 90, np.uint8)
+    pixels[:, 300:] = np.random.default_rng(0).integers(0, 255, (200, 100, 3))
+    Image.fromarray(pixels).save(tmp_path / "half.png")
+    data = Photos(tmp_path, torch.device("cpu"), candidates=6, halve=False)
+    busy = [data.draw(64).left + 64 > 300 for _ in range(50)]
+    assert sum(busy) > 35
+    image, crops = data.batch(3, 64)
+    assert image.shape == (3, 3, 64, 64) and image.min() >= -1 and image.max() <= 1
+    first = crops[0]
+    expected = pixels[first.top : first.top + 64, first.left : first.left + 64]
+    expected = expected[:, ::-1] if first.flip else expected
+    np.testing.assert_allclose(image[0].permute(1, 2, 0), expected / 127.5 - 1, atol=1e-6)
+
+
+def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="no photographs below"):
+        Photos(tmp_path, torch.device("cpu"))
+
+
+def test_weights_files_cannot_run_code(tmp_path: Path) -> None:
+    path = tmp_path / "alexnet.ckpt"
+    path.write_bytes(pickle.dumps(os.getcwd))
+    with pytest.raises(OptionError, match="arrays only, not posix.getcwd"):
+        read_arrays(path)
+
+
+def test_lpips_is_zero_on_equals_and_grows_with_noise(lpips_weights: Path) -> None:
+    metric = LPIPS(lpips_weights)
+    g = torch.Generator().manual_seed(0)
+    a, noise = torch.rand(1, 3, 64, 64, generator=g) * 2 - 1, torch.randn(1, 3, 64, 64, generator=g)
+    values = [float(metric(a, a + s * noise)) for s in (0, 0.05, 0.2, 0.5)]
+    assert values[0] == 0 and values == sorted(values) and values[-1] > 2 * values[1]
+
+
+def test_revived_codes_are_features() -> None:
+    codebook, features = torch.zeros(4, 2), torch.randn(10, 2)
+    assert revive(codebook, torch.tensor([1.0, 0.0, 3.0, 0.0]), features) == 2
+    assert codebook[0].eq(0).all() and codebook[2].eq(0).all()
+    assert all((features == codebook[i]).all(1).any() for i in (1, 3))
+
+
+def test_all_stages_train_and_release_a_checkpoint(photos: Path, lpips_weights: Path, tmp_path: Path) -> None:
+    small = ("--photos", photos, "--preset", "micro", "--warmup", 1, "--log-every", 1)
+    autoencoder, tokenizer, diffusion = (tmp_path / n for n in ("ae", "vq", "ddpm"))
+    run_stage("train_autoencoder", autoencoder, *small, "--lpips", lpips_weights, "--steps", 3, "--batch", 2, "--crop", 64)  # fmt: skip
+    run_stage("train_tokenizer", tokenizer, *small, "--steps", 4, "--batch", 1, "--warm", 2)
+    run_stage(
+        "train_diffusion", diffusion, *small, "--autoencoder", autoencoder, "--tokenizer", tokenizer,
+        "--steps", 3, "--batch", 2, "--pool", 8,
+    )  # fmt: skip
+    (photos / "sources.json").write_text('[{"source": "scikit-learn", "licence": "CC-BY-2.0"}]')
+    out = tmp_path / "checkpoint"
+    subprocess.run(
+        [sys.executable, "-m", f"{STAGES}.release", "--preset", "micro", "--autoencoder", autoencoder,
+         "--tokenizer", tokenizer, "--diffusion", diffusion, "--photos", photos, "--version", "0", "--out", out],
+        check=True, timeout=120,
+    )  # fmt: skip
+    from mmsr_edge.bundle import open_bundle
+
+    manifest = open_bundle(out).manifest
+    assert manifest.provenance.sources[0]["name"] == "scikit-learn"
+    scale = manifest.latent.residual_scale
+    assert scale is not None and len(scale) == 4 and min(scale) > 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGTERM"), reason="needs SIGTERM")
+def test_a_terminated_stage_saves_and_resumes(photos: Path, tmp_path: Path) -> None:
+    options = ("--photos", photos, "--preset", "micro", "--batch", 1, "--warm", 1, "--warmup", 1, "--log-every", 1)
+    process = subprocess.Popen(stage_command("train_tokenizer", tmp_path, *options, "--steps", 100000))
+    log = tmp_path / "log.csv"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.stat().st_size > 200) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.terminate()
+    assert process.wait(60) == 0
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert 0 < state["step"] < 100000
+    run_stage("train_tokenizer", tmp_path, *options, "--steps", state["step"] + 2)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == state["step"] + 2
