@@ -15,7 +15,7 @@ import html
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,8 @@ from metrics import BETTER, Metrics, Picture
 from PIL import Image
 from tqdm import tqdm
 
+Row = dict[str, object]
+"""A line of a table."""
 Method = Callable[[Image.Image], Image.Image]
 
 
@@ -36,7 +38,11 @@ def ours(args: argparse.Namespace, model: str) -> Method:
     from mmsr_edge import Upscaler
 
     upscaler = Upscaler(model=model, backend=args.backend, precision=args.precision)
-    options = {"steps": args.steps, "guidance": args.guidance, "guidance_scale": args.guidance_scale}
+    options = {
+        "steps": args.steps,
+        "guidance": args.guidance,
+        "guidance_scale": args.guidance_scale,
+    }
     return lambda lr: upscaler.upscale(lr, seed=args.seed, **options).image
 
 
@@ -49,7 +55,9 @@ def pairs(root: Path) -> list[tuple[str, Path, Path]]:
         if (root / "hr" / lr.name).exists()
     ]
     if not found:
-        raise SystemExit(f"{root}: no test set; expected hr/ and lr_…/ with files of the same names")
+        raise SystemExit(
+            f"{root}: no test set; expected hr/ and lr_…/ with files of the same names"
+        )
     return found
 
 
@@ -59,9 +67,9 @@ def read(path: Path) -> Image.Image:
         return file.convert("RGB")
 
 
-def measure(args: argparse.Namespace, methods: dict[str, Method], metrics: Metrics) -> list[dict[str, object]]:
+def measure(args: argparse.Namespace, methods: dict[str, Method], metrics: Metrics) -> list[Row]:
     """One row per picture and method; the pictures are saved under `OUT/pictures`."""
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     work = [(root, *p) for root in args.set for p in pairs(root)]
     for root, degradation, lr_path, hr_path in tqdm(work, desc="pictures"):
         lr, hr = read(lr_path), read(hr_path)
@@ -73,19 +81,26 @@ def measure(args: argparse.Namespace, methods: dict[str, Method], metrics: Metri
             (args.out / file).parent.mkdir(parents=True, exist_ok=True)
             image.save(args.out / file)
             values = metrics(np.asarray(image), np.asarray(hr))
-            key = {"set": root.name, "degradation": degradation, "picture": lr_path.stem, "method": name}
-            rows.append({**key, **values, "seconds": seconds, "file": str(file), "hr": str(hr_path)})
+            key = {
+                "set": root.name,
+                "degradation": degradation,
+                "picture": lr_path.stem,
+                "method": name,
+            }
+            rows.append(
+                {**key, **values, "seconds": seconds, "file": str(file), "hr": str(hr_path)}
+            )
     return rows
 
 
-def summarize(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+def summarize(rows: list[Row]) -> list[Row]:
     """Means over the pictures of each set, degradation and method; seconds as a median."""
-    groups: dict[tuple[object, ...], list[dict[str, object]]] = {}
+    groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["set"], row["degradation"], row["method"]), []).append(row)
     out = []
     for (name, degradation, method), group in groups.items():
-        line: dict[str, object] = {"set": name, "degradation": degradation, "method": method}
+        line: Row = {"set": name, "degradation": degradation, "method": method}
         for column in BETTER:
             if column in group[0]:
                 line[column] = round(statistics.fmean(float(str(r[column])) for r in group), 4)
@@ -94,7 +109,7 @@ def summarize(rows: list[dict[str, object]]) -> list[dict[str, object]]:
     return out
 
 
-def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
+def write_csv(path: Path, rows: list[Row]) -> None:
     """Rows of one form, with a header."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -102,46 +117,67 @@ def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
         writer.writerows(rows)
 
 
-def write_page(path: Path, rows: list[dict[str, object]], summary: list[dict[str, object]], crop: int) -> None:
-    """A table, and for each picture the same crop (where the HR picture has most detail) of all methods."""
+def busiest(picture: Picture, side: int) -> tuple[int, int]:
+    """Corner (top, left) of the square of `side` pixels with the most detail."""
+    energy = np.abs(np.diff(picture[..., 1].astype(np.int32), axis=1))
+    height, width = picture.shape[:2]
+    tops = range(0, max(1, height - side + 1), side // 2)
+    lefts = range(0, max(1, width - side + 1), side // 2)
+    corners = [(top, left) for top in tops for left in lefts]
+    return max(corners, key=lambda c: int(energy[c[0] : c[0] + side, c[1] : c[1] + side].sum()))
+
+
+STYLE = """
+body { font: 14px sans-serif } td, th { padding: 3px 8px; text-align: right }
+img { width: 256px; image-rendering: pixelated }
+"""
+
+
+def write_page(path: Path, rows: list[Row], summary: list[Row], side: int) -> None:
+    """A table of means, and of each picture the crop with most detail from all methods."""
     folder = path.parent / "crops"
     folder.mkdir(exist_ok=True)
 
-    def cut(picture: Picture, corner: tuple[int, int], name: str) -> str:
+    def cell(picture: Picture, corner: tuple[int, int], name: str, caption: str) -> str:
         top, left = corner
-        Image.fromarray(picture[top : top + crop, left : left + crop]).save(folder / name)
-        return f"crops/{name}"
+        Image.fromarray(picture[top : top + side, left : left + side]).save(folder / name)
+        return f"<td><img src='crops/{html.escape(name)}'><br>{caption}</td>"
 
-    cells: dict[tuple[object, ...], list[str]] = {}
+    cells: dict[str, list[str]] = {}
     for row in rows:
         hr = np.asarray(read(Path(str(row["hr"]))))
-        energy = np.abs(np.diff(hr[..., 1].astype(np.int32), axis=1)).astype(np.float64)
-        corners = [(t, x) for t in range(0, hr.shape[0] - crop + 1, crop // 2) for x in range(0, hr.shape[1] - crop + 1, crop // 2)]  # fmt: skip
-        corner = max(corners, key=lambda c: energy[c[0] : c[0] + crop, c[1] : c[1] + crop].sum())
-        key = (row["set"], row["degradation"], row["picture"])
-        stem = "-".join(str(k) for k in key)
-        if key not in cells:
-            cells[key] = [f"<td><img src='{cut(hr, corner, stem + '-hr.png')}'><br>original</td>"]
-        picture = np.asarray(read(path.parent / str(row["file"])))
-        source = cut(picture, corner, f"{stem}-{row['method']}.png")
+        corner = busiest(hr, side)
+        stem = f"{row['set']}-{row['degradation']}-{row['picture']}"
+        if stem not in cells:
+            cells[stem] = [cell(hr, corner, f"{stem}-hr.png", html.escape(stem))]
         numbers = " · ".join(f"{c} {float(str(row[c])):.3f}" for c in BETTER if c in row)
-        cells[key].append(f"<td><img src='{source}'><br>{html.escape(str(row['method']))}<br><small>{numbers}</small></td>")
-    head = "".join(f"<th>{c}</th>" for c in summary[0])
-    body = "".join("<tr>" + "".join(f"<td>{v}</td>" for v in line.values()) + "</tr>" for line in summary)
+        caption = f"{html.escape(str(row['method']))}<br><small>{numbers}</small>"
+        picture = np.asarray(read(path.parent / str(row["file"])))
+        cells[stem].append(cell(picture, corner, f"{stem}-{row['method']}.png", caption))
+
+    def line(tag: str, values: Iterable[object]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{v}</{tag}>" for v in values) + "</tr>"
+
+    table = line("th", summary[0]) + "".join(line("td", s.values()) for s in summary)
     pictures = "".join(f"<tr>{''.join(c)}</tr>" for c in cells.values())
-    path.write_text(
-        "<!doctype html><meta charset='utf-8'><title>quality</title>"
-        "<style>body{font:14px sans-serif}td,th{padding:3px 8px;text-align:right}img{width:256px;image-rendering:pixelated}</style>"
-        f"<table><tr>{head}</tr>{body}</table><table>{pictures}</table>"
-    )
+    head = f"<!doctype html><meta charset='utf-8'><title>quality</title><style>{STYLE}</style>"
+    path.write_text(f"{head}<table>{table}</table><table>{pictures}</table>")
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--set", type=Path, action="append", required=True, help="test set folder; repeatable")
-    parser.add_argument("--metrics", type=Path, help="folder of lpips_alex.onnx and vgg_dists_lpips.onnx")
-    parser.add_argument("--model", action="append", default=[], help="bundle name or folder; repeatable")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--set", type=Path, action="append", required=True, help="test set folder; repeatable"
+    )
+    parser.add_argument(
+        "--metrics", type=Path, help="folder of lpips_alex.onnx and vgg_dists_lpips.onnx"
+    )
+    parser.add_argument(
+        "--model", action="append", default=[], help="bundle name or folder; repeatable"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--precision", default="auto")

@@ -143,7 +143,8 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         scopes = [p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"]
         # The innermost module that has a name; the list's last entry is the operator itself.
-        path = next((s for s in reversed(ast.literal_eval(scopes[0])[:-1]) if s), "") if scopes else ""
+        modules = ast.literal_eval(scopes[0])[:-1] if scopes else []
+        path = next((module for module in reversed(modules) if module), "")
         name = f"{path}/{node.op_type}"
         seen[name] += 1
         node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
@@ -158,9 +159,7 @@ def _strip(model: onnx.ModelProto) -> None:
     graph.name = "network"
 
 
-def _check(
-    kind: str, wanted: Sequence[TensorSpec], found: Sequence[onnx.ValueInfoProto]
-) -> None:
+def _check(kind: str, wanted: Sequence[TensorSpec], found: Sequence[onnx.ValueInfoProto]) -> None:
     expected = [(spec.name, spec.dtype, spec.shape) for spec in wanted]
     got = []
     for value in found:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsr_edge import __version__
-from mmsr_edge.errors import Cancelled, MMSRError, OptionError
+from mmsr_edge.errors import Cancelled, MMSRError, OptionError, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -125,6 +125,9 @@ def _upscale(arguments: argparse.Namespace) -> int:
     scale = upscaler.bundle.manifest.scale
     output: Path = arguments.output or source.with_name(f"{source.stem}_x{scale}.png")
     check_output(output, overwrite=arguments.overwrite)
+    map_files = _map_files(arguments)
+    for file in map_files.values():
+        check_output(file, overwrite=arguments.overwrite)
     with _cancel_on_interrupt() as cancel, _bar(quiet=arguments.quiet) as progress:
         result = upscaler.upscale(
             source,
@@ -143,10 +146,9 @@ def _upscale(arguments: argparse.Namespace) -> int:
             cancel=cancel,
             output=output,
         )
-    if arguments.save_maps is not None:
-        for name, picture in result.maps.items():
-            if picture is not None:
-                save_image(picture, arguments.save_maps / f"{source.stem}_{name}.png")
+    for name, file in map_files.items():
+        if (picture := result.maps[name]) is not None:
+            save_image(picture, file)
     if not arguments.quiet:
         for warning in result.warnings:
             print(f"mmsr-edge: warning: {warning}", file=sys.stderr)
@@ -154,6 +156,20 @@ def _upscale(arguments: argparse.Namespace) -> int:
         seconds = result.timings["total"]
         print(f"{output}: {width}x{height}, {result.backend}, {seconds:.1f} s")
     return OK
+
+
+def _map_files(arguments: argparse.Namespace) -> dict[str, Path]:
+    """Where to write the maps, in a folder that there is now."""
+    from mmsr_edge.config import MAPS
+
+    folder: Path | None = arguments.save_maps
+    if folder is None:
+        return {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"folder {folder} cannot be made: {error}") from error
+    return {name: folder / f"{arguments.input.stem}_{name}.png" for name in MAPS}
 
 
 def _map(value: str) -> str | Path | None:
@@ -215,7 +231,8 @@ def _bar(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
         def show(progress: Progress) -> None:
             tiles = f" tile {progress.tile}/{progress.tiles}" if progress.tiles > 1 else ""
             bar.set_description_str(f"{progress.stage}{tiles}", refresh=False)
-            bar.update(progress.fraction - bar.n)
+            bar.n = progress.fraction  # set, not summed up, so that it ends at 1 exactly
+            bar.update(0)
 
         yield show
 

@@ -136,11 +136,9 @@ def ciede2000(lab_1: Array, lab_2: Array) -> npt.NDArray[np.float64]:
     dL, dC = L_2 - L_1, C_2 - C_1
     dH = 2 * np.sqrt(C_1 * C_2) * np.sin(np.radians(dh / 2))
 
-    # (12)-(14): means; that of two hues lies on the shorter arc
-    L, C = (L_1 + L_2) / 2, (C_1 + C_2) / 2
-    h = h_1 + h_2
-    far = np.abs(h_1 - h_2) > 180
-    h = np.where(coloured, np.where(far, h + np.where(h < 360, 360, -360), h) / 2, h)
+    # (12)-(14): means; that of two hues lies on the shorter arc (and matters not where dH is 0)
+    L, C, h = (L_1 + L_2) / 2, (C_1 + C_2) / 2, h_1 + h_2
+    h = np.where(np.abs(h_1 - h_2) > 180, h + np.where(h < 360, 360, -360), h) / 2
 
     # (15)-(21): weights, and the rotation that joins chroma and hue in the blues
     T = (

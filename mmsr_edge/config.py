@@ -50,7 +50,7 @@ SEED_RANGE = (0, 2**64 - 1)
 """What one Philox key is drawn from."""
 
 MapOption: TypeAlias = "str | Path | Image.Image | npt.NDArray[Any] | None"
-"""A map: "auto" (made from the picture), None (absent), or the caller's own: path, picture, array."""
+"""A map: "auto" (made from the picture), None (absent), or the caller's: path, image or array."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -68,7 +68,7 @@ class UpscaleOptions:
     steps: int | None = None
     """Sampler steps, from 1 up to the training timesteps. None: the bundle's default."""
     guidance: str | None = "default"
-    """"m-cfg" (Eq. 4), "cfg" (Eq. 3), "m0-cfg" (Table 3), None (off) or "default" (the bundle's)."""
+    """"m-cfg" (Eq. 4), "cfg" (Eq. 3), "m0-cfg" (Table 3), None (off), "default": the bundle's."""
     guidance_scale: float | None = None
     """w of Eq. 3-4, in `GUIDANCE_SCALE_RANGE`. None: the bundle's default."""
     temperature: float | Mapping[str, float] | None = None
@@ -183,7 +183,9 @@ def resolve(options: UpscaleOptions, manifest: Manifest) -> RunSettings:
     else:
         by_name = dict.fromkeys(MODALITIES, 1.0 if given is None else float(given))
     return RunSettings(
-        positive=", ".join(part for part in ((options.prompt or "").strip(), text.positive) if part),
+        positive=", ".join(
+            part for part in ((options.prompt or "").strip(), text.positive) if part
+        ),
         negative=text.negative if options.negative_prompt is None else options.negative_prompt,
         steps=steps,
         guidance=guidance,

@@ -137,26 +137,22 @@ def open_image(
 
 def _decode(image: Image.Image, name: str, first_frame: bool, max_pixels: int) -> Image.Image:
     _check_size(name, *image.size, max_pixels)
-    frames = 1 if image.format in _STILL else int(getattr(image, "n_frames", 1))
-    if frames > 1 and not first_frame:
-        raise ImageError(
-            f"{name} has {frames} frames or pages; pass one of them, "
-            "or first_frame=True for the first"
-        )
     try:
-        if frames > 1:
+        frames = 1 if image.format in _STILL else int(getattr(image, "n_frames", 1))
+        if frames == 1 or first_frame:
             shown = image.tell()
-            image.seek(0)
-            upright, exif = ImageOps.exif_transpose(image), _exif_of(image)
-            image.seek(shown)
-        else:
-            upright, exif = ImageOps.exif_transpose(image), _exif_of(image)
+            if frames > 1:
+                image.seek(0)
+            image.load()
+            upright = _upright(image)
+            if frames > 1:
+                image.seek(shown)
+            return upright
     except Exception as error:  # and on damaged pixels
-        raise ImageError(f"{name} is damaged: {error}") from error
-    upright.info.pop("exif", None)
-    if exif is not None:
-        upright.info["exif"] = exif
-    return upright
+        raise ImageError(f"{name} cannot be decoded: {error}") from error
+    raise ImageError(
+        f"{name} has {frames} frames or pages; pass one of them, or first_frame=True for the first"
+    )
 
 
 def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
@@ -180,19 +176,25 @@ _EXIF_DIRECTORY = 0x8769
 _WIDTH_TAG, _HEIGHT_TAG = 0xA002, 0xA003
 
 
-def _exif_of(image: Image.Image) -> bytes | None:
-    """EXIF without storage tags and thumbnail; None where nothing is left.
+def _upright(image: Image.Image) -> Image.Image:
+    """A copy turned as its EXIF says, without the EXIF's storage tags and thumbnail.
 
     EXIF too damaged to be read is dropped: it is no reason to refuse a picture.
     """
+    kept: bytes | None = None
     try:
+        upright = ImageOps.exif_transpose(image)
         exif = Image.Exif()
         exif.load(image.getexif().tobytes())
         for tag in _STORAGE_TAGS & set(exif):
             del exif[tag]
-        return exif.tobytes() if len(exif) else None
+        kept = exif.tobytes() if len(exif) else None
     except Exception:
-        return None
+        upright = image.copy()
+    upright.info.pop("exif", None)
+    if kept is not None:
+        upright.info["exif"] = kept
+    return upright
 
 
 def to_pil(rgb: Floats, source: Picture | None = None) -> Image.Image:
@@ -237,7 +239,8 @@ class FileFormat:
 
 
 _JPEG = FileFormat("JPEG", False, 65_500, {"quality": 95, "subsampling": 0})
-_TIFF = FileFormat("TIFF", True, 2**31 - 1, {"compression": "tiff_adobe_deflate"})
+_JPEG_EXIF_LIMIT = 65_533  # a JPEG segment
+_TIFF = FileFormat("TIFF", True, 2**31 - 1)  # not compressed: Pillow then fails on EXIF
 FORMATS = {
     ".png": FileFormat("PNG", True, 2**31 - 1),
     ".jpg": _JPEG,
@@ -275,7 +278,9 @@ def check_output(
             f"{target} has the suffix {target.suffix!r}; it must be one of {', '.join(FORMATS)}"
         )
     if transparent and not form.alpha:
-        raise OutputError(f"{target}: {form.name} cannot hold transparency; use .png, .webp or .tif")
+        raise OutputError(
+            f"{target}: {form.name} cannot hold transparency; use .png, .webp or .tif"
+        )
     if max(size) > form.longest:
         raise OutputError(
             f"{target}: {size[0]} x {size[1]} pixels are more than the {form.longest} a side that "
@@ -289,9 +294,13 @@ def check_output(
     if target.exists() and not overwrite:
         raise OutputError(f"{target} exists; name another file, or allow overwriting")
     for place in (folder, target):
-        if place.exists() and not os.access(place, os.W_OK):
+        if place.exists() and not _writable(place):
             raise OutputError(f"{target} cannot be written: {place} is read-only")
     return form
+
+
+def _writable(place: Path) -> bool:
+    return os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def save_image(image: Image.Image, path: ImagePath) -> None:
@@ -315,6 +324,9 @@ def save_image(image: Image.Image, path: ImagePath) -> None:
     target = Path(os.path.realpath(path))
     draft = target.with_name(f".{secrets.token_hex(8)}.part")
     kept = {key: image.info[key] for key in ("icc_profile", "exif") if image.info.get(key)}
+    if form is _JPEG and len(kept.get("exif", b"")) > _JPEG_EXIF_LIMIT:
+        warnings.warn(f"{path}: the EXIF is too long for JPEG and is left out", stacklevel=2)
+        del kept["exif"]
     try:
         # In the same folder, since only within a file system is a rename one step.
         with draft.open("xb") as file:

@@ -80,9 +80,7 @@ class MultimodalPipeline:
         inputs = self.manifest.components[component].inputs
         return next(tensor.shape for tensor in inputs if tensor.name == name)
 
-    def start(
-        self, settings: RunSettings, check: Callable[[], None] | None = None
-    ) -> PictureRun:
+    def start(self, settings: RunSettings, check: Callable[[], None] | None = None) -> PictureRun:
         """Begin a picture.
 
         Args:
@@ -124,7 +122,8 @@ class PictureRun:
         """Wall time by component; "load" is the opening of sessions."""
         self.calls: Counter[str] = Counter()
         """Number of calls by component."""
-        self._pipeline = pipeline
+        self.pipeline = pipeline
+        """Whose sessions it uses."""
         self._check = check or (lambda: None)
         self._temperature = np.array([settings.temperature], np.float32)
         self._embeddings: dict[str, Array] = {}
@@ -134,7 +133,7 @@ class PictureRun:
         """Call one component."""
         self._check()
         feeds = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
-        return self._pipeline.run(component, feeds, self)
+        return self.pipeline.run(component, feeds, self)
 
     def denoise(
         self, lr: Array, maps: Mapping[str, Array | None], noise: Array
@@ -147,7 +146,7 @@ class PictureRun:
                 missing name is an absent modality.
             noise: the tile's part of the canvas noise, [1, C, l, l].
         """
-        settings, pipeline = self.settings, self._pipeline
+        settings, pipeline = self.settings, self.pipeline
         positive, negative = self._contexts(maps)
         lr_latent = self.run("lr_encoder", lr=lr)["lr_latent"]
         scale = pipeline.manifest.latent.residual_scale
@@ -201,7 +200,7 @@ class PictureRun:
         positive = self._context(settings.positive, tokens, present)
         # At w = 0 the negative prediction has no weight (Eq. 3-4), so it is not made.
         guidance = settings.guidance if settings.guidance_scale > 0 else None
-        if guidance is None or takes_guidance(self._pipeline.manifest):
+        if guidance is None or takes_guidance(self.pipeline.manifest):
             return positive, None
         return positive, self._context(
             settings.negative, tokens, negative_present(guidance, present)
@@ -224,11 +223,11 @@ class PictureRun:
         return context
 
     def _zeros(self, feed: str) -> Array:
-        return np.zeros(self._pipeline.input_shape("connector", feed), np.float32)
+        return np.zeros(self.pipeline.input_shape("connector", feed), np.float32)
 
     def _embed(self, text: str) -> Array:
         """The text encoder's output for a prompt, [1, i, D], computed once a picture."""
         if text not in self._embeddings:
-            ids = encode_prompt(text, self._pipeline.manifest.text)
+            ids = encode_prompt(text, self.pipeline.manifest.text)
             self._embeddings[text] = self.run("text_encoder", ids=ids)["text"]
         return self._embeddings[text]

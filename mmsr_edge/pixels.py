@@ -23,6 +23,7 @@ __all__ = ["from_array", "from_pil", "to_bytes"]
 
 _WIDE_GREYS = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 _NOT_RGB = {"CMYK", "LAB"}
+_FULL_RANGE = {"bool": 1, "uint8": 255, "uint16": 65535}
 
 
 def from_pil(image: Image.Image) -> tuple[Floats, Floats | None, bytes | None]:
@@ -86,10 +87,8 @@ def _unit(values: Array, what: str) -> Floats:
     kind = values.dtype.newbyteorder("=").name
     if kind == "int32" and values.min() >= 0 and values.max() <= 65535:
         kind = "uint16"  # Pillow's mode I, in which it used to give 16-bit greys
-    if kind in {"uint8", "uint16"}:
-        return values.astype(np.float32) / np.float32(np.iinfo(kind).max)
-    if kind == "bool":
-        return values.astype(np.float32)
+    if kind in _FULL_RANGE:
+        return np.divide(values, _FULL_RANGE[kind], dtype=np.float32)
     if values.dtype.kind != "f":
         raise ImageError(f"{what} of {kind} cannot be read; use uint8, uint16 or floats in [0, 1]")
     low, high = float(values.min()), float(values.max())
@@ -100,7 +99,7 @@ def _unit(values: Array, what: str) -> Floats:
 
 def _signed(unit: Floats) -> Floats:
     """[H, W, 1 or 3] in [0, 1] to [H, W, 3] in [−1, 1]."""
-    signed = unit * np.float32(2) - np.float32(1)
+    signed: Floats = unit * np.float32(2) - np.float32(1)
     return np.repeat(signed, 3, axis=2) if signed.shape[2] == 1 else signed
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from mmsr_edge.bundle import Artifact, ComponentSpec
 
-LIBRARY = "coremltools"
-
 # Our device names: the members of coremltools.ComputeUnit.
 _UNITS = {"auto": "ALL", "all": "ALL", "cpu": "CPU_ONLY", "gpu": "CPU_AND_GPU", "ane": "CPU_AND_NE"}
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from mmsr_edge.bundle import Artifact, ComponentSpec
 
-LIBRARY = "onnxruntime"
-
 # ONNX Runtime's names of tensor types, as numpy's. Others are shown as they are.
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from mmsr_edge.bundle import Artifact, ComponentSpec
 
-LIBRARY = "openvino"
-
 
 def load() -> None:
     """Import the library.

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from mmsr_edge.bundle import Artifact, ComponentSpec
 
-LIBRARY = "torch"
-
 
 def load() -> None:
     """Import the library and the networks, which need diffusers and transformers too.

@@ -27,7 +27,7 @@ class Backend:
     extra: str
     """The optional dependency group that brings its library."""
     module: str
-    """Where its `LIBRARY`, `load` and `open_session` are."""
+    """Where its `load` and `open_session` are."""
     formats: tuple[str, ...]
     """Formats it opens, the preferred one first."""
     precisions: tuple[str, ...] = PRECISIONS
@@ -40,16 +40,17 @@ class Backend:
             MissingExtraError: it is not installed.
             BackendError: it is, but cannot be used on this machine.
         """
-        runtime = self._import()
         try:
-            if importlib.util.find_spec(runtime.LIBRARY) is None:
-                raise missing_extra(runtime.LIBRARY, self.extra)
-            runtime.load()
+            self._import().load()
         except MMSRError:
             raise
         except Exception as error:
+            name = (getattr(error, "name", None) or "").partition(".")[0]
+            absent = isinstance(error, ModuleNotFoundError) and name
+            if absent and importlib.util.find_spec(name) is None:
+                raise missing_extra(name, self.extra) from None
             raise BackendError(
-                f"{runtime.LIBRARY!r} is installed but cannot be imported "
+                f"backend {self.name!r} is installed but cannot be imported "
                 f"({type(error).__name__}: {error}); "
                 f'try: pip install --force-reinstall "mmsr-edge[{self.extra}]"'
             ) from error

@@ -24,47 +24,45 @@ ROOT = Path(__file__).resolve().parents[1]
 MAPPED = ("calib", "converters", "runtimes")
 """Top-level folders that are installed inside mmsr_edge."""
 
-TORCH_SIDE = ("mmsr_edge.models", "mmsr_edge.training", "mmsr_edge.converters", "mmsr_edge.calib.record")
-"""Packages and modules that may import torch."""
+TORCH_SIDE = ("calib/record.py", "converters", "mmsr_edge/models", "mmsr_edge/training")
+"""What may import torch."""
 
-HEAVY = ("torch", "diffusers", "transformers", "safetensors", "onnx", "onnxruntime", "openvino",
-         "coremltools", "nncf", "optimum")  # fmt: skip
-"""Libraries that importing the device side must not need."""
+LIBRARIES = (
+    "coremltools",
+    "diffusers",
+    "nncf",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "optimum",
+    "safetensors",
+    "torch",
+    "transformers",
+)
+"""What importing the device side must not need."""
 
 
-def python_files(root: Path) -> list[Path]:
-    """The files of all packages, relative to `root`."""
+def package_files(root: Path) -> list[Path]:
+    """The Python files of all packages, relative to `root`."""
     folders = [root / name for name in ("mmsr_edge", *MAPPED)]
     return sorted(path.relative_to(root) for folder in folders for path in folder.rglob("*.py"))
 
 
-def import_name(path: Path) -> str:
-    """What a file of the tree is imported as."""
-    parts = path.with_suffix("").parts
-    parts = parts if parts[0] == "mmsr_edge" else ("mmsr_edge", *parts)
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+def installed_path(path: Path) -> Path:
+    """Where a file of the tree is after installation."""
+    return Path("mmsr_edge", path) if path.parts[0] in MAPPED else path
 
 
-# --- The wheel ----------------------------------------------------------------------------------
+def run_python(
+    code: str, *options: str, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter, away from the checkout unless `cwd` says otherwise."""
+    command = [sys.executable, *options, "-c", code]
+    cwd = cwd or Path(sys.prefix)
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
 
 
-def build_wheel(root: Path, out: Path) -> list[str]:
-    """Build the tree at `root` and return the names in its wheel."""
-    out.mkdir()
-    code = f"from setuptools import build_meta; build_meta.build_wheel({str(out)!r})"
-    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True)
-    (wheel,) = out.glob("*.whl")
-    return zipfile.ZipFile(wheel).namelist()
-
-
-def missing_from_wheel(root: Path, names: list[str]) -> set[str]:
-    """Files of the tree that a wheel of it lacks."""
-    expected = {f"{import_name(path).replace('.', '/')}.py" for path in python_files(root)}
-    expected = {
-        name if Path(name).stem in {p.stem for p in python_files(root)} else name
-        for name in expected
-    }
-    return expected - set(names)
+# --- The wheel holds every package, and nothing beside mmsr_edge --------------------------------
 
 
 @pytest.fixture
@@ -77,3 +75,260 @@ def tree(tmp_path: Path) -> Path:
     for name in ("mmsr_edge", *MAPPED):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     return copy
+
+
+def build_wheel(root: Path) -> set[str]:
+    """Build the tree at `root` and return the names in its wheel."""
+    code = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
+    result = run_python(code, cwd=root)
+    assert result.returncode == 0, result.stderr
+    with zipfile.ZipFile(root / result.stdout.splitlines()[-1]) as wheel:
+        return set(wheel.namelist())
+
+
+def missing_from_wheel(root: Path, names: set[str]) -> set[str]:
+    """Python files and data of the tree that a wheel of it lacks."""
+    data = [path for path in (root / "mmsr_edge" / "bundles").rglob("*") if path.is_file()]
+    files = package_files(root) + [path.relative_to(root) for path in data]
+    return {installed_path(path).as_posix() for path in files} - names
+
+
+def test_every_package_folder_is_in_the_wheel(tree: Path) -> None:
+    folder = tree / "mmsr_edge" / "bundles" / "probe" / "unet.mlpackage" / "Data"
+    folder.mkdir(parents=True)
+    (folder / "weights").write_bytes(b"w")
+    names = build_wheel(tree)
+    assert missing_from_wheel(tree, names) == set()
+    assert "mmsr_edge/bundles/probe/unet.mlpackage/Data/weights" in names
+    assert "mmsr_edge/py.typed" in names
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    assert {name.split("/")[0].partition("-")[0] for name in names} == {"mmsr_edge"}
+
+
+def test_a_package_folder_left_out_is_found(tree: Path) -> None:
+    shutil.rmtree(tree / "mmsr_edge" / "bundles")
+    for folder in ("mmsr_edge/planted", "runtimes/planted"):
+        (tree / folder).mkdir()
+        (tree / folder / "__init__.py").touch()
+    expected = {"mmsr_edge/planted/__init__.py", "mmsr_edge/runtimes/planted/__init__.py"}
+    assert missing_from_wheel(tree, build_wheel(tree)) == expected
+
+
+def test_the_distribution_says_what_it_is() -> None:
+    about = metadata.metadata("mmsr-edge")
+    extras = {"onnx", "openvino", "coreml", "torch", "convert", "train", "dev"}
+    assert set(about.get_all("Provides-Extra") or ()) == extras
+    assert set(about["Requires-Python"].split(",")) == {">=3.10", "<3.14"}
+    required = [r for r in metadata.requires("mmsr-edge") or () if "extra ==" not in r]
+    assert {r.partition(">")[0] for r in required} == {"numpy", "pillow", "tqdm"}
+
+
+# --- No module shadows a library ----------------------------------------------------------------
+
+
+def shadowing(root: Path) -> set[str]:
+    """Files and folders that hide a library when a script beside them is run.
+
+    A script's own folder is first on sys.path: beside `converters/onnx.py`, `import onnx` finds
+    that file.
+    """
+    site = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    taken = {module.name for module in pkgutil.iter_modules(site)} | set(LIBRARIES)
+    taken = (taken | sys.stdlib_module_names) - {"mmsr_edge", "__init__", "__main__"}
+    scripts = [path for name in ("examples", "benchmarks") for path in (root / name).rglob("*.py")]
+    found = set()
+    for path in package_files(root) + [path.relative_to(root) for path in scripts]:
+        beside = {path, *(parent for parent in path.parents if len(parent.parts) > 1)}
+        found |= {entry.as_posix() for entry in beside if entry.stem in taken}
+    return found
+
+
+def test_no_module_shadows_a_library() -> None:
+    assert shadowing(ROOT) == set()
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("converters/onnx.py", "converters/onnx.py"),  # an installed library
+        ("runtimes/select.py", "runtimes/select.py"),  # the standard library; breaks subprocess
+        ("mmsr_edge/training/logging.py", "mmsr_edge/training/logging.py"),
+        ("runtimes/openvino/session.py", "runtimes/openvino"),
+        ("examples/numpy.py", "examples/numpy.py"),
+    ],
+)
+def test_a_module_that_shadows_is_found(path: str, found: str, tmp_path: Path) -> None:
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).touch()
+    assert shadowing(tmp_path) == {found}
+
+
+def test_a_script_beside_a_shadow_breaks(tmp_path: Path) -> None:
+    # What the guard is for, on the standard library's own `select`.
+    (tmp_path / "select.py").touch()
+    (tmp_path / "script.py").write_text(
+        "import subprocess; subprocess.run(['true'], capture_output=True)"
+    )
+    command = [sys.executable, str(tmp_path / "script.py")]
+    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+
+
+# --- The device side needs no torch, and no runtime before it is used ---------------------------
+
+
+def device_modules() -> list[str]:
+    """Import names of all that a device may import."""
+    paths = [p for p in package_files(ROOT) if not p.as_posix().startswith(TORCH_SIDE)]
+    modules = [".".join(installed_path(path).with_suffix("").parts) for path in paths]
+    return [module.removesuffix(".__init__") for module in modules]
+
+
+def needing_a_library(modules: list[str], folder: Path | None = None) -> dict[str, str]:
+    """Modules that cannot be imported while every one of `LIBRARIES` is absent, and why."""
+    code = f"""
+import importlib, json, sys
+sys.path[:0] = {[str(folder)] if folder else []}
+sys.modules.update(dict.fromkeys({LIBRARIES}))
+failed = {{}}
+for name in {modules}:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        failed[name] = str(error)
+print(json.dumps(failed))
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    failed: dict[str, str] = json.loads(result.stdout)
+    return failed
+
+
+def test_the_device_side_needs_no_torch() -> None:
+    modules = device_modules()
+    assert {"mmsr_edge", "mmsr_edge.bundle", "mmsr_edge.runtimes.pytorch"} <= set(modules)
+    assert needing_a_library(modules) == {}
+
+
+def test_a_module_that_reaches_torch_is_found(tmp_path: Path) -> None:
+    (tmp_path / "planted_direct.py").write_text("from torch import nn")
+    (tmp_path / "planted_indirect.py").write_text("import mmsr_edge.models.presets, planted_direct")
+    (tmp_path / "planted_runtime.py").write_text("import openvino")
+    (tmp_path / "planted_lazy.py").write_text("def f():\n    import torch")
+    planted = ["planted_direct", "planted_indirect", "planted_runtime", "planted_lazy"]
+    failed = needing_a_library(planted, tmp_path)
+    assert set(failed) == {"planted_direct", "planted_indirect", "planted_runtime"}
+    assert "torch" in failed["planted_indirect"]
+
+
+# --- Imports use the long names -----------------------------------------------------------------
+
+
+def ruff_rules(name: str, code: str) -> set[str]:
+    """The import rules that `code` would break if it were the file `name` of the tree."""
+    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--select", "TID"]
+    command += ["--output-format", "json", "--stdin-filename", str(ROOT / name), "-"]
+    result = subprocess.run(
+        command, cwd=ROOT, input=code, capture_output=True, text=True, check=False
+    )
+    return {finding["code"] for finding in json.loads(result.stdout)}
+
+
+def test_the_tree_keeps_the_import_rules() -> None:
+    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--select", "TID", "."]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "rules"),
+    [
+        ("mmsr_edge/planted.py", "import runtimes", {"TID251"}),
+        ("mmsr_edge/planted.py", "import runtimes.base", {"TID251"}),
+        ("mmsr_edge/planted.py", "from runtimes import base", {"TID251"}),
+        ("converters/planted.py", "from converters.parity import psnr", {"TID251"}),
+        ("tests/host/planted.py", "import calib", {"TID251"}),
+        ("runtimes/planted.py", "from . import base", {"TID251", "TID252"}),
+        ("runtimes/planted.py", "import mmsr_edge.runtimes.base", set()),
+        ("mmsr_edge/planted.py", "import torch", {"TID253"}),
+        ("mmsr_edge/modalities/planted.py", "from torch import nn", {"TID253"}),
+        ("runtimes/pytorch.py", "import torch", {"TID253"}),
+        ("calib/reader.py", "import torch", {"TID253"}),
+        ("mmsr_edge/planted.py", "import openvino", {"TID253"}),
+        ("runtimes/planted.py", "def f():\n    import torch", set()),
+        ("mmsr_edge/models/planted.py", "import torch", set()),
+        ("mmsr_edge/training/planted.py", "import torch", set()),
+        ("converters/planted.py", "import torch", set()),
+        ("calib/record.py", "import torch", set()),
+    ],
+)
+def test_the_import_rules_bite(name: str, code: str, rules: set[str]) -> None:
+    assert ruff_rules(name, code + "\n") == rules
+
+
+# --- Importing is quick -------------------------------------------------------------------------
+
+
+def import_cost(module: str, folder: Path | None = None) -> tuple[float, set[str]]:
+    """Seconds to import `module` in a fresh interpreter, best of three, and what came along."""
+    code = f"""
+import json, sys, time
+sys.path[:0] = {[str(folder)] if folder else []}
+start = time.perf_counter()
+import {module}
+print(json.dumps([time.perf_counter() - start, sorted(sys.modules)]))
+"""
+    runs = []
+    for _ in range(3):
+        result = run_python(code)
+        assert result.returncode == 0, result.stderr
+        runs.append(json.loads(result.stdout))
+    return min(run[0] for run in runs), set(runs[0][1])
+
+
+def test_importing_is_quick() -> None:
+    seconds, loaded = import_cost("mmsr_edge")
+    assert seconds < 0.15
+    assert loaded.isdisjoint({*LIBRARIES, "numpy", "PIL"})
+
+
+def test_importing_slowly_is_found(tmp_path: Path) -> None:
+    code = "import mmsr_edge, onnxruntime, time; time.sleep(0.2)"
+    (tmp_path / "planted_slow.py").write_text(code)
+    seconds, loaded = import_cost("planted_slow", tmp_path)
+    assert seconds > 0.15
+    assert "onnxruntime" in loaded
+
+
+def test_every_public_name_is_there() -> None:
+    import mmsr_edge
+
+    assert set(dir(mmsr_edge)) == set(mmsr_edge.__all__)
+    for name in mmsr_edge.__all__:
+        assert getattr(mmsr_edge, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Downscaler'"):
+        mmsr_edge.Downscaler  # noqa: B018
+
+
+# --- A checkout that is not installed -----------------------------------------------------------
+
+
+def test_a_checkout_that_is_not_installed_says_so(tmp_path: Path) -> None:
+    # -S leaves out site-packages, and with it the editable installation.
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    shutil.copytree(
+        ROOT / "mmsr_edge", tmp_path / "mmsr_edge", ignore=shutil.ignore_patterns("bundles")
+    )
+    result = run_python("import mmsr_edge", "-S", env=environment)
+    assert result.returncode == 1
+    assert "Run `pip install -e .`" in result.stderr
+    shutil.copytree(ROOT / "runtimes", tmp_path / "mmsr_edge" / "runtimes")
+    assert run_python("import mmsr_edge", "-S", env=environment).returncode == 0
+
+
+def test_static_checkers_find_the_mapped_folders() -> None:
+    links = {path.name: path for path in (ROOT / ".typing" / "mmsr_edge").iterdir()}
+    assert set(links) == {"__init__.py", *MAPPED}
+    if not all(link.is_symlink() for link in links.values()):
+        pytest.skip("this checkout was made without symbolic links")
+    for name, link in links.items():
+        assert link.resolve() == ROOT / ("mmsr_edge/__init__.py" if name == "__init__.py" else name)

@@ -74,7 +74,7 @@ class SlimEncoder(nn.Module):
 
 
 class SlimDecoder(nn.Module):
-    """Latent to pixels; the last ×4 is one pixel shuffle, because full-size convolutions cost most."""
+    """Latent to pixels; the last ×4 is one pixel shuffle: full-size convolutions cost most."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -86,7 +86,9 @@ class SlimDecoder(nn.Module):
             nn.PixelShuffle(2),
         )
         self.quarter = _blocks(config.decoder_blocks[1], half)
-        self.out = nn.Sequential(nn.Conv2d(half, 3 * SCALE**2, 3, padding=1), nn.PixelShuffle(SCALE))
+        self.out = nn.Sequential(
+            nn.Conv2d(half, 3 * SCALE**2, 3, padding=1), nn.PixelShuffle(SCALE)
+        )
 
     def forward(self, latent: Tensor) -> Tensor:
         """Decode `latent` [B, C, h, w] to RGB [B, 3, 8h, 8w], about [-1, 1], not clipped."""

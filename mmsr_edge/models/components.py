@@ -12,7 +12,15 @@ from mmsr_edge.models.text import TextEncoder
 from mmsr_edge.models.tokenizer import Tokenizer
 from mmsr_edge.models.unet import UNet
 
-COMPONENTS = ("hr_encoder", "lr_encoder", "tokenizer", "text_encoder", "connector", "unet", "decoder")
+COMPONENTS = (
+    "hr_encoder",
+    "lr_encoder",
+    "tokenizer",
+    "text_encoder",
+    "connector",
+    "unet",
+    "decoder",
+)
 """All of a checkpoint; devices do without `hr_encoder`."""
 
 

@@ -62,7 +62,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
-    def forward(self, x: Tensor, tokens: Tensor | None = None, temperature: Tensor | float = 1.0) -> Tensor:
+    def forward(
+        self, x: Tensor, tokens: Tensor | None = None, temperature: Tensor | float = 1.0
+    ) -> Tensor:
         h = self.norm1(x)
         x = x + self.attention(h, h if tokens is None else tokens, temperature)
         return x + self.mlp(self.norm2(x))
@@ -78,7 +80,9 @@ class Connector(nn.Module):
         text_length: 77.
     """
 
-    def __init__(self, config: ConnectorConfig, dim: int, token_width: int, text_length: int = 77) -> None:
+    def __init__(
+        self, config: ConnectorConfig, dim: int, token_width: int, text_length: int = 77
+    ) -> None:
         super().__init__()
         self.pad = dim - token_width
         self.lengths = (text_length, MAP_TOKENS, MAP_TOKENS, MAP_TOKENS)

@@ -1,10 +1,10 @@
 """The networks' sizes: one dataclass per network, one table of presets.
 
-| preset  | what it is                                                    | weights                       |
-|---------|---------------------------------------------------------------|-------------------------------|
-| `micro` | seconds to build and export: for tests                        | random                        |
-| `nano`  | ships in the wheel                                            | trained here                  |
-| `sd2`   | the paper's size (Sec. 4): Stable Diffusion 2, VQGAN-f16-1024 | the user's own                |
+| preset  | what it is                                             | weights        |
+|---------|--------------------------------------------------------|----------------|
+| `micro` | seconds to build and export: for tests                 | random         |
+| `nano`  | ships in the wheel                                     | trained here   |
+| `sd2`   | the paper's size (Sec. 4): Stable Diffusion 2, VQGAN   | the user's own |
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class AutoencoderConfig:
     """The image autoencoder (f8) and the encoder that reads LR pixels."""
 
     kind: Literal["slim", "kl"]
-    """`slim`: our light networks · `kl`: `diffusers.AutoencoderKL`, the LR picture upsampled first."""
+    """`slim`: our light networks · `kl`: `diffusers.AutoencoderKL`, LR pictures upsampled first."""
     channels: int
     """C, channels of a latent."""
     width: int
@@ -111,7 +111,7 @@ class Preset:
     overlap: int
     """LR pixels that neighbouring tiles share at least."""
     residual: bool
-    """Diffuse `(z_hr - lr_latent) / residual_scale` in place of `z_hr`: see `models/autoencoder.py`."""
+    """Diffuse `(z_hr - lr_latent) / residual_scale` instead of `z_hr`: see `autoencoder.py`."""
     autoencoder: AutoencoderConfig
     """Encoder, LR encoder and decoder."""
     tokenizer: TokenizerConfig
@@ -131,7 +131,13 @@ class Preset:
 
     def text_spec(self) -> TextSpec:
         """What a bundle says of prompts."""
-        return TextSpec(self.text.tokenizer, self.text.vocab_size, self.text.length, self.positive, self.negative)
+        return TextSpec(
+            self.text.tokenizer,
+            self.text.vocab_size,
+            self.text.length,
+            self.positive,
+            self.negative,
+        )
 
 
 # Zero terminal SNR (Lin et al. 2023): sampling starts from the pure noise that training ended with.
@@ -157,29 +163,48 @@ BLURRY = "blurry noisy low quality photo"
 PRESETS: dict[str, Preset] = {
     "micro": Preset(
         name="micro", dim=32, tile=32, overlap=8, residual=True,
-        autoencoder=AutoencoderConfig("slim", channels=4, width=16, encoder_blocks=(1, 1), lr_blocks=(1, 1), decoder_blocks=(1, 1)),
+        autoencoder=AutoencoderConfig(
+            "slim", channels=4, width=16,
+            encoder_blocks=(1, 1), lr_blocks=(1, 1), decoder_blocks=(1, 1),
+        ),
         tokenizer=TokenizerConfig((8, 8, 8, 16, 16), layers_per_block=1, codes=32, norm_groups=4),
         text=TextConfig("hashed-words", vocab_size=64, layers=1, heads=2),
         connector=ConnectorConfig(latents=16, heads=2, blocks=1),
-        unet=UNetConfig((16, 32), attention=(False, True), layers_per_block=1, head_dim=8, norm_groups=4),
+        unet=UNetConfig(
+            (16, 32), attention=(False, True),
+            layers_per_block=1, head_dim=8, norm_groups=4,
+        ),
         sampler=ZERO_SNR, positive=SHARP, negative=BLURRY,
     ),
     "nano": Preset(
         name="nano", dim=256, tile=128, overlap=16, residual=True,
-        autoencoder=AutoencoderConfig("slim", channels=16, width=128, encoder_blocks=(2, 3), lr_blocks=(2, 5), decoder_blocks=(4, 4)),
+        autoencoder=AutoencoderConfig(
+            "slim", channels=16, width=128,
+            encoder_blocks=(2, 3), lr_blocks=(2, 5), decoder_blocks=(4, 4),
+        ),
         tokenizer=TokenizerConfig((16, 32, 64, 96, 128), layers_per_block=1, norm_groups=16),
         text=TextConfig("hashed-words", vocab_size=4096, layers=2, heads=4),
         connector=ConnectorConfig(latents=128, heads=4, blocks=3),
-        unet=UNetConfig((64, 128, 256, 256), attention=(False, True, True, False), layers_per_block=1, head_dim=32),
+        unet=UNetConfig(
+            (64, 128, 256, 256), attention=(False, True, True, False),
+            layers_per_block=1, head_dim=32,
+        ),
         sampler=ZERO_SNR, positive=SHARP, negative=BLURRY,
     ),
     "sd2": Preset(
         name="sd2", dim=1024, tile=128, overlap=16, residual=False,
-        autoencoder=AutoencoderConfig("kl", channels=4, width=512, encoder_blocks=(0, 0), lr_blocks=(0, 0), decoder_blocks=(0, 0), block_out_channels=(128, 256, 512, 512)),
+        autoencoder=AutoencoderConfig(
+            "kl", channels=4, width=512,
+            encoder_blocks=(0, 0), lr_blocks=(0, 0), decoder_blocks=(0, 0),
+            block_out_channels=(128, 256, 512, 512),
+        ),
         tokenizer=TokenizerConfig((128, 128, 256, 256, 512), layers_per_block=2),
         text=TextConfig("clip-bpe", vocab_size=49408, layers=23, heads=16),
         connector=ConnectorConfig(latents=128, heads=8, blocks=4),
-        unet=UNetConfig((320, 640, 1280, 1280), attention=(True, True, True, False), layers_per_block=2, head_dim=(5, 10, 20, 20)),
+        unet=UNetConfig(
+            (320, 640, 1280, 1280), attention=(True, True, True, False),
+            layers_per_block=2, head_dim=(5, 10, 20, 20),
+        ),
         sampler=SD2, positive=SHARP, negative=BLURRY,
     ),
 }

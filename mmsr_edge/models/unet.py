@@ -1,4 +1,4 @@
-"""The denoiser: `diffusers.UNet2DConditionModel` over the noisy latent with the LR latent beside it.
+"""The denoiser: `diffusers.UNet2DConditionModel` over the noisy latent and the LR latent.
 
 The LR latent is concatenated (InstructPix2Pix, Sec. 3.3), so `conv_in` has 2C input channels.
 """
@@ -13,7 +13,9 @@ from mmsr_edge.errors import BundleError
 from mmsr_edge.models.presets import UNetConfig
 
 
-def build_unet(config: UNetConfig, channels: int, dim: int, latent_size: int) -> UNet2DConditionModel:
+def build_unet(
+    config: UNetConfig, channels: int, dim: int, latent_size: int
+) -> UNet2DConditionModel:
     """A UNet for latents of `channels` (C) and a context of width `dim` (D)."""
     down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention]
     up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention)]
@@ -48,7 +50,9 @@ def widen_conv_in(state: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
     if weight.shape[1] == channels:
         return dict(state)
     if 2 * weight.shape[1] != channels:
-        raise BundleError(f"conv_in has {weight.shape[1]} input channels; expected {channels // 2} or {channels}")
+        raise BundleError(
+            f"conv_in has {weight.shape[1]} input channels; expected {channels // 2} or {channels}"
+        )
     return {**state, "conv_in.weight": torch.cat([weight, torch.zeros_like(weight)], dim=1)}
 
 

@@ -68,7 +68,12 @@ class Photos:
     """
 
     def __init__(
-        self, folder: Path, device: torch.device, seed: int = 0, candidates: int = 3, halve: bool = True
+        self,
+        folder: Path,
+        device: torch.device,
+        seed: int = 0,
+        candidates: int = 3,
+        halve: bool = True,
     ) -> None:
         paths = find_photos(folder)
         with ThreadPoolExecutor(4) as pool:

@@ -131,7 +131,9 @@ def _noise(image: Tensor, stage: StageConfig, grey: float, g: torch.Generator) -
     return (image + draw * torch.where(is_shot, shot, gaussian)).clamp(0, 1)
 
 
-def _stage(image: Tensor, hr: tuple[int, int], stage: StageConfig, grey: float, g: torch.Generator) -> Tensor:
+def _stage(
+    image: Tensor, hr: tuple[int, int], stage: StageConfig, grey: float, g: torch.Generator
+) -> Tensor:
     b, device = image.shape[0], image.device
     low, high = stage.blur_sigma
     sx = _uniform(b, low, high, g, device)

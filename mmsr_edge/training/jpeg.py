@@ -18,9 +18,12 @@ LUMA = torch.tensor([  # T.81, table K.1
     [18, 22, 37, 56, 68, 109, 103, 77], [24, 35, 55, 64, 81, 104, 113, 92],
     [49, 64, 78, 87, 103, 121, 120, 101], [72, 92, 95, 98, 112, 100, 103, 99]], dtype=torch.float32)
 CHROMA = torch.full((8, 8), 99.0)  # T.81, table K.2
-CHROMA[:4, :4] = torch.tensor([[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]])
+CHROMA[:4, :4] = torch.tensor([
+    [17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]])
 # fmt: on
-_TO_YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+_TO_YCC = torch.tensor(
+    [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]
+)
 
 
 def _dct() -> Tensor:
@@ -36,7 +39,7 @@ def table_scale(quality: Tensor) -> Tensor:
 
 
 def _code(plane: Tensor, table: Tensor, scale: Tensor) -> Tensor:
-    """Quantize the 8×8 DCT of `plane` [B, H, W], values about [-128, 127], H and W multiples of 8."""
+    """Quantize the 8×8 DCT of `plane` [B, H, W], about [-128, 127]; H and W multiples of 8."""
     b, h, w = plane.shape
     d = _dct().to(plane)
     q = (table.to(plane) * scale[:, None, None]).round().clamp(1, 255)[:, None, None]

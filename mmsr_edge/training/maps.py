@@ -59,7 +59,9 @@ def _regions(photo: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64], NDA
     def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.bincount(labels.ravel(), values.ravel()) / counts
 
-    features = np.stack([*(mean(lab[..., i]) for i in range(3)), 4 * mean(texture), 40 * mean(rows)], 1)
+    features = np.stack(
+        [*(mean(lab[..., i]) for i in range(3)), 4 * mean(texture), 40 * mean(rows)], 1
+    )
     lowest = np.zeros(len(counts))
     np.maximum.at(lowest, labels.ravel(), rows.ravel())
     nearness = 0.7 * lowest[labels] + 0.3 * rows
@@ -78,7 +80,9 @@ def photo_maps(photos: Photos, seed: int = 0) -> dict[str, PhotoMaps]:
     }
 
 
-def _cut(map: NDArray[np.generic], crop: Crop, shape: tuple[int, int], how: Image.Resampling) -> Image.Image:
+def _cut(
+    map: NDArray[np.generic], crop: Crop, shape: tuple[int, int], how: Image.Resampling
+) -> Image.Image:
     """The part of a whole-picture map under `crop` of a picture of `shape`, SIDE×SIDE."""
     y, x = (m / p for m, p in zip(map.shape, shape, strict=True))
     box = (crop.left * x, crop.top * y, (crop.left + crop.size) * x, (crop.top + crop.size) * y)
@@ -87,8 +91,10 @@ def _cut(map: NDArray[np.generic], crop: Crop, shape: tuple[int, int], how: Imag
 
 
 def edge_map(image: Tensor) -> NDArray[np.float32]:
-    """Canny edges [SIDE, SIDE, 3] in {-1, 1} of `image` [3, H, W] in [-1, 1], resized to SIDE first."""
-    resized = torch.nn.functional.interpolate(image[None].float(), (SIDE, SIDE), mode="bicubic", antialias=True)
+    """Canny edges [SIDE, SIDE, 3] in {-1, 1} of `image` [3, H, W] in [-1, 1], at SIDE×SIDE."""
+    resized = torch.nn.functional.interpolate(
+        image[None].float(), (SIDE, SIDE), mode="bicubic", antialias=True
+    )
     edges = canny(resized[0].permute(1, 2, 0).clamp(-1, 1).cpu().numpy())
     return np.repeat(edges[..., None] * 2 - 1, 3, axis=-1)
 
@@ -128,14 +134,15 @@ class MapMaker:
 
 
 _COLOURS = {
-    "red": (220, 40, 40), "orange": (240, 150, 40), "yellow": (235, 220, 60), "green": (60, 150, 60),
-    "blue": (60, 90, 200), "purple": (140, 60, 160), "pink": (240, 150, 180), "brown": (120, 80, 50),
-    "white": (240, 240, 240), "grey": (128, 128, 128), "black": (20, 20, 20),
+    "red": (220, 40, 40), "orange": (240, 150, 40), "yellow": (235, 220, 60),
+    "green": (60, 150, 60), "blue": (60, 90, 200), "purple": (140, 60, 160),
+    "pink": (240, 150, 180), "brown": (120, 80, 50), "white": (240, 240, 240),
+    "grey": (128, 128, 128), "black": (20, 20, 20),
 }  # fmt: skip
 
 
 def describe(hr: Tensor) -> str:
-    """Words for what can be computed of `hr` [3, H, W] in [-1, 1]: light, contrast, colours, texture."""
+    """Words for the light, contrast, colours and texture of `hr` [3, H, W] in [-1, 1]."""
     small = torch.nn.functional.interpolate(hr[None].float(), (16, 16), mode="area")[0]
     rgb = ((small + 1) * 127.5).permute(1, 2, 0).reshape(-1, 3).cpu().numpy()
     names = list(_COLOURS)

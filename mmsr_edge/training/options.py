@@ -16,13 +16,24 @@ def _add(parser: argparse._ArgumentGroup, config: Any) -> None:
     for field in fields(config):
         default = getattr(config, field.name)
         kind = float if default is None else type(default)
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=default, help=f"default {default}")
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=kind,
+            default=default,
+            help=f"default {default}",
+        )
 
 
-def add_run_options(parser: argparse.ArgumentParser, stage: Any, *, steps: int, **defaults: Any) -> None:
+def add_run_options(
+    parser: argparse.ArgumentParser, stage: Any, *, steps: int, **defaults: Any
+) -> None:
     """Add `--photos`, `--out`, every field of `RunConfig` and every field of `stage`."""
-    parser.add_argument("--photos", type=Path, required=True, help="folder of photographs, searched recursively")
-    parser.add_argument("--out", type=Path, required=True, help="the run's folder; an existing run is resumed")
+    parser.add_argument(
+        "--photos", type=Path, required=True, help="folder of photographs, searched recursively"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the run's folder; an existing run is resumed"
+    )
     _add(parser.add_argument_group("run"), RunConfig(steps=steps, **defaults))
     _add(parser.add_argument_group("stage"), stage)
 

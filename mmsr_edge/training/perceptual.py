@@ -20,9 +20,21 @@ from mmsr_edge.errors import OptionError
 _ADMITTED = {"_reconstruct", "ndarray", "dtype", "scalar"}
 
 
+def shifted(a: Tensor, b: Tensor, side: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The same random square of `side` pixels of both.
+
+    AlexNet looks at every fourth pixel only: with the phase fixed, patterns of period four cost
+    nothing, and a decoder that ends in a ×4 pixel shuffle makes them. A random phase shows them.
+    """
+    h, w = a.shape[-2:]
+    top, left = (int(torch.randint(n - side + 1, (), generator=g, device=g.device)) for n in (h, w))
+    box = (..., slice(top, top + side), slice(left, left + side))
+    return a[box], b[box]
+
+
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == "numpy" and name in _ADMITTED:
+        if module.partition(".")[0] == "numpy" and name in _ADMITTED:
             return super().find_class(module.replace("numpy.core", "numpy._core"), name)
         raise pickle.UnpicklingError(f"a weights file must hold arrays only, not {module}.{name}")
 
@@ -55,15 +67,17 @@ class LPIPS(nn.Module):
     Args:
         folder: holds `alexnet.ckpt` and `vgg16.ckpt`.
         net: which of the two.
+        taps: feature maps compared, from the first; fewer are cheaper and look at finer detail.
     """
 
-    def __init__(self, folder: Path, net: str = "alexnet") -> None:
+    def __init__(self, folder: Path, net: str = "alexnet", taps: int = 5) -> None:
         super().__init__()
-        self.layout, self.taps = LAYOUTS[net]
+        self.layout, all_taps = LAYOUTS[net]
+        self.taps = all_taps[:taps]
         tree = read_arrays(folder / f"{net}.ckpt")
         features = next(v for k, v in tree.items() if not k.startswith("NetLin"))
         self.convs = nn.ModuleList()
-        for i in range(len(features)):
+        for i in range(self.taps[-1] + 1):
             kernel = torch.from_numpy(features[f"Conv_{i}"]["kernel"]).permute(3, 2, 0, 1)
             conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], kernel.shape[2])
             conv.weight.data.copy_(kernel)
@@ -81,6 +95,8 @@ class LPIPS(nn.Module):
         x = (image - self.shift) / self.scale
         out, index = [], 0
         for layer in self.layout:
+            if index > self.taps[-1]:
+                break
             if isinstance(layer, str):
                 x = F.max_pool2d(x, int(layer[1]), 2)
                 continue

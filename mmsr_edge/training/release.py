@@ -1,6 +1,6 @@
-"""From training runs to a checkpoint: a bundle of torch weights that `converters/export_all.py` reads.
+r"""From training runs to a checkpoint: a bundle of torch weights, ready for `export_all.py`.
 
-    python -m mmsr_edge.training.release --preset nano --autoencoder RUN --tokenizer RUN \\
+    python -m mmsr_edge.training.release --preset nano --autoencoder RUN --tokenizer RUN \
         --diffusion RUN --photos DIR --version 0.1.0 --out weights/nano
 
 Weights are the runs' moving averages, at fp16. `sources.json` in the photographs' folder, when it
@@ -33,7 +33,9 @@ def provenance(photos: Path, notes: str) -> Provenance:
     """
     path = photos / "sources.json"
     if not path.exists():
-        raise OptionError(f"{str(path)!r} is missing; it lists source and licence of each photograph")
+        raise OptionError(
+            f"{str(path)!r} is missing; it lists source and licence of each photograph"
+        )
     entries: list[dict[str, Any]] = json.loads(path.read_text())
     counts = Counter((e["source"], e["licence"]) for e in entries)
     sources = [
@@ -68,7 +70,9 @@ def gather(preset: str, states: dict[str, dict[str, Tensor]]) -> dict[str, nn.Mo
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="nano")
     for name in ("autoencoder", "tokenizer", "diffusion", "photos", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)

@@ -1,16 +1,15 @@
 """A training run's folder: settings, log, loss curve, and a checkpoint from which it resumes.
 
-    state.pt       networks, EMA, optimizer, step count and hours: written atomically
-    log.csv        one line each `log_every` steps
-    curve.png      the log, drawn
-    settings.json  the stage's configuration; resuming with another one is an error
+state.pt       networks, EMA, optimizer, step count and hours: written atomically
+log.csv        one line each `log_every` steps
+curve.png      the log, drawn
+settings.json  the stage's configuration; resuming with another one is an error
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -62,7 +61,11 @@ def pick_device(name: str) -> torch.device:
 
 def autocast(device: torch.device) -> Any:
     """bfloat16 autocast on either device."""
-    return torch.autocast(device.type, torch.bfloat16) if device.type in ("cpu", "cuda") else nullcontext()
+    return (
+        torch.autocast(device.type, torch.bfloat16)
+        if device.type in ("cpu", "cuda")
+        else nullcontext()
+    )
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -70,7 +73,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     part = path.with_suffix(path.suffix + ".part")
     try:
         write(part)
-        os.replace(part, path)
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -85,7 +88,9 @@ class Run:
         trained: the networks that learn, by name.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, stage: Any, trained: dict[str, nn.Module]) -> None:
+    def __init__(
+        self, folder: Path, config: RunConfig, stage: Any, trained: dict[str, nn.Module]
+    ) -> None:
         self.folder, self.config, self.trained = folder, config, trained
         self.step, self.seconds = 0, 0.0
         self.started = time.monotonic()
@@ -147,12 +152,14 @@ class Run:
         return peak * warm * (0.02 + 0.98 * cosine)
 
     def __iter__(self) -> Iterator[int]:
-        """Yield step numbers until the schedule, the session's time or a signal ends it; then save."""
+        """Yield step numbers until the schedule, the time or a signal ends it; then save."""
         for kind in (signal.SIGINT, signal.SIGTERM):
             signal.signal(kind, self._stop)
         limit = (self.config.minutes or float("inf")) * 60
         saved = time.monotonic()
-        bar = tqdm(total=self.config.steps, initial=self.step, desc=self.folder.name, mininterval=10)
+        bar = tqdm(
+            total=self.config.steps, initial=self.step, desc=self.folder.name, mininterval=10
+        )
         try:
             while not self._stopped and self.step < self.config.steps:
                 if time.monotonic() - self.started > limit:

@@ -1,4 +1,4 @@
-"""Encoded training samples for the diffusion: everything that the frozen networks can do beforehand.
+"""Training samples of the diffusion, as the frozen networks encode them.
 
 Encoding a crop costs more than a training step of the denoiser, so samples live in a pool and each
 is used about `reuse` times; on a GPU `reuse=1` makes every sample fresh.
@@ -44,7 +44,9 @@ class Samples:
     @staticmethod
     def cat(parts: list[Samples]) -> Samples:
         """Join batches."""
-        return Samples(*(torch.cat(column) for column in zip(*(vars(p).values() for p in parts), strict=True)))
+        return Samples(
+            *(torch.cat(column) for column in zip(*(vars(p).values() for p in parts), strict=True))
+        )
 
 
 class Encoder:
@@ -63,8 +65,15 @@ class Encoder:
     """
 
     def __init__(
-        self, folder: Path, frozen: dict[str, nn.Module], text: TextSpec, crop: int, negative: float, device: torch.device, seed: int
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        frozen: dict[str, nn.Module],
+        text: TextSpec,
+        crop: int,
+        negative: float,
+        device: torch.device,
+        seed: int,
+    ) -> None:
         self.photos = Photos(folder, device, seed=seed)
         self.maker = MapMaker(self.photos, seed)
         self.frozen, self.text, self.crop, self.negative = frozen, text, crop, negative
@@ -79,12 +88,16 @@ class Encoder:
         """Encode `count` fresh samples."""
         hr, crops = self.photos.batch(count, self.crop)
         lr = degrade(hr, DegradeConfig(), self.g)
-        maps = torch.stack([self.maker(c, hr[i], lr[i]) for i, c in enumerate(crops)]).to(self.device)
+        maps = torch.stack([self.maker(c, hr[i], lr[i]) for i, c in enumerate(crops)]).to(
+            self.device
+        )
         bad = self._rand(count) < self.negative
         with_words = self._rand(count) < 0.5
         prompts = []
         for i in range(count):
-            words = [self.text.negative if bad[i] else self.text.positive] + ([describe(hr[i])] if with_words[i] else [])
+            words = [self.text.negative if bad[i] else self.text.positive] + (
+                [describe(hr[i])] if with_words[i] else []
+            )
             prompts.append(torch.from_numpy(encode_prompt(" ".join(words), self.text))[0])
         sigma = 1.0 + 2.0 * self._rand(count)
         blurred = filter_each(hr, gaussian_kernels(sigma, sigma, torch.zeros_like(sigma)))
@@ -111,15 +124,19 @@ class Pool:
         self.encoder, self.size, self.reuse = encoder, size, reuse
         self.samples = encoder(min(size, 8))
         self.oldest, self.owed = 0, 0.0
+        while len(self.samples.ids) < size // 8:
+            self._refresh(encoder(8))
 
     def batch(self, count: int) -> Samples:
-        """Draw `count` samples, without repetition, after refreshing `count / reuse` of the pool."""
+        """Draw `count` samples, none twice, after `count / reuse` new ones came into the pool."""
         self.owed += count / self.reuse
-        while self.owed >= 8 or len(self.samples.ids) < min(count, self.size):
+        while self.owed >= 8:
             self._refresh(self.encoder(8))
             self.owed -= 8
         g = self.encoder.g
-        rows = torch.randperm(len(self.samples.ids), generator=g, device=self.encoder.device)[:count]
+        rows = torch.randperm(len(self.samples.ids), generator=g, device=self.encoder.device)[
+            :count
+        ]
         return self.samples[rows]
 
     def _refresh(self, new: Samples) -> None:

@@ -1,14 +1,15 @@
-"""Train the slim autoencoder and the LR encoder together.
+r"""Train the slim autoencoder and the LR encoder together.
 
-    python -m mmsr_edge.training.train_autoencoder --photos DIR --lpips DIR --out RUN --minutes 40
+    python -m mmsr_edge.training.train_autoencoder \
+        --photos DIR --lpips DIR --out RUN --minutes 40
 
 Two paths share the decoder D:
 
     x̂ = D(E(x) + n)     reconstruction, n a little noise so that D forgives the sampler's errors
     ŷ = D(E_lr(y))      the upscaled picture that regression gives
 
-Loss: L1 + λ·LPIPS on both, an L2 pull of E_lr(y) towards E(x) so that the residual that the
-diffusion has to model is small, and an L2 pull that keeps latents at unit scale.
+Loss: L1 + LPIPS (Alex and VGG) on both, an L2 pull of E_lr(y) towards E(x) so that the residual
+that the diffusion has to model is small, and an L2 pull that keeps latents at unit scale.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from mmsr_edge.models.presets import preset
 from mmsr_edge.training.data import Photos
 from mmsr_edge.training.degrade import DegradeConfig, degrade
 from mmsr_edge.training.options import add_run_options, run_config
-from mmsr_edge.training.perceptual import LPIPS
-from mmsr_edge.training.run import Run, autocast, pick_device
+from mmsr_edge.training.perceptual import LPIPS, shifted
+from mmsr_edge.training.run import Run, autocast, load_run, pick_device
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,14 @@ class AutoencoderStage:
     """HR pixels of a training crop's side."""
     batch: int = 8
     """Crops a step."""
-    lpips_net: str = "alexnet"
-    """Which LPIPS: `alexnet`, or `vgg16` where there is a GPU."""
-    lpips_weight: float = 0.6
-    """λ of the perceptual term."""
+    alex_weight: float = 0.3
+    """Weight of LPIPS-Alex, at a random phase."""
+    vgg_weight: float = 0.5
+    """Weight of LPIPS-VGG; 0 does without it."""
+    vgg_taps: int = 3
+    """Feature maps of VGG that are compared: 5 where there is a GPU."""
+    vgg_crop: int = 96
+    """Side of the piece of a crop that VGG sees."""
     reconstruction_weight: float = 1.0
     """Weight of the reconstruction path; the upscaling path has 1."""
     latent_weight: float = 0.05
@@ -53,11 +58,14 @@ class AutoencoderStage:
     """Standard deviation of the noise on E(x) before decoding."""
 
 
-def train(photos: Path, lpips: Path, run: Run, stage: AutoencoderStage, device: torch.device) -> None:
+def train(
+    photos: Path, lpips: Path, run: Run, stage: AutoencoderStage, device: torch.device
+) -> None:
     """Run the stage; `run.trained` holds `hr_encoder`, `lr_encoder` and `decoder`."""
     data = Photos(photos, device, seed=run.config.seed + run.step)
     g = torch.Generator(device).manual_seed(run.config.seed + run.step)
-    metric = LPIPS(lpips, stage.lpips_net).to(device, memory_format=torch.channels_last)
+    alex = LPIPS(lpips, "alexnet").to(device, memory_format=torch.channels_last)
+    vgg = LPIPS(lpips, "vgg16", stage.vgg_taps).to(device, memory_format=torch.channels_last)
     encoder, lr_encoder, decoder = (run.trained[n] for n in ("hr_encoder", "lr_encoder", "decoder"))
     for _ in run:
         hr, _ = data.batch(stage.batch, stage.crop)
@@ -68,32 +76,46 @@ def train(photos: Path, lpips: Path, run: Run, stage: AutoencoderStage, device: 
             noise = torch.randn(z.shape, generator=g, device=device) * stage.latent_noise
             out = decoder(torch.cat([z + noise, z_lr]))
             both = torch.cat([hr, hr])
-            perceptual = metric(out, both)
+            perceptual = stage.alex_weight * alex(*shifted(out, both, stage.crop - 8, g))
+            if stage.vgg_weight:
+                perceptual += stage.vgg_weight * vgg(*shifted(out, both, stage.vgg_crop, g))
         l1 = (out.float() - both).abs().mean((1, 2, 3))
         (l1_hr, l1_lr), (p_hr, p_lr) = (v.chunk(2) for v in (l1, perceptual))
         latent = F.mse_loss(z_lr.float(), z.float())
         scale = (z.float().square().mean((0, 2, 3)) - 1).square().mean()
         loss = (
-            stage.reconstruction_weight * (l1_hr + stage.lpips_weight * p_hr).mean()
-            + (l1_lr + stage.lpips_weight * p_lr).mean()
+            stage.reconstruction_weight * (l1_hr + p_hr).mean()
+            + (l1_lr + p_lr).mean()
             + stage.latent_weight * latent
             + stage.scale_weight * scale
         )
         run.update(
-            loss, l1_hr=l1_hr.mean(), l1_lr=l1_lr.mean(), lpips_hr=p_hr.mean(), lpips_lr=p_lr.mean(), latent=latent
-        )  # fmt: skip
+            loss,
+            l1_hr=l1_hr.mean(),
+            l1_lr=l1_lr.mean(),
+            perceptual_hr=p_hr.mean(),
+            perceptual_lr=p_lr.mean(),
+            latent=latent,
+        )
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lpips", type=Path, required=True, help="folder with alexnet.ckpt, vgg16.ckpt")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--lpips", type=Path, required=True, help="folder with alexnet.ckpt, vgg16.ckpt"
+    )
     add_run_options(parser, AutoencoderStage(), steps=20000)
+    parser.add_argument("--init", type=Path, help="another run, to start from its averaged weights")
     args = parser.parse_args()
     config, stage = run_config(args, AutoencoderStage)
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
     networks = build_autoencoder(preset(stage.preset).autoencoder)
+    for name, state in (load_run(args.init) if args.init else {}).items():
+        networks[name].load_state_dict(state)
     for module in networks.values():
         module.to(device, memory_format=torch.channels_last).train()
     train(args.photos, args.lpips, Run(args.out, config, stage, networks), stage, device)

@@ -1,6 +1,7 @@
-"""Train the denoiser, the connector and the text encoder together.
+r"""Train the denoiser, the connector and the text encoder together.
 
-    python -m mmsr_edge.training.train_diffusion --photos DIR --autoencoder RUN --tokenizer RUN --out RUN
+    python -m mmsr_edge.training.train_diffusion \
+        --photos DIR --autoencoder RUN --tokenizer RUN --out RUN
 
 Classifier-free training as in Sec. 3.1: each modality is replaced by its m∅ with p = 0.1, the text
 too. The target is v = √ᾱ·ε − √(1−ᾱ)·z_0 on a schedule rescaled to zero terminal SNR (Lin et al.
@@ -78,7 +79,9 @@ def train(pool: Pool, run: Run, stage: DiffusionStage, device: torch.device) -> 
     """Run the stage; `run.trained["denoiser"]` learns."""
     net = run.trained["denoiser"]
     g = pool.encoder.g
-    alphas = torch.from_numpy(make_schedule(preset(stage.preset).sampler).alphas_cumprod).to(device, torch.float32)
+    alphas = torch.from_numpy(make_schedule(preset(stage.preset).sampler).alphas_cumprod).to(
+        device, torch.float32
+    )
     for _ in run:
         batch = pool.batch(stage.batch)
         z0 = (batch.z_hr - batch.z_lr) / net.residual_scale[:, None, None]
@@ -99,7 +102,9 @@ def train(pool: Pool, run: Run, stage: DiffusionStage, device: torch.device) -> 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--autoencoder", type=Path, required=True, help="run of train_autoencoder")
     parser.add_argument("--tokenizer", type=Path, required=True, help="run of train_tokenizer")
     add_run_options(parser, DiffusionStage(), steps=3000, learning_rate=3e-4, warmup=100, ema=0.998)
@@ -108,7 +113,10 @@ def main() -> None:
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
     frozen = {}
-    for name, state in {**load_run(args.autoencoder), **load_run(args.tokenizer, ema=False)}.items():
+    for name, state in {
+        **load_run(args.autoencoder),
+        **load_run(args.tokenizer, ema=False),
+    }.items():
         frozen[name] = build_component(name, stage.preset)
         frozen[name].load_state_dict(state)
         frozen[name].to(device, memory_format=torch.channels_last).requires_grad_(False)

@@ -99,12 +99,16 @@ def train(photos: Path, run: Run, stage: TokenizerStage, device: torch.device) -
                 codes = torch.nn.functional.embedding(indices, codebook)
                 codes = codes.reshape(h.shape[0], *h.shape[2:], -1).permute(0, 3, 1, 2)
                 # VQ-VAE, Eq. 3: the codebook moves to the features, and they commit to it.
-                commitment = (codes - h.detach()).square().mean() + 0.25 * (codes.detach() - h).square().mean()
+                commitment = (codes - h.detach()).square().mean() + 0.25 * (
+                    codes.detach() - h
+                ).square().mean()
                 quantized = h + (codes - h).detach()
             out = vq.decoder(vq.post_quant_conv(quantized), quantized)
         reconstruction = (out.float() - maps).abs().mean()
         dead = float((counts == 0).float().mean()) if step > stage.warm else 0.0
-        run.update(reconstruction + commitment, l1=reconstruction, commitment=commitment, unused=dead)
+        run.update(
+            reconstruction + commitment, l1=reconstruction, commitment=commitment, unused=dead
+        )
         if step > stage.warm and step % stage.revive_every == 0 and step < 0.8 * run.config.steps:
             revive(codebook, counts, flat.detach())
             counts.zero_()
@@ -112,13 +116,17 @@ def train(photos: Path, run: Run, stage: TokenizerStage, device: torch.device) -
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_run_options(parser, TokenizerStage(), steps=600, learning_rate=5e-4, warmup=50, ema=0.99)
     args = parser.parse_args()
     config, stage = run_config(args, TokenizerStage)
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
-    network = Tokenizer(preset(stage.preset).tokenizer).to(device, memory_format=torch.channels_last)
+    network = Tokenizer(preset(stage.preset).tokenizer).to(
+        device, memory_format=torch.channels_last
+    )
     train(args.photos, Run(args.out, config, stage, {"tokenizer": network.train()}), stage, device)
 
 

@@ -89,7 +89,11 @@ TENSORS: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]
         {"image": (1, 3, OUTPUT, OUTPUT)},
     ),
 }
-INTEGERS = {"ids", "indices"}
+OPTIONAL: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]] = {
+    "depth": ({"image": (1, 3, MAP, MAP)}, {"depth": (1, 1, MAP, MAP)}),
+    "segmentation": ({"image": (1, 3, MAP, MAP)}, {"classes": (1, MAP, MAP)}),
+}
+INTEGERS = {"ids", "indices", "classes"}
 
 SAMPLER = SamplerSpec(
     prediction_type="v_prediction",
@@ -158,17 +162,29 @@ def _unet(g: _Graph) -> None:
     ramp = g.constant(np.linspace(1, 2, LATENT_TOKENS, dtype=np.float32)[:, None])
     seen = g.op("ReduceMean", g.op("Mul", "context", ramp), g.constant([1]), keepdims=0)
     shift = g.op("MatMul", seen, g.constant(W["condition"]))
-    noise_level = g.op("Div", "timestep", g.constant(np.float32([1000])))
+    noise_level = g.op("Div", "timestep", g.constant(np.array([1000], np.float32)))
     shift = g.op("Add", shift, g.op("Mul", noise_level, g.constant(W["clock"])))
     shift = g.op("Reshape", shift, g.constant([1, CHANNELS, 1, 1]))
     g.op("Add", g.conv("latent", W["unet"]), shift, to="prediction")
 
 
 def _decoder(g: _Graph) -> None:
-    scales = g.constant(np.float32([1, 1, FACTOR, FACTOR]))
+    scales = g.constant(np.array([1, 1, FACTOR, FACTOR], np.float32))
     rgb = g.conv("latent", W["decode"])
     attributes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric"}
     g.op("Resize", rgb, "", scales, to="image", nearest_mode="floor", **attributes)
+
+
+def _depth(g: _Graph) -> None:
+    """Bright is near."""
+    grey = g.op("ReduceMean", "image", g.constant([1]), keepdims=1)
+    half = g.constant(np.array([0.5], np.float32))
+    g.op("Add", g.op("Mul", grey, half), half, to="depth")
+
+
+def _segmentation(g: _Graph) -> None:
+    """The class is the strongest of red, green and blue."""
+    g.op("ArgMax", "image", to="classes", axis=1, keepdims=0)
 
 
 _BUILD = {
@@ -178,6 +194,8 @@ _BUILD = {
     "connector": _connector,
     "unet": _unet,
     "decoder": _decoder,
+    "depth": _depth,
+    "segmentation": _segmentation,
 }
 
 
@@ -207,12 +225,12 @@ def make_manifest(
     )
 
 
-def make_bundle(root: Path, **sampler: Any) -> Path:
+def make_bundle(root: Path, *, optional: bool = False, **sampler: Any) -> Path:
     """Write the bundle into folder `root`; `sampler` replaces fields of `SAMPLER`."""
     components = {}
-    for name, build in _BUILD.items():
+    for name, tensors in {**TENSORS, **(OPTIONAL if optional else {})}.items():
         graph = _Graph()
-        build(graph)
+        _BUILD[name](graph)
         sides = [
             [
                 helper.make_tensor_value_info(
@@ -220,7 +238,7 @@ def make_bundle(root: Path, **sampler: Any) -> Path:
                 )
                 for key, shape in side.items()
             ]
-            for side in TENSORS[name]
+            for side in tensors
         ]
         model = helper.make_model(
             helper.make_graph(graph.nodes, name, *sides, initializer=graph.constants),
@@ -231,7 +249,7 @@ def make_bundle(root: Path, **sampler: Any) -> Path:
         folder = root / name
         folder.mkdir(parents=True)
         onnx.save(model, str(folder / "model.onnx"))
-        inputs, outputs = TENSORS[name]
+        inputs, outputs = tensors
         artifact = Artifact("onnx", "fp32", (describe_file(root, f"{name}/model.onnx"),))
         components[name] = ComponentSpec(name, _specs(inputs), _specs(outputs), (artifact,))
     text = TextSpec("hashed-words", VOCABULARY, LENGTH, positive="sharp", negative="blurry, noisy")
@@ -245,12 +263,14 @@ class reference:  # noqa: N801 - a namespace
     @staticmethod
     def lr_encoder(lr: Array) -> Array:
         pooled = lr.reshape(1, 3, LATENT, 2, LATENT, 2).mean(axis=(3, 5))
-        return np.einsum("oi,bihw->bohw", W["encode"], pooled)
+        encoded: Array = np.einsum("oi,bihw->bohw", W["encode"], pooled)
+        return encoded
 
     @staticmethod
     def tokenizer(given: Array) -> Array:
         pooled = given.reshape(1, 3, 4, MAP // 4, 4, MAP // 4).mean(axis=(3, 5))
-        return np.einsum("oi,bihw->bhwo", W["tokenize"], pooled).reshape(1, TOKENS, WIDTH)
+        tokens: Array = np.einsum("oi,bihw->bhwo", W["tokenize"], pooled)
+        return tokens.reshape(1, TOKENS, WIDTH)
 
     @staticmethod
     def text_encoder(ids: Array) -> Array:
@@ -265,10 +285,11 @@ class reference:  # noqa: N801 - a namespace
         return np.repeat(np.stack(rows, axis=1), 2, axis=1)
 
     @staticmethod
-    def unet(latent: Array, timestep: float, context: Array) -> Array:
+    def unet(latent: Array, timestep: Array | float, context: Array) -> Array:
         seen = (context * np.linspace(1, 2, LATENT_TOKENS)[:, None]).mean(axis=1)
         shift = seen @ W["condition"] + timestep / 1000 * W["clock"]
-        return np.einsum("oi,bihw->bohw", W["unet"], latent) + shift[..., None, None]
+        prediction: Array = np.einsum("oi,bihw->bohw", W["unet"], latent)
+        return prediction + shift[..., None, None]
 
     @staticmethod
     def decoder(latent: Array) -> Array:

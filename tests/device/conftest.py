@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from mmsr_edge.bundle import (
     Artifact,
@@ -24,6 +25,10 @@ from mmsr_edge.bundle import (
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+# No deadline: a busy machine is slow, which is no finding.
+settings.register_profile("busy", deadline=None, max_examples=50)
+settings.load_profile("busy")
 
 TENSORS = {
     "lr_encoder": ("lr 1x3x16x16", "lr_latent 1x2x8x8"),

@@ -348,6 +348,10 @@ def test_no_home_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- The registry -------------------------------------------------------------------------------
 
 
+ABSENT = ModuleNotFoundError("No module named 'no_such_library.core'", name="no_such_library.core")
+HALF_THERE = ModuleNotFoundError("No module named 'json.nowhere'", name="json.nowhere")
+
+
 def install(monkeypatch: pytest.MonkeyPatch, **runtimes: Exception | None) -> dict[str, Backend]:
     """Replace the table by runtimes that open ONNX, each with what its `load` raises."""
     backends = []
@@ -358,8 +362,6 @@ def install(monkeypatch: pytest.MonkeyPatch, **runtimes: Exception | None) -> di
                 raise error
 
         module: Any = types.ModuleType(f"stand_in_{name}")
-        # `json` stands for a library that is there, the other for one that is not.
-        module.LIBRARY = "no_such_library" if name == "absent" else "json"
         module.load = load
         module.open_session = lambda *arguments: arguments
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -371,8 +373,9 @@ def install(monkeypatch: pytest.MonkeyPatch, **runtimes: Exception | None) -> di
 def test_auto_takes_the_first_that_works(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
     backends = install(
         monkeypatch,
-        absent=None,
+        absent=ABSENT,
         broken=OSError("libfast.so: cannot open shared object file"),
+        partial=HALF_THERE,
         foreign=BackendError("this runs on the moon only"),
         good=None,
         slow=None,
@@ -380,15 +383,19 @@ def test_auto_takes_the_first_that_works(monkeypatch: pytest.MonkeyPatch, bundle
     selection = select_backend("auto", bundle)
     assert selection.backend is backends["good"]
     reasons = selection.passed_over
-    assert list(reasons) == ["absent", "broken", "foreign", "slow"]
+    assert list(reasons) == ["absent", "broken", "partial", "foreign", "slow"]
     assert 'pip install "mmsr-edge[absent-extra]"' in reasons["absent"]
     assert "OSError: libfast.so" in reasons["broken"]
+    assert "cannot be imported" in reasons["partial"]
+    assert "json.nowhere" in reasons["partial"]
     assert reasons["foreign"] == "this runs on the moon only"
     assert reasons["slow"] == "comes after 'good' in order of speed"
 
 
 def test_a_named_backend_or_its_reason(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
-    backends = install(monkeypatch, good=None, absent=None, broken=OSError("no library"), slow=None)
+    backends = install(
+        monkeypatch, good=None, absent=ABSENT, broken=OSError("no library"), slow=None
+    )
     selection = select_backend("slow", bundle)
     assert selection.backend is backends["slow"]
     assert selection.passed_over == dict.fromkeys(
@@ -405,7 +412,7 @@ def test_a_named_backend_or_its_reason(monkeypatch: pytest.MonkeyPatch, bundle: 
 
 
 def test_none_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, absent=None, broken=OSError("no library"))
+    install(monkeypatch, absent=ABSENT, broken=OSError("no library"))
     with pytest.raises(
         BackendError, match=r"(?s)no backend.*absent: .*pip install.*broken: .*no lib"
     ):
@@ -511,7 +518,6 @@ def core_ml(monkeypatch: pytest.MonkeyPatch) -> None:
     models = types.SimpleNamespace(MLModel=FakeMLModel)
     fake: Any = types.ModuleType("coremltools")
     fake.models, fake.ComputeUnit = models, units
-    fake.__spec__ = types.SimpleNamespace(name="coremltools")
     monkeypatch.setitem(sys.modules, "coremltools", fake)
     monkeypatch.setattr("platform.system", lambda: "Darwin")
 

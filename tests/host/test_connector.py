@@ -97,12 +97,16 @@ def _weights(connector: Connector, temperature: float, modality: int) -> Tensor:
     q, k = (t.unflatten(-1, (cross.heads, -1)).transpose(1, 2) for t in (q, k))
     delta = torch.ones(1, tokens.shape[1])
     delta[:, start : start + connector.lengths[modality]] = temperature
-    seen = attention(q, k, picked[:, None].expand(1, cross.heads, -1, -1), delta[:, None, None] * cross.root_d)
+    seen = attention(
+        q, k, picked[:, None].expand(1, cross.heads, -1, -1), delta[:, None, None] * cross.root_d
+    )
     return (seen / seen.sum(-1, keepdim=True))[0]
 
 
 @pytest.mark.parametrize("modality", range(4))
-def test_temperature_flattens_when_large_and_sharpens_when_small(connector: Connector, modality: int) -> None:
+def test_temperature_flattens_when_large_and_sharpens_when_small(
+    connector: Connector, modality: int
+) -> None:
     @torch.no_grad()
     def entropy(temperature: float) -> float:
         p = _weights(connector, temperature, modality)

@@ -36,7 +36,9 @@ def test_shapes_are_the_contracts(micro: dict[str, torch.nn.Module]) -> None:
 
 
 @torch.no_grad()
-def test_tokens_are_the_nearest_codes_that_diffusers_finds(micro: dict[str, torch.nn.Module]) -> None:
+def test_tokens_are_the_nearest_codes_that_diffusers_finds(
+    micro: dict[str, torch.nn.Module],
+) -> None:
     tokenizer = micro["tokenizer"]
     assert isinstance(tokenizer, Tokenizer)
     image = torch.rand(2, 3, 256, 256) * 2 - 1
@@ -76,5 +78,11 @@ def test_the_paper_size_preset_follows_the_paper() -> None:
     p = PRESETS["sd2"]
     assert (p.tokenizer.codes, p.tokenizer.width, p.dim) == (1024, 256, 1024)
     with torch.device("meta"):
-        sizes = {n: sum(q.numel() for q in build_component(n, "sd2").parameters()) for n in COMPONENTS if n != "unet"}
-    assert sizes["text_encoder"] == pytest.approx(340e6, rel=0.02)  # SD2's OpenCLIP ViT-H text tower
+        sizes = {
+            n: sum(q.numel() for q in build_component(n, "sd2").parameters())
+            for n in COMPONENTS
+            if n != "unet"
+        }
+    assert sizes["text_encoder"] == pytest.approx(
+        340e6, rel=0.02
+    )  # SD2's OpenCLIP ViT-H text tower

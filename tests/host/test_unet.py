@@ -40,7 +40,8 @@ def test_sd2_preset_has_the_shapes_of_the_published_network() -> None:
 def narrow() -> UNet2DConditionModel:
     """SD2's layout at a twentieth of its width."""
     torch.manual_seed(0)
-    small = {"block_out_channels": (32, 64, 64, 64), "attention_head_dim": (2, 4, 4, 4), "cross_attention_dim": 48, "sample_size": 16}  # fmt: skip
+    small = {"block_out_channels": (32, 64, 64, 64), "attention_head_dim": (2, 4, 4, 4)}
+    small |= {"cross_attention_dim": 48, "sample_size": 16}
     return UNet2DConditionModel(**{**SD2_CONFIG, **small}).eval()
 
 

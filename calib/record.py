@@ -1,0 +1,245 @@
+"""Record what components are fed while the pipeline upscales photographs: a calibration set.
+
+    python -m mmsr_edge.calib.record --bundle DIR --pictures DIR --out calibration.npz
+
+Each photograph gives one tile: a crop shrunk to the low resolution, every other one degraded as in
+training, so that clean and noisy pictures are seen. Walks of several lengths cover all timesteps;
+prompts, guidance and the maps at hand vary. Of a picture's calls to a component, a few are kept,
+drawn at random over steps and guidance branches. The same seed records the same set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from mmsr_edge.blur import gaussian_blur
+from mmsr_edge.bundle import Manifest
+from mmsr_edge.calib.reader import CalibrationSet
+from mmsr_edge.errors import MMSRError, OptionError
+from mmsr_edge.pipeline import MultimodalPipeline, PictureRun
+from mmsr_edge.runtimes.base import SessionOptions
+from mmsr_edge.runtimes.registry import open_session, select_backend
+from mmsr_edge.training.data import find_photos
+from mmsr_edge.training.degrade import DegradeConfig, degrade
+from mmsr_edge.upscaler import Upscaler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from mmsr_edge.runtimes.base import Session
+
+    Array = NDArray[Any]
+
+PROMPTS = (
+    None,
+    "daylight, green, brown, fine texture",
+    "a portrait of a smiling woman",
+    "an old stone house with a red roof beside a road",
+    "dark, contrast, blue, black",
+    "a bird on a branch, soft background",
+)
+"""Cycled through; None leaves the bundle's own words."""
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """What is recorded."""
+
+    pictures: int = 24
+    """Tiles to upscale; photographs are used again where there are fewer."""
+    calls: int = 6
+    """Calls kept of each component for each picture."""
+    steps: tuple[int, ...] = (4, 20, 50)
+    """Lengths of the sampler's walk, cycled through."""
+    maps: float = 0.5
+    """Chance that depth, and that segmentation is there; edges are left out of every tenth tile."""
+    seed: int = 0
+    """Of everything random."""
+
+    def __post_init__(self) -> None:
+        if self.pictures < 1 or self.calls < 1 or not self.steps or min(self.steps) < 1:
+            raise OptionError(
+                f"pictures {self.pictures}, calls {self.calls} and steps {self.steps} must be >= 1"
+            )
+
+
+def record(
+    model: Path, pictures: Path, config: RecordConfig | None = None, backend: str = "auto"
+) -> CalibrationSet:
+    """Upscale tiles of photographs and record the components' inputs.
+
+    Args:
+        model: folder of a bundle or checkpoint.
+        pictures: folder of photographs, searched recursively.
+        config: what to record; None: the defaults.
+        backend: runs the bundle; "torch" for a checkpoint.
+
+    Raises:
+        OptionError: there are no photographs, or walks longer than the model's schedule.
+        MMSRError: the bundle cannot be opened or run.
+    """
+    config = config or RecordConfig()
+    upscaler = Upscaler(model, backend)
+    manifest = upscaler.bundle.manifest
+    chosen = select_backend(upscaler.backend).backend
+    rng = np.random.default_rng(config.seed)
+    recorder = _Recorder(config.calls, rng)
+    upscaler.pipeline = _RecordedPipeline(
+        manifest,
+        lambda name: open_session(upscaler.bundle, name, chosen, SessionOptions()),
+        recorder,
+    )
+    tiles = low_resolution_tiles(pictures, manifest, config)
+    for number, tile in enumerate(tqdm(tiles, "recording", config.pictures, unit="picture")):
+        steps = config.steps[number % len(config.steps)]
+        upscaler.upscale(
+            tile,
+            prompt=PROMPTS[number % len(PROMPTS)],
+            steps=min(steps, manifest.sampler.num_train_timesteps),
+            guidance=_guidance(manifest, number),
+            seed=config.seed + number,
+            color_fix=False,
+            **_maps(tile, manifest, config, rng),
+        )
+        recorder.end_picture()
+    notes = {**asdict(config), "model": manifest.name, "version": manifest.version}
+    return CalibrationSet.stack(recorder.kept, notes)
+
+
+def low_resolution_tiles(folder: Path, manifest: Manifest, config: RecordConfig) -> Iterator[Array]:
+    """Tiles cut from photographs and shrunk: uint8 [t, t, 3]; every other one is clean."""
+    photos = find_photos(folder)
+    rng = np.random.default_rng([config.seed, 1])
+    generator = torch.Generator().manual_seed(config.seed)
+    order = rng.permutation(len(photos))
+    side = manifest.tile.size * manifest.scale
+    for number in range(config.pictures):
+        with Image.open(photos[order[number % len(order)]]) as file:
+            photo = file.convert("RGB")
+        if min(photo.size) < side:
+            grown = side / min(photo.size)
+            photo = photo.resize(tuple(max(side, round(n * grown)) for n in photo.size))
+        left, top = (int(rng.integers(n - side + 1)) for n in photo.size)
+        hr = np.asarray(photo.crop((left, top, left + side, top + side)))
+        batch = torch.from_numpy(hr.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+        mix = replace(DegradeConfig(), scale=manifest.scale, clean=float(number % 2 == 0))
+        lr = degrade(batch, mix, generator)[0].permute(1, 2, 0).numpy()
+        yield ((lr + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
+
+
+def _guidance(manifest: Manifest, number: int) -> str | None:
+    """The bundle's own, and now and then another, whose negative branch lacks modalities."""
+    if manifest.sampler.baked_guidance is not None or number % 4 < 2:
+        return "default"
+    return "cfg" if number % 4 == 2 else "m0-cfg"
+
+
+def _maps(
+    tile: Array, manifest: Manifest, config: RecordConfig, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Which maps there are. Where the bundle makes none itself, stand-ins of the same kind.
+
+    Near is what is low in the picture and bright; a class is a range of brightness.
+    """
+    here = rng.random(3) < (config.maps, config.maps, 0.9)
+    grey = gaussian_blur(tile.astype(np.float32).mean(axis=2) / 255, 2.0)
+    ramp = np.linspace(0, 1, len(grey), dtype=np.float32)[:, None]
+    stand_ins = {
+        "depth": 0.7 * ramp + 0.3 * grey,
+        "segmentation": (grey * 7.99).astype(np.uint8) + 1,
+    }
+    maps: dict[str, Any] = {"edges": "auto" if here[2] else None}
+    for name, is_here in zip(stand_ins, here, strict=False):
+        made = "auto" if name in manifest.components else stand_ins[name]
+        maps[name] = made if is_here else None
+    return maps
+
+
+class _Recorder:
+    """Keeps a fair draw of each component's calls, picture by picture."""
+
+    def __init__(self, most: int, rng: np.random.Generator) -> None:
+        self.kept: dict[str, list[dict[str, Array]]] = {}
+        self._most, self._rng = most, rng
+        self._seen: Counter[str] = Counter()
+        self._reservoirs: dict[str, dict[int, dict[str, Array]]] = {}
+
+    def see(self, component: str, feeds: dict[str, Array]) -> None:
+        """Reservoir sampling (Vitter 1985, Algorithm R): every call is as likely to stay."""
+        reservoir = self._reservoirs.setdefault(component, {})
+        call = self._seen[component]
+        self._seen[component] += 1
+        if len(reservoir) == self._most:
+            slot = int(self._rng.integers(call + 1))
+            if slot >= self._most:
+                return
+            del reservoir[sorted(reservoir)[slot]]
+        reservoir[call] = {name: array.copy() for name, array in feeds.items()}
+
+    def end_picture(self) -> None:
+        """Put away what this picture left."""
+        for component, reservoir in self._reservoirs.items():
+            calls = self.kept.setdefault(component, [])
+            calls.extend(reservoir[call] for call in sorted(reservoir))
+        self._seen.clear()
+        self._reservoirs.clear()
+
+
+class _RecordedPipeline(MultimodalPipeline):
+    """The pipeline with every call seen by a recorder."""
+
+    def __init__(
+        self, manifest: Manifest, opener: Callable[[str], Session], recorder: _Recorder
+    ) -> None:
+        super().__init__(manifest, opener)
+        self._recorder = recorder
+
+    def run(self, component: str, feeds: dict[str, Array], picture: PictureRun) -> dict[str, Array]:
+        self._recorder.see(component, feeds)
+        return super().run(component, feeds, picture)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mmsr_edge.calib.record",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--bundle", type=Path, required=True, help="bundle or checkpoint folder")
+    parser.add_argument("--pictures", type=Path, required=True, help="folder of photographs")
+    parser.add_argument("--out", type=Path, required=True, help="the .npz file to write")
+    parser.add_argument("--backend", default="auto", help="runs the bundle (default: auto)")
+    for name in ("pictures", "calls", "seed"):
+        option = "count" if name == "pictures" else name
+        default = getattr(RecordConfig, name)
+        parser.add_argument(f"--{option}", dest=f"config_{name}", type=int, default=default)
+    args = parser.parse_args(arguments)
+    try:
+        config = RecordConfig(
+            pictures=args.config_pictures, calls=args.config_calls, seed=args.config_seed
+        )
+        recorded = record(args.bundle, args.pictures, config, args.backend)
+        recorded.save(args.out)
+    except MMSRError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    counts = ", ".join(f"{name} {recorded.count(name)}" for name in recorded.inputs)
+    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB; calls of {counts}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

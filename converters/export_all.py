@@ -1,0 +1,351 @@
+"""Turn one trained checkpoint into a bundle that devices run.
+
+    python converters/export_all.py --checkpoint weights/nano --out dist/nano \\
+        --precisions int8 --calibration photos/
+
+Every component is exported in every format and precision asked for; one that has no such precision
+gets the nearest more exact. Each artifact's parity with torch is measured on recorded inputs, on
+every backend that reads it, then that of the whole pipeline. The first that misses its gate ends
+the build. The bundle appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from tqdm import tqdm
+
+from mmsr_edge.bundle import (
+    Artifact,
+    Bundle,
+    ComponentSpec,
+    Manifest,
+    load_manifest,
+    open_bundle,
+    write_manifest,
+)
+from mmsr_edge.calib.reader import CalibrationSet
+from mmsr_edge.converters.artifacts import READERS, Format, Precision, Source
+from mmsr_edge.converters.components import COMPONENTS, component
+from mmsr_edge.converters.parity import END_TO_END_GATES, GATES, Score, check, end_to_end, measure
+from mmsr_edge.converters.quantize import QuantConfig
+from mmsr_edge.converters.staging import check_replaceable, staged_bundle
+from mmsr_edge.errors import BundleError, MMSRError, OptionError
+from mmsr_edge.runtimes.base import SessionOptions
+from mmsr_edge.runtimes.registry import BACKENDS, open_session
+from mmsr_edge.training.checkpoint import Checkpoint, open_checkpoint, run_network
+
+DRAWN_INPUTS = 4
+"""Inputs to measure parity on where none were recorded."""
+_BACKENDS = {backend.name: backend for backend in BACKENDS}
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What to export and where to.
+
+    Raises:
+        OptionError: an unknown name, or nothing to do.
+    """
+
+    checkpoint: Path
+    """Folder of the checkpoint."""
+    out: Path
+    """Folder of the bundle; an older bundle there is replaced."""
+    formats: tuple[Format, ...] = ("onnx",)
+    """Keys of `READERS`."""
+    precisions: tuple[Precision, ...] = ("int8",)
+    """Asked for; a component without one gets the nearest more exact."""
+    components: tuple[str, ...] = ()
+    """To export; the others are taken over from the bundle at `out`. Empty: all that ship."""
+    calibration: Path | None = None
+    """Folder of photographs to record on, or a set recorded before (.npz)."""
+    quantization: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Changes to the components' `QuantConfig`, by component."""
+    allow_failing: tuple[str, ...] = ()
+    """Components to ship although they miss a gate; the whole pipeline's is then not checked."""
+
+    def __post_init__(self) -> None:
+        for form in self.formats:
+            if form not in READERS:
+                raise OptionError(
+                    f"format {form!r} is not supported; there are "
+                    + ", ".join(f"{key} (read by {' and '.join(READERS[key])})" for key in READERS)
+                )
+        _check_names("precision", self.precisions, get_args(Precision))
+        for names in (self.components, self.allow_failing, tuple(self.quantization)):
+            _check_names("component", names, tuple(COMPONENTS))
+        if not self.formats or not self.precisions:
+            raise OptionError("give at least one format and one precision")
+        for name in self.quantization:
+            if self.quantized(name) is None:
+                raise OptionError(f"component {name!r} is never quantized, so it has no settings")
+
+    def quantized(self, name: str) -> QuantConfig | None:
+        """How a component is quantized."""
+        base = component(name).quantization
+        return base and QuantConfig.from_dict(self.quantization.get(name, {}), base)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was made, and how near it is."""
+
+    component: str
+    """Name."""
+    artifact: Artifact
+    """With its card."""
+    scores: dict[str, Score]
+    """By backend."""
+
+
+def export_bundle(config: ExportConfig) -> list[Row]:
+    """Export a checkpoint.
+
+    Returns:
+        One row per artifact made.
+
+    Raises:
+        ParityError: a component, or the whole pipeline, misses its gate.
+        BundleError, OptionError, OutputError, MissingExtraError: as their names say.
+    """
+    check_replaceable(config.out)
+    for reader in {name for form in config.formats for name in READERS[form]}:
+        _BACKENDS[reader].check()
+    checkpoint = open_checkpoint(config.checkpoint)
+    shipped = tuple(name for name in checkpoint.networks if component(name).shipped)
+    chosen = config.components or shipped
+    for name in chosen:
+        checkpoint.bundle.component(name)
+    recorded = _recorded(config)
+    rows: list[Row] = []
+    with staged_bundle(config.out) as root, tempfile.TemporaryDirectory() as cache:
+        export = _Export(config, checkpoint, recorded, root, Path(cache))
+        sources = {name: export.source(name) for name in chosen}
+        total = sum(len(s.forms(config.formats, config.precisions)) for s in sources.values())
+        with tqdm(total=total, desc="export", unit="artifact") as bar:
+            for source in sources.values():
+                rows += export.component(source, bar)
+        components = {}
+        for name in COMPONENTS:
+            made = tuple(row.artifact for row in rows if row.component == name)
+            if made:
+                components[name] = replace(checkpoint.bundle.component(name), artifacts=made)
+            elif name in shipped:
+                components[name] = _taken_over(config.out, root, name, checkpoint)
+        failing = tuple(name for name in components if name in config.allow_failing)
+        manifest = replace(checkpoint.bundle.manifest, components=components, allow_failing=failing)
+        write_manifest(root, export.whole_pipeline(manifest))
+        open_bundle(root)
+    return rows
+
+
+class _Export:
+    """What all steps of one export share."""
+
+    def __init__(
+        self,
+        config: ExportConfig,
+        checkpoint: Checkpoint,
+        recorded: CalibrationSet | None,
+        root: Path,
+        cache: Path,
+    ) -> None:
+        self.config, self.checkpoint, self.recorded, self.root = config, checkpoint, recorded, root
+        self.options = SessionOptions(cache_dir=cache)  # not the user's: these files will move
+
+    def source(self, name: str) -> Source:
+        """What a component's artifacts are made from."""
+        return Source(
+            self.checkpoint.networks[name],
+            self.checkpoint.bundle.component(name),
+            self.inputs(name)[0],
+            self.recorded.calibration(name) if self.recorded is not None else (),
+            self.config.quantized(name),
+        )
+
+    def inputs(self, name: str) -> list[dict[str, Any]]:
+        """What a component is measured on: recorded inputs that calibration does not see."""
+        rng, preset = np.random.default_rng(1), self.checkpoint.preset
+        recorded = self.recorded.held_out(name) if self.recorded is not None else []
+        return recorded or [component(name).draw(preset, rng) for _ in range(DRAWN_INPUTS)]
+
+    def component(self, source: Source, bar: tqdm[Any]) -> list[Row]:
+        """Make a component's artifacts, and measure and gate each."""
+        name, rows = source.spec.name, []
+        feeds = self.inputs(name)
+        references = [run_network(source.network, name, feed) for feed in feeds]
+        for form, precision in source.forms(self.config.formats, self.config.precisions):
+            bar.set_postfix_str(f"{name} {form} {precision}")
+            artifact = source.write(self.root, form, precision)
+            scores: dict[str, Score] = {}
+            for reader in READERS[form]:
+                path = self.root / artifact.files[0].path
+                preset = self.checkpoint.bundle.manifest.preset
+                session = _BACKENDS[reader].open(path, source.spec, artifact, self.options, preset)
+                scores[reader] = measure(session, feeds, references, component(name).codes)
+                if name not in self.config.allow_failing:
+                    check(scores[reader], name, precision, reader, GATES[precision])
+            card = {
+                "reference": "torch fp32",
+                "checkpoint": self.checkpoint.digest(name),
+                "inputs": "recorded" if source.calibration else "drawn",
+                "gate": GATES[precision],
+                "backends": {reader: score.to_dict() for reader, score in scores.items()},
+            }
+            rows.append(Row(name, replace(artifact, parity=card), scores))
+            bar.update()
+        return rows
+
+    def whole_pipeline(self, manifest: Manifest) -> Manifest:
+        """Gate the whole pipeline at each precision; the numbers go on the UNet's cards."""
+        bundle = Bundle(self.root, manifest)
+        reference = partial(
+            open_session,
+            self.checkpoint.bundle,
+            backend=_BACKENDS["torch"],
+            options=self.options,
+        )
+        tiles = [feed["lr"] for feed in self.inputs("lr_encoder")[:2]]
+        unet = manifest.components["unet"]
+        artifacts = []
+        for artifact in unet.artifacts:
+            cards: dict[str, Any] = {}
+            for reader in READERS[artifact.format]:
+                backend, precision = _BACKENDS[reader], artifact.precision
+                if backend.serves(bundle, precision) is not None:  # parts are in another format
+                    continue
+                candidate = partial(
+                    open_session,
+                    bundle,
+                    backend=backend,
+                    options=self.options,
+                    precision=precision,
+                )
+                gate = None if manifest.allow_failing else END_TO_END_GATES[precision]
+                where = f"the whole pipeline at {precision} on {reader}"
+                cards[reader] = end_to_end(manifest, reference, candidate, tiles, gate, where)
+            card = {**(artifact.parity or {}), "end_to_end": cards}
+            artifacts.append(replace(artifact, parity=card))
+        components = {**manifest.components, "unet": replace(unet, artifacts=tuple(artifacts))}
+        return replace(manifest, components=components)
+
+
+def _recorded(config: ExportConfig) -> CalibrationSet | None:
+    if config.calibration is None:
+        return None
+    if not config.calibration.is_dir():
+        return CalibrationSet.load(config.calibration)
+    from mmsr_edge.calib.record import record
+
+    return record(config.checkpoint, config.calibration, backend="torch")
+
+
+def _taken_over(out: Path, root: Path, name: str, checkpoint: Checkpoint) -> ComponentSpec:
+    """Copy a component from the bundle being replaced; it must come from the same weights."""
+    needed = f"component {name!r} is not among --components"
+    try:
+        spec = load_manifest(out).components[name]
+    except (BundleError, KeyError):
+        raise BundleError(f"{needed} and there is no bundle with it at {str(out)!r}") from None
+    for artifact in spec.artifacts:
+        if (artifact.parity or {}).get("checkpoint") != checkpoint.digest(name):
+            raise BundleError(f"{needed}, and that in {str(out)!r} was made from other weights")
+        for file in artifact.files:
+            (root / file.path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(out / file.path, root / file.path)
+    return spec
+
+
+def _check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise OptionError(f"{kind} {name!r} is not supported; there are {', '.join(known)}")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text: size, time, PSNR of the worst input, gate."""
+    titles = (f"{'component':<14}{'artifact':<12}{'MB':>8}", f"{'backend':<12}{'ms':>9}")
+    lines = [f"{'  '.join(titles)}{'dB':>8}{'gate':>6}"]
+    for row in rows:
+        artifact = row.artifact
+        left = (
+            f"{row.component:<14}{f'{artifact.format} {artifact.precision}':<12}"
+            f"{sum(file.bytes for file in artifact.files) / 1e6:>8.2f}"
+        )
+        for backend, score in row.scores.items():
+            decibels = "equal" if score.psnr is None else f"{score.psnr:.1f}"
+            agree = "" if score.agreement is None else f"  {score.agreement:.2%} of indices agree"
+            lines.append(
+                f"{left:<34}  {backend:<12}{score.milliseconds:>9.2f}{decibels:>8}"
+                f"{GATES[artifact.precision]:>6.0f}{agree}"
+            )
+            left = ""
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    def words(text: str) -> tuple[str, ...]:
+        return tuple(word for word in text.replace(",", " ").split() if word)
+
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="folder of the checkpoint")
+    add("--out", type=Path, required=True, help="folder of the bundle; an older one is replaced")
+    add("--formats", type=words, default=ExportConfig.formats, help=", ".join(READERS))
+    add("--precisions", type=words, default=ExportConfig.precisions, help="fp32, fp16, int8")
+    add("--components", type=words, default=(), help="default: all that a bundle needs")
+    add("--calibration", type=Path, help="folder of photographs to record int8's inputs on")
+    add("--calibration-set", type=Path, help="or a set from python -m mmsr_edge.calib.record")
+    add("--quantization", type=Path, help='JSON file, such as {"unet": {"samples": 64}}')
+    add("--allow-failing", type=words, default=(), help="components exempt from the gates")
+    args = parser.parse_args(arguments)
+    if args.calibration and args.calibration_set:
+        parser.error("give --calibration or --calibration-set, not both")
+    try:
+        config = ExportConfig(
+            checkpoint=args.checkpoint,
+            out=args.out,
+            formats=args.formats,
+            precisions=args.precisions,
+            components=args.components,
+            calibration=args.calibration or args.calibration_set,
+            quantization=_settings(args.quantization),
+            allow_failing=args.allow_failing,
+        )
+        rows = export_bundle(config)
+    except MMSRError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(table(rows))
+    return 0
+
+
+def _settings(path: Path | None) -> dict[str, dict[str, Any]]:
+    if path is None:
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OptionError(f"{str(path)!r} cannot be read as JSON: {error}") from None
+    if not isinstance(settings, dict) or not all(isinstance(v, dict) for v in settings.values()):
+        raise OptionError(f"{str(path)!r} must hold an object of objects, by component")
+    return settings
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""Parity: how far an artifact is from its network in torch at float32, and whether that will do.
+
+A card is measured on recorded inputs through the very sessions that devices use, and gated:
+
+    PSNR = 10·log10(range² / MSE),  range = max − min of the reference's own output
+
+The worst of the inputs counts, so that no timestep can hide behind the others. Every input is run
+twice, because some accelerators return NaN the second time.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmsr_edge.config import UpscaleOptions, resolve
+from mmsr_edge.errors import BackendError, ParityError
+from mmsr_edge.modalities.edges import detect_edges
+from mmsr_edge.modalities.maps import edge_map
+from mmsr_edge.pipeline import MultimodalPipeline
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from mmsr_edge.bundle import Manifest
+    from mmsr_edge.runtimes.base import Session
+
+    Array = NDArray[Any]
+    Tensors = Mapping[str, Array]
+
+GATES = {"fp32": 60.0, "fp16": 40.0, "int8": 35.0}
+"""Least PSNR in dB of a component, by precision."""
+END_TO_END_GATES = {"fp32": 40.0, "fp16": 40.0, "int8": 35.0}
+"""Least PSNR in dB of the whole pipeline's picture from the same seed, peak 2 (of [-1, 1])."""
+AGREEMENT_GATES = {"fp32": 0.998, "fp16": 0.98, "int8": 0.95}
+"""Least share of equal indices, where an output is a choice among codes. A near tie may flip."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One artifact on one backend."""
+
+    psnr: float | None
+    """Of the worst input, in dB; None: equal to the last bit."""
+    max_abs_error: float | None
+    """Largest difference of any element; None when something was not finite."""
+    agreement: float | None
+    """Share of equal indices, where there are any."""
+    finite: bool
+    """Whether both runs of every input were finite."""
+    repeats: bool
+    """Whether the second run gave the first one's numbers."""
+    milliseconds: float
+    """Median time of a call."""
+    samples: int
+    """Inputs measured."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        return {
+            key: round(value, 4) if isinstance(value, float) and key != "max_abs_error" else value
+            for key, value in asdict(self).items()
+        }
+
+
+def measure(
+    session: Session,
+    feeds: Sequence[Tensors],
+    references: Sequence[Tensors],
+    codes: str | None = None,
+) -> Score:
+    """Run a session on inputs and compare it with the reference's outputs.
+
+    Args:
+        session: of the artifact.
+        feeds: inputs.
+        references: outputs of the torch network for them, at float32.
+        codes: integer output [1, n] by which rows of the others, [1, n, ·], were looked up. Rows
+            are compared where the choice agrees; how often it does is the score's `agreement`.
+    """
+    worst, largest, finite, repeats = math.inf, 0.0, True, True
+    equal: list[float] = []
+    seconds: list[float] = []
+    for feed, reference in zip(feeds, references, strict=True):
+        runs = []
+        for _ in range(2):
+            began = time.perf_counter()
+            runs.append(session.run(dict(feed)))
+            seconds.append(time.perf_counter() - began)
+        first, second = runs
+        repeats &= all(np.array_equal(first[name], second[name]) for name in first)
+        finite &= all(np.isfinite(value).all() for run in runs for value in run.values())
+        same = None if codes is None else reference[codes] == first[codes]
+        for name, wanted in reference.items():
+            got = first[name]
+            if wanted.dtype.kind != "f":
+                equal.append(float((wanted == got).mean()))
+            elif finite:
+                if same is not None:
+                    wanted, got = wanted[same], got[same]
+                worst = min(worst, psnr(wanted, got, float(np.ptp(reference[name]))))
+                largest = max(largest, float(np.abs(wanted - got).max(initial=0.0)))
+    return Score(
+        psnr=worst if math.isfinite(worst) else None,
+        max_abs_error=largest if finite else None,
+        agreement=min(equal) if equal else None,
+        finite=finite,
+        repeats=repeats,
+        milliseconds=statistics.median(seconds[1:]) * 1e3,
+        samples=len(feeds),
+    )
+
+
+def psnr(reference: Array, value: Array, peak: float) -> float:
+    """10·log10(peak² / MSE); infinite when equal, −infinite for a difference at peak 0."""
+    mse = float(np.mean(np.square(reference.astype(np.float64) - value))) if reference.size else 0.0
+    if mse == 0:
+        return math.inf
+    return 10 * math.log10(peak**2 / mse) if peak > 0 else -math.inf
+
+
+def check(score: Score, component: str, precision: str, backend: str, gate: float) -> None:
+    """Let a score pass its gate, or not.
+
+    Raises:
+        ParityError: naming component, precision, backend, the number and the gate.
+    """
+    where = f"{component} at {precision} on {backend}"
+    remedy = (
+        "keep more of its layers in float with --quantization, or calibrate on more pictures"
+        if precision == "int8"
+        else "export it at a higher precision"
+    )
+    if not score.finite:
+        raise ParityError(f"{where}: the output is not finite; {remedy}")
+    if score.psnr is not None and score.psnr < gate:
+        raise ParityError(f"{where}: {score.psnr:.1f} dB, gate {gate:g} dB; {remedy}")
+    least = AGREEMENT_GATES[precision]
+    if score.agreement is not None and score.agreement < least:
+        raise ParityError(
+            f"{where}: {score.agreement:.2%} of the indices agree, gate {least:.1%}; {remedy}"
+        )
+
+
+Opener = Callable[[str], "Session"]
+
+
+def end_to_end(
+    manifest: Manifest,
+    reference: Opener,
+    candidate: Opener,
+    tiles: Sequence[Array],
+    gate: float | None,
+    where: str,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Run the whole pipeline twice from the same noise, with the bundle's default sampling.
+
+    Args:
+        manifest: of the bundle.
+        reference: opens components in torch.
+        candidate: opens the artifacts under test.
+        tiles: pictures of a tile's size, [1, 3, t, t] in [-1, 1]. A smooth one is added: some
+            networks overflow on these only.
+        gate: least PSNR in dB; None: measure only.
+        where: what is tested, for the message.
+        seed: of the noise.
+
+    Raises:
+        ParityError: the pictures differ too much, or are not finite.
+    """
+    worst = math.inf
+    for tile in (*tiles, np.full_like(tiles[0], 0.25)):
+        wanted = picture(manifest, reference, tile, seed)
+        try:
+            got = picture(manifest, candidate, tile, seed)
+        except BackendError as error:
+            raise ParityError(f"{where}: {error}") from error
+        worst = min(worst, psnr(wanted, got, 2.0))
+    if gate is not None and worst < gate:
+        raise ParityError(f"{where}: {worst:.1f} dB, gate {gate:g} dB")
+    return {
+        "psnr": round(worst, 4) if math.isfinite(worst) else None,
+        "gate": gate,
+        "steps": manifest.sampler.steps,
+        "pictures": len(tiles) + 1,
+    }
+
+
+def picture(manifest: Manifest, opener: Opener, tile: Array, seed: int) -> Array:
+    """Upscale one tile [1, 3, t, t] with its edges: [1, 3, o, o] in [-1, 1]."""
+    pipeline = MultimodalPipeline(manifest, opener)
+    run = pipeline.start(resolve(UpscaleOptions(), manifest))
+    edges = detect_edges(tile[0].transpose(1, 2, 0), pipeline.map_side / tile.shape[2])
+    maps = {"edges": edge_map(edges).transpose(2, 0, 1)[None]} if edges.any() else {}
+    shape = pipeline.input_shape("decoder", "latent")
+    noise = np.random.Generator(np.random.Philox(seed)).standard_normal(shape, np.float32)
+    *_, last = run.denoise(tile, maps, noise)
+    return run.decode(last.latent)

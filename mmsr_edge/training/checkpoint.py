@@ -1,0 +1,190 @@
+"""Checkpoints: a bundle whose artifacts are torch weights, one safetensors file to a component."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mmsr_edge.bundle import (
+    Artifact,
+    Bundle,
+    ComponentSpec,
+    LatentSpec,
+    Manifest,
+    Provenance,
+    SamplerSpec,
+    TensorSpec,
+    TileSpec,
+    describe_file,
+    open_bundle,
+    write_manifest,
+)
+from mmsr_edge.converters.components import component
+from mmsr_edge.converters.staging import staged_bundle
+from mmsr_edge.errors import BundleError
+from mmsr_edge.models.autoencoder import FACTOR, SCALE
+from mmsr_edge.models.components import build_component
+from mmsr_edge.models.presets import Preset, preset
+
+FloatPrecision = Literal["fp32", "fp16"]
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint."""
+
+    bundle: Bundle
+    """Its folder and manifest; the torch backend runs it as it is."""
+    networks: dict[str, nn.Module]
+    """By component: on the CPU, float32, in evaluation mode."""
+
+    @property
+    def preset(self) -> Preset:
+        """The networks' sizes."""
+        return preset(self.bundle.manifest.preset)
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of a component's weights file."""
+        return _weights(self.bundle, name).files[0].sha256
+
+
+def open_checkpoint(root: Path) -> Checkpoint:
+    """Open a checkpoint and load its networks.
+
+    Raises:
+        BundleError: there is none, a file is damaged, or weights do not fit the preset.
+    """
+    bundle = open_bundle(root)
+    networks = {}
+    for name in bundle.manifest.components:
+        path = bundle.path(_weights(bundle, name).files[0])
+        network = build_component(name, bundle.manifest.preset)
+        try:
+            network.load_state_dict(load_file(path))  # fp16 is copied into float32 parameters
+        except RuntimeError as error:
+            raise BundleError(
+                f"{str(path)!r} does not hold the weights of {name!r} of preset "
+                f"{bundle.manifest.preset!r}: {error}"
+            ) from None
+        networks[name] = network.eval().requires_grad_(False)
+    return Checkpoint(bundle, networks)
+
+
+def write_checkpoint(
+    networks: Mapping[str, nn.Module],
+    out: Path,
+    *,
+    preset_name: str,
+    version: str,
+    residual_scale: Sequence[float] | None,
+    provenance: Provenance,
+    precision: FloatPrecision = "fp16",
+    name: str | None = None,
+    sampler: SamplerSpec | None = None,
+) -> Path:
+    """Write networks as a checkpoint; the folder appears whole or not at all.
+
+    Args:
+        networks: by component name, those of the preset; moved to the CPU.
+        out: the folder; a checkpoint already there is replaced.
+        preset_name: key of `mmsr_edge.models.PRESETS`.
+        version: of the weights.
+        residual_scale: see `LatentSpec`; None when the diffusion models z_hr itself.
+        provenance: where the weights come from.
+        precision: of the file; computation is float32 either way.
+        name: of the model; None: the preset's.
+        sampler: None: the preset's.
+
+    Raises:
+        BundleError: components are missing, or a weight does not fit the precision.
+        OutputError: `out` cannot be written.
+    """
+    p = preset(preset_name)
+    with staged_bundle(out) as root:
+        components = {}
+        for key, network in networks.items():
+            inputs, outputs = tensor_specs(network.cpu().eval(), key, p)
+            artifact = write_weights(network, root, key, precision)
+            components[key] = ComponentSpec(key, inputs, outputs, (artifact,))
+        manifest = Manifest(
+            name=name or preset_name,
+            version=version,
+            preset=preset_name,
+            scale=SCALE,
+            tile=TileSpec(p.tile, p.overlap, multiple_of=FACTOR // SCALE),
+            latent=LatentSpec(
+                p.autoencoder.channels,
+                FACTOR,
+                None if residual_scale is None else tuple(map(float, residual_scale)),
+            ),
+            sampler=sampler or p.sampler,
+            text=p.text_spec(),
+            components=components,
+            provenance=provenance,
+        )
+        write_manifest(root, manifest)
+    return out
+
+
+def write_weights(network: nn.Module, root: Path, name: str, precision: FloatPrecision) -> Artifact:
+    """Write one network's weights below `root` as `name/precision.safetensors`.
+
+    Raises:
+        BundleError: a weight overflows the precision.
+    """
+    state: dict[str, Tensor] = {}
+    for key, value in network.state_dict().items():
+        narrow = value.to(_DTYPES[precision]) if value.is_floating_point() else value
+        if not torch.isfinite(narrow).all():
+            raise BundleError(
+                f"weight {key!r} of {name!r} is not finite at {precision}"
+                + ("; write it at fp32" if torch.isfinite(value).all() else ": training diverged")
+            )
+        state[key] = narrow.detach().cpu().clone(memory_format=torch.contiguous_format)
+    path = root / name / f"{precision}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    save_file(state, path)
+    tools = {tool: package_version(tool) for tool in ("torch", "safetensors")}
+    file = describe_file(root, path.relative_to(root))
+    return Artifact("torch", precision, (file,), tools=tools)
+
+
+def tensor_specs(
+    network: nn.Module, name: str, p: Preset
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """What a network takes and what it gives, found by running it once on drawn inputs."""
+    feeds = component(name).draw(p, np.random.default_rng(0))
+    return _specs(feeds), _specs(run_network(network, name, feeds))
+
+
+def run_network(
+    network: nn.Module, name: str, feeds: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    """Run a network as a session would: arrays by name in, arrays by name out."""
+    entry = component(name)
+    with torch.inference_mode():
+        results = network(*(torch.from_numpy(feeds[key]) for key in entry.inputs))
+    results = (results,) if isinstance(results, Tensor) else results
+    return {key: result.numpy().copy() for key, result in zip(entry.outputs, results, strict=True)}
+
+
+def _weights(bundle: Bundle, name: str) -> Artifact:
+    """The most exact torch artifact of a component."""
+    return bundle.artifact(name, ("torch",), order=("fp32", "fp16"))
+
+
+def _specs(tensors: Mapping[str, NDArray[Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(key, value.shape, value.dtype.name)  # type: ignore[arg-type]  # checked inside
+        for key, value in tensors.items()
+    )

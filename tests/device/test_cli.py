@@ -1,0 +1,258 @@
+"""The command line: exit codes, messages, and files that are whole or not there."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from bundle_factory import make_bundle
+from PIL import Image
+
+import mmsr_edge
+from mmsr_edge import Upscaler
+from mmsr_edge.cli import main
+from mmsr_edge.pipeline import MultimodalPipeline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Run = Callable[..., tuple[int, str, str]]
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "in.jpg"
+    Image.fromarray(PICTURE).save(path.with_suffix(".png"))
+    return path.with_suffix(".png")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], root: Path) -> Run:
+    """Exit code, stdout and stderr of a command on the tiny bundle."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        command, *rest = map(str, arguments)
+        extra = ["--model", str(root)] if "--model" not in rest else []
+        if command == "upscale":
+            extra += ["--backend", "onnxruntime"] if "--backend" not in rest else []
+        code = main([command, *rest, *extra])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_a_picture_goes_beside_its_source(run: Run, source: Path, root: Path) -> None:
+    code, out, err = run("upscale", source)
+    assert (code, err) == (0, "")
+    target = source.with_name("in_x4.png")
+    assert out.startswith(f"{target}: 96x80, onnxruntime, ")
+    with Image.open(target) as written:
+        expected = Upscaler(root, "onnxruntime")(PICTURE).image
+        np.testing.assert_array_equal(np.asarray(written), np.asarray(expected))
+    assert sorted(path.name for path in source.parent.iterdir()) == ["in.png", "in_x4.png"]
+
+
+def test_every_option_arrives(run: Run, source: Path, root: Path, tmp_path: Path) -> None:
+    depth, classes, edges = (tmp_path / f"{name}.png" for name in ("depth", "classes", "edges"))
+    grey = np.arange(480, dtype=np.uint8).reshape(20, 24)
+    Image.fromarray(grey).save(depth)
+    Image.fromarray(grey % 5).save(classes)
+    Image.fromarray((grey % 7 == 0).astype(np.uint8) * 255).save(edges)
+    target, maps = tmp_path / "out.tif", tmp_path / "made" / "here"
+    # fmt: off
+    code, _, err = run(
+        "upscale", source, "-o", target, "--steps", 3, "--guidance", "m-cfg",
+        "--guidance-scale", 1.5, "--prompt", "a dog", "--negative-prompt", "fog",
+        "--temperature", 2, "--temperature", "edges=0.5", "--depth", depth,
+        "--segmentation", classes, "--edges", edges, "--seed", 7, "--precision", "fp32",
+        "--threads", 1, "--no-color-fix", "--save-maps", maps,
+    )
+    # fmt: on
+    assert (code, err) == (0, "")
+    expected = Upscaler(root, "onnxruntime").upscale(
+        PICTURE,
+        steps=3,
+        guidance="m-cfg",
+        guidance_scale=1.5,
+        prompt="a dog",
+        negative_prompt="fog",
+        temperature={"text": 2, "depth": 2, "segmentation": 2, "edges": 0.5},
+        depth=depth,
+        segmentation=classes,
+        edges=edges,
+        seed=7,
+        color_fix=False,
+    )
+    with Image.open(target) as written:
+        np.testing.assert_array_equal(np.asarray(written), np.asarray(expected.image))
+    for name, picture in expected.maps.items():
+        assert picture is not None
+        with Image.open(maps / f"in_{name}.png") as written:
+            np.testing.assert_array_equal(np.asarray(written), np.asarray(picture))
+
+
+def test_maps_are_switched_off_by_none(run: Run, source: Path, tmp_path: Path) -> None:
+    maps = tmp_path / "maps"
+    off = ("--depth", "none", "--segmentation", "none", "--edges", "none")
+    assert run("upscale", source, "--save-maps", maps, *off, "--guidance", "none")[0] == 0
+    assert not list(maps.iterdir())
+
+
+def test_quiet_is_quiet_and_warnings_are_not(run: Run, tmp_path: Path) -> None:
+    flat = tmp_path / "flat.png"
+    Image.new("RGB", (20, 20), "teal").save(flat)
+    code, _, err = run("upscale", flat)
+    assert code == 0
+    assert err == "mmsr-edge: warning: edges is left out: Canny finds none in this picture\n"
+    assert run("upscale", flat, "--overwrite", "-q") == (0, "", "")
+
+
+def test_an_existing_file_is_replaced_on_request_only(run: Run, source: Path) -> None:
+    target = source.with_name("in_x4.png")
+    target.write_bytes(b"of before")
+    code, out, err = run("upscale", source)
+    assert (code, out) == (1, "")
+    assert str(target) in err
+    assert "exists" in err
+    assert target.read_bytes() == b"of before"
+    assert run("upscale", source, "--overwrite")[0] == 0
+    assert target.read_bytes() != b"of before"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("nowhere.png",), 1, "nowhere.png"),
+        (("IN", "-o", "out.xyz"), 1, ".xyz"),
+        (("IN", "--model", "no-such-model"), 1, "no-such-model"),
+        (("IN", "--depth", "nowhere.png"), 1, "nowhere.png"),
+        (("IN", "--save-maps", "IN"), 1, "cannot be made"),
+        (("IN", "--steps", "0"), 2, "steps is 0; it must be an integer from 1"),
+        (("IN", "--guidance", "strong"), 2, "guidance is 'strong'; it must be one of"),
+        (("IN", "--temperature", "11"), 2, "temperature is 11.0; it must be a number from 0.4"),
+        (("IN", "--temperature", "edge=1"), 2, "did you mean 'edges'?"),
+        (("IN", "--temperature", "edges=hot"), 2, "--temperature is 'edges=hot'"),
+        (("IN", "--backend", "tflite"), 2, "'tflite'"),
+    ],
+)
+def test_what_cannot_be_done_has_a_code_and_a_message(
+    run: Run, source: Path, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    before = sorted(source.parent.iterdir())
+    arguments = tuple(str(source) if argument == "IN" else argument for argument in arguments)
+    got, out, err = run("upscale", *arguments)
+    assert (got, out) == (code, "")
+    assert err.startswith("mmsr-edge: ")
+    assert said in err
+    assert sorted(source.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("arguments", [[], ["upscale"], ["upscale", "x", "--steps", "many"]])
+def test_wrong_usage_is_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: mmsr-edge" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_nothing_and_is_130(
+    run: Run, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = MultimodalPipeline.run
+    called: list[str] = []
+
+    def call(pipeline: Any, component: str, *rest: Any) -> Any:
+        called.append(component)
+        if component == "unet":
+            signal.raise_signal(signal.SIGINT)
+        return original(pipeline, component, *rest)
+
+    monkeypatch.setattr(MultimodalPipeline, "run", call)
+    handler = signal.getsignal(signal.SIGINT)
+    code, out, err = run("upscale", source)
+    assert (code, out, err) == (130, "", "mmsr-edge: cancelled\n")
+    assert called.count("unet") == 1
+    assert [path.name for path in source.parent.iterdir()] == ["in.png"]
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_info_says_what_is_there_and_why_the_rest_is_not(run: Run, root: Path) -> None:
+    code, out, err = run("info")
+    assert (code, err) == (0, "")
+    assert f"mmsr-edge {mmsr_edge.__version__}" in out
+    assert "tiny 1 (CC0-1.0)" in out
+    assert f"folder    {root}" in out
+    assert "SHA-256 verified" in out
+    assert "tile      32x32 -> 128x128" in out
+    for line in ("unet", "chosen by auto", "coreml"):
+        assert line in out
+
+
+def test_info_for_programs(run: Run, root: Path) -> None:
+    code, out, _ = run("info", "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["errors"] == []
+    model = report["model"]
+    files = list(root.rglob("*.onnx"))
+    assert model["files"] == len(files) == 6
+    assert model["bytes"] == sum(path.stat().st_size for path in files)
+    assert list(model["components"]["unet"][0]["files"]) == ["unet/model.onnx"]
+    assert list(report["backends"]) == ["openvino", "onnxruntime", "coreml", "torch"]
+    assert [name for name, backend in report["backends"].items() if backend["chosen"]] == [
+        Upscaler(root).backend
+    ]
+    for backend in report["backends"].values():
+        assert backend["usable"] == (backend["reason"] is None)
+    assert not report["backends"]["torch"]["usable"]  # this bundle has no torch weights
+
+
+def test_info_on_a_damaged_bundle_still_shows_the_backends(run: Run, tmp_path: Path) -> None:
+    damaged = make_bundle(tmp_path)
+    file = damaged / "unet" / "model.onnx"
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    code, out, err = run("info", "--model", damaged)
+    assert code == 1
+    assert "unet" in err
+    assert "SHA-256" in err
+    assert "onnxruntime" in out
+    code, out, _ = run("info", "--model", damaged, "--json")
+    assert code == 1
+    assert json.loads(out)["model"] is None
+
+
+def test_help_documents_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["upscale", "--help"], ["info", "--help"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+        shown = capsys.readouterr().out
+        for line in ("0    done", "1    it could not", "2    wrong usage", "130  cancelled"):
+            assert line in shown
+
+
+def test_the_version_needs_no_array_library() -> None:
+    """`--version` answers at once: numpy, Pillow and the runtimes stay unimported."""
+    code = (
+        "import sys; from mmsr_edge.cli import main\n"
+        "try: main(['--version'])\n"
+        "except SystemExit as end: print(end.code, {'numpy', 'PIL', 'tqdm'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == [f"mmsr-edge {mmsr_edge.__version__}", "0 set()"]

@@ -1,0 +1,159 @@
+"""Options: what is refused and how it is said; what a bundle's defaults make of the rest."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundle_factory import make_bundle
+
+from mmsr_edge.bundle import Manifest, TensorSpec, load_manifest
+from mmsr_edge.config import RunSettings, UpscaleOptions, resolve
+from mmsr_edge.errors import OptionError
+from mmsr_edge.upscaler import Upscaler
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return load_manifest(make_bundle(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("prompt", 3, "prompt is 3; it must be a string"),
+        ("negative_prompt", b"x", "negative_prompt is b'x'; it must be a string"),
+        ("steps", 0, "steps is 0; it must be an integer from 1 up"),
+        ("steps", 2.0, "steps is 2.0; it must be an integer from 1 up"),
+        ("steps", True, "steps is True; it must be an integer"),
+        (
+            "guidance",
+            "mcfg",
+            "guidance is 'mcfg'; it must be one of 'm-cfg', 'm0-cfg', 'cfg', None",
+        ),
+        ("guidance_scale", -1, "guidance_scale is -1; it must be a number from 0 to 100"),
+        ("guidance_scale", float("nan"), "guidance_scale is nan; it must be a number"),
+        ("guidance_scale", "4", "guidance_scale is '4'; it must be a number"),
+        ("temperature", 0.3, "temperature is 0.3; it must be a number from 0.4 to 10"),
+        ("temperature", {"edges": 11}, "temperature['edges'] is 11; it must be a number from 0.4"),
+        ("temperature", {"edge": 1}, "unknown temperature 'edge'; did you mean 'edges'?"),
+        ("depth", "depth.png", "depth is 'depth.png'; it must be 'auto', None, or a map"),
+        ("segmentation", [[1]], "segmentation is a list; it must be 'auto', None, or a map"),
+        ("edges", False, "edges is a bool; it must be 'auto', None, or a map"),
+        ("seed", -1, "seed is -1; it must be an integer from 0 to 18446744073709551615"),
+        ("seed", 2**64, "seed is 18446744073709551616; it must be an integer from 0"),
+        ("seed", None, "seed is None; it must be an integer"),
+        ("color_fix", 1, "color_fix is 1; it must be True or False"),
+        ("stpes", 4, "unknown option 'stpes'; did you mean 'steps'?"),
+    ],
+)
+def test_what_is_wrong_is_quoted_with_what_is_allowed(name: str, value: Any, said: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        UpscaleOptions.from_mapping({name: value})
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steps": np.int64(1), "seed": 2**64 - 1, "guidance_scale": np.float32(100)},
+        {"temperature": 0.4},
+        {"temperature": {"text": 10, "depth": 0.4}},
+        {"depth": np.zeros((2, 2)), "segmentation": Path("x.png"), "edges": None},
+    ],
+)
+def test_the_ends_of_the_ranges_and_numpy_numbers_are_accepted(options: dict[str, Any]) -> None:
+    UpscaleOptions.from_mapping(options)
+
+
+def test_upscale_offers_the_options_with_the_same_defaults() -> None:
+    offered = {
+        name: parameter.default
+        for name, parameter in inspect.signature(Upscaler.upscale).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        and name not in {"progress", "cancel", "output"}
+    }
+    assert offered == {field.name: field.default for field in fields(UpscaleOptions)}
+
+
+def test_what_is_left_open_comes_from_the_bundle(manifest: Manifest) -> None:
+    assert resolve(UpscaleOptions(), manifest) == RunSettings(
+        positive="sharp",
+        negative="blurry, noisy",
+        steps=2,
+        guidance=None,
+        guidance_scale=0.0,
+        temperature=(1.0, 1.0, 1.0, 1.0),
+    )
+    guided = replace(manifest, sampler=replace(manifest.sampler, guidance="cfg"))
+    settings = resolve(UpscaleOptions(), guided)
+    assert (settings.guidance, settings.guidance_scale) == ("cfg", 4.0)
+    assert resolve(UpscaleOptions(guidance=None), guided).guidance is None
+
+
+def test_what_is_given_wins(manifest: Manifest) -> None:
+    options = UpscaleOptions(
+        prompt=" a dog ",
+        negative_prompt="",
+        steps=7,
+        guidance="m0-cfg",
+        guidance_scale=0.5,
+        temperature={"segmentation": 3, "text": 0.5},
+    )
+    assert resolve(options, manifest) == RunSettings(
+        positive="a dog, sharp",
+        negative="",
+        steps=7,
+        guidance="m0-cfg",
+        guidance_scale=0.5,
+        temperature=(0.5, 1.0, 3.0, 1.0),
+    )
+    assert resolve(UpscaleOptions(temperature=2), manifest).temperature == (2.0, 2.0, 2.0, 2.0)
+
+
+def test_no_prompt_and_no_suffix_is_no_text(manifest: Manifest) -> None:
+    plain = replace(manifest, text=replace(manifest.text, positive=""))
+    assert resolve(UpscaleOptions(), plain).positive == ""
+    assert resolve(UpscaleOptions(prompt="  "), plain).positive == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"steps": 1001}, "steps is 1001; it must be an integer from 1 to 1000"),
+        ({"guidance_scale": 3.0}, "guidance_scale is 3.0, which would go unused: guidance is None"),
+        ({"guidance": None, "guidance_scale": 3.0}, "which would go unused"),
+    ],
+)
+def test_what_only_the_manifest_can_tell(
+    manifest: Manifest, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(OptionError) as caught:
+        resolve(UpscaleOptions(**options), manifest)
+    assert said in str(caught.value)
+
+
+def test_baked_guidance_refuses_guidance(manifest: Manifest) -> None:
+    sampler = replace(manifest.sampler, guidance="m-cfg", baked_guidance=4.0)
+    baked = replace(manifest, sampler=sampler)
+    assert resolve(UpscaleOptions(), baked).guidance is None
+    assert resolve(UpscaleOptions(guidance=None), baked).guidance is None
+    with pytest.raises(OptionError, match="guidance is 'cfg', but 'tiny' has guidance baked in"):
+        resolve(UpscaleOptions(guidance="cfg"), baked)
+    with pytest.raises(OptionError, match=r"guidance_scale is 2.*baked in at w = 4"):
+        resolve(UpscaleOptions(guidance_scale=2), baked)
+
+
+def test_a_unet_that_takes_w_knows_one_kind_of_guidance(manifest: Manifest) -> None:
+    unet = manifest.components["unet"]
+    unet = replace(unet, inputs=(*unet.inputs, TensorSpec("guidance", (1,), "float32")))
+    components = {**manifest.components, "unet": unet}
+    sampler = replace(manifest.sampler, guidance="m-cfg")
+    conditioned = replace(manifest, components=components, sampler=sampler)
+    assert resolve(UpscaleOptions(guidance_scale=2), conditioned).guidance_scale == 2
+    with pytest.raises(OptionError, match="'cfg', but 'tiny' was distilled from 'm-cfg'"):
+        resolve(UpscaleOptions(guidance="cfg"), conditioned)

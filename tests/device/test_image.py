@@ -1,0 +1,619 @@
+"""Pictures in and out: every kind that Pillow reads, and every way in which it can go wrong."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import struct
+import tempfile
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from mmsr_edge import image, pixels
+from mmsr_edge.errors import ImageError, OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ORIENTATION, COPYRIGHT, EXIF_DIRECTORY, LENS = 0x0112, 0x8298, 0x8769, 0xA434
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def signed(values: np.ndarray) -> np.ndarray:
+    """What uint8 pixels should become."""
+    return values.astype(np.float64) / 127.5 - 1
+
+
+def exif_with(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    exif[COPYRIGHT] = "someone"
+    exif[EXIF_DIRECTORY] = {LENS: "50 mm", 0xA002: 6, 0xA003: 4}
+    return exif.tobytes()
+
+
+# --- Reading: kinds of pixels ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["path", "str", "pil", "array"])
+def test_all_sources_of_rgb_agree(kind: str, tmp_path: Path) -> None:
+    values = noise(5, 7, 3)
+    picture = Image.fromarray(values)
+    path = tmp_path / "in.png"
+    picture.save(path)
+    source = {"path": path, "str": str(path), "pil": picture, "array": values}[kind]
+    loaded = image.load_image(source)
+    assert loaded.rgb.dtype == np.float32
+    assert loaded.size == (7, 5)
+    np.testing.assert_allclose(loaded.rgb, signed(values), rtol=0, atol=1e-6)
+    assert (loaded.alpha, loaded.icc, loaded.exif) == (None, None, None)
+    assert not loaded.transparent
+
+
+def test_range_is_met_exactly() -> None:
+    loaded = image.load_image(np.array([[0, 255]], np.uint8))
+    assert loaded.rgb.min() == -1
+    assert loaded.rgb.max() == 1
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "YCbCr", "HSV", "RGBX"])
+def test_modes_without_alpha(mode: str, tmp_path: Path) -> None:
+    smooth = np.add.outer(np.arange(24) * 5, np.arange(20) * 4).astype(np.uint8)
+    rgb = Image.fromarray(np.stack([smooth, 255 - smooth, smooth // 2], axis=2))
+    converted = rgb.convert(mode)
+    expected = np.asarray(converted.convert("RGB"))
+    np.testing.assert_allclose(image.load_image(converted).rgb, signed(expected), rtol=0, atol=1e-6)
+    if mode in {"1", "L", "P"}:
+        converted.save(tmp_path / "in.png")
+        loaded = image.load_image(tmp_path / "in.png")
+        np.testing.assert_allclose(loaded.rgb, signed(expected), rtol=0, atol=1e-6)
+        assert loaded.alpha is None
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bit_grey_is_not_cut_off(suffix: str, tmp_path: Path) -> None:
+    values = np.array([[0, 256, 13107], [32768, 65534, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / f"in{suffix}")
+    loaded = image.load_image(tmp_path / f"in{suffix}")
+    expected = np.repeat(values[..., None] / 32767.5 - 1, 3, axis=2)
+    np.testing.assert_allclose(loaded.rgb, expected, rtol=0, atol=1e-6)
+    # What older Pillow makes of such a file:
+    as_int = Image.fromarray(values.astype(np.int32))
+    np.testing.assert_allclose(image.load_image(as_int).rgb, expected, rtol=0, atol=1e-6)
+
+
+def test_16_bit_rgb_png(tmp_path: Path) -> None:
+    values = np.array([[[0, 32768, 65535], [257, 514, 65278]]], np.uint16)
+    raw = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))]
+    chunks += [(b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
+    body = b"".join(
+        struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))
+        for tag, data in chunks
+    )
+    (tmp_path / "in.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    loaded = image.load_image(tmp_path / "in.png")
+    # Pillow keeps the upper eight bits.
+    np.testing.assert_allclose(loaded.rgb, values / 32767.5 - 1, rtol=0, atol=1 / 127)
+
+
+def test_float_tiff(tmp_path: Path) -> None:
+    values = np.array([[0.0, 0.25, 1.0]], np.float32)
+    Image.fromarray(values).save(tmp_path / "in.tif")
+    np.testing.assert_allclose(
+        image.load_image(tmp_path / "in.tif").rgb[..., 0], values * 2 - 1, rtol=0, atol=1e-6
+    )
+    with pytest.raises(ImageError, match=r"mode F .*\[0, 300\]"):
+        image.load_image(Image.fromarray(values * 300))
+    with pytest.raises(ImageError, match=r"mode I .*int32"):
+        image.load_image(Image.fromarray(np.array([[0, 70000]], np.int32)))
+
+
+def test_cmyk_jpeg(tmp_path: Path) -> None:
+    values = np.full((16, 24, 3), (200, 40, 90), np.uint8)
+    Image.fromarray(values).convert("CMYK").save(tmp_path / "in.jpg", quality=100)
+    loaded = image.load_image(tmp_path / "in.jpg")
+    np.testing.assert_allclose(loaded.rgb, signed(values), rtol=0, atol=0.03)
+    assert loaded.icc is None
+
+
+def test_lab(tmp_path: Path) -> None:
+    values = np.full((4, 4, 3), (200, 40, 90), np.uint8)
+    to_lab = ImageCms.buildTransform(
+        ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
+    )
+    lab = ImageCms.applyTransform(Image.fromarray(values), to_lab)
+    lab.save(tmp_path / "in.tif")
+    loaded = image.load_image(tmp_path / "in.tif")
+    np.testing.assert_allclose(loaded.rgb, signed(values), rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (np.array([[True, False]]), [1, -1]),
+        (np.array([[0.25, 1.0]]), [-0.5, 1]),
+        (np.array([[[0.25], [1.0]]], np.float16), [-0.5, 1]),
+        (np.array([[0, 65535]], np.uint16), [-1, 1]),
+        (np.array([[0, 65535]], ">u2"), [-1, 1]),
+        (np.array([[[255, 255], [0, 128]]], np.uint8), [1, -1]),
+    ],
+)
+def test_grey_arrays(array: np.ndarray, expected: list[float]) -> None:
+    rgb = image.load_image(array).rgb
+    assert rgb.dtype == np.float32
+    np.testing.assert_allclose(rgb[0], np.repeat(np.array(expected)[:, None], 3, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros(5), r"shape \(5,\)"),
+        (np.zeros((2, 3, 5)), r"shape \(2, 3, 5\)"),
+        (np.zeros((1, 2, 3, 3)), r"shape \(1, 2, 3, 3\)"),
+        (np.zeros((0, 4, 3)), "empty: 4 x 0"),
+        (np.array([[-0.5, 1.0]]), r"\[-0\.5, 1\]"),
+        (np.array([[0.0, 2.0]]), r"\[0, 2\]"),
+        (np.array([[0.0, np.nan]]), "nan"),
+        (np.zeros((2, 2), np.int64), "int64"),
+        (np.zeros((2, 2), complex), "complex"),
+    ],
+)
+def test_arrays_that_are_no_pictures(array: np.ndarray, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        image.load_image(array)
+
+
+def test_other_types_are_refused() -> None:
+    with pytest.raises(ImageError, match="list"):
+        image.load_image([[1, 2], [3, 4]])  # type: ignore[arg-type]
+
+
+# --- Reading: transparency -------------------------------------------------------------------
+
+
+def with_alpha(mode: str) -> tuple[Image.Image, np.ndarray, np.ndarray]:
+    """A picture in `mode`, its colours where visible, and its opacity as uint8."""
+    colours = np.full((8, 8, 3), 90, np.uint8)
+    opacity = np.full((8, 8), 255, np.uint8)
+    opacity[:4] = 0
+    if mode == "RGB+tRNS":
+        colours[:4] = (255, 0, 255)
+        picture = Image.fromarray(colours)
+        picture.info["transparency"] = (255, 0, 255)
+    elif mode == "L+tRNS":
+        colours[:4] = 7
+        picture = Image.fromarray(colours[..., 0])
+        picture.info["transparency"] = 7
+    elif mode == "P+tRNS":
+        picture = Image.fromarray((opacity // 255).astype(np.uint8))
+        picture.putpalette([0, 0, 0, 90, 90, 90])
+        picture.info["transparency"] = 0
+    else:
+        rgba = Image.fromarray(np.dstack([colours, opacity]))
+        if mode == "PA":
+            picture = rgba.getchannel(0).convert("P")
+            picture.putalpha(rgba.getchannel(3))
+        elif mode in {"LA", "La"}:
+            picture = Image.merge("LA", (rgba.getchannel(0), rgba.getchannel(3))).convert(mode)
+        else:
+            picture = rgba.convert(mode)
+    return picture, colours, opacity
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La", "PA", "RGB+tRNS", "L+tRNS", "P+tRNS"])
+def test_alpha_is_kept_apart_and_hidden_colours_are_those_nearby(mode: str) -> None:
+    picture, _, opacity = with_alpha(mode)
+    loaded = image.load_image(picture)
+    assert loaded.alpha is not None
+    assert loaded.transparent
+    assert loaded.alpha.dtype == np.float32
+    np.testing.assert_allclose(loaded.alpha, opacity / 255, rtol=0, atol=1e-6)
+    # The hidden half was black or magenta; it would have bled into the visible one.
+    np.testing.assert_allclose(loaded.rgb, signed(np.full((8, 8, 3), 90)), rtol=0, atol=1e-6)
+
+
+def test_transparent_palette_file_keeps_its_alpha(tmp_path: Path) -> None:
+    picture, _, opacity = with_alpha("P+tRNS")
+    picture.save(tmp_path / "in.png", transparency=0)
+    loaded = image.load_image(tmp_path / "in.png")
+    assert loaded.alpha is not None
+    np.testing.assert_array_equal(loaded.alpha * 255, opacity)
+
+
+def test_visible_colours_are_untouched_however_faint() -> None:
+    rgba = noise(9, 13, 4)
+    rgba[..., 3].clip(1, 255, out=rgba[..., 3])
+    rgba[2:5, 3:9, 3] = 0
+    loaded = image.load_image(rgba)
+    seen = rgba[..., 3] > 0
+    np.testing.assert_allclose(loaded.rgb[seen], signed(rgba[..., :3])[seen], rtol=0, atol=1e-6)
+    assert np.abs(loaded.rgb).max() <= 1
+    assert image.load_image(Image.fromarray(rgba)).rgb.tobytes() == loaded.rgb.tobytes()
+
+
+def test_a_wholly_transparent_picture_is_left_as_it_is() -> None:
+    rgba = noise(4, 4, 4)
+    rgba[..., 3] = 0
+    np.testing.assert_allclose(image.load_image(rgba).rgb, signed(rgba[..., :3]), rtol=0, atol=1e-6)
+
+
+# --- Reading: metadata -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_and_the_tag_gone(
+    suffix: str, orientation: int, tmp_path: Path
+) -> None:
+    upright = np.zeros((16, 32, 3), np.uint8)
+    upright[:8, :16] = (250, 0, 0)
+    upright[8:, :16] = (0, 250, 0)
+    # What each value asks the viewer to undo.
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.swapaxes(0, 1),
+        6: np.rot90(upright, 1),
+        7: np.rot90(upright, 1)[:, ::-1],
+        8: np.rot90(upright, -1),
+    }[orientation]
+    if orientation == 7:
+        stored = upright[::-1, ::-1].swapaxes(0, 1)
+    path = tmp_path / f"in{suffix}"
+    options = {"lossless": True} if suffix == ".webp" else {}
+    Image.fromarray(np.ascontiguousarray(stored)).save(
+        path, exif=exif_with(orientation), quality=100, **options
+    )
+    loaded = image.load_image(path)
+    assert loaded.size == (32, 16)
+    blocks = loaded.rgb[4:16:8, 8:32:16]  # one pixel amid each quarter
+    np.testing.assert_allclose(blocks, signed(upright[4:16:8, 8:32:16]), rtol=0, atol=0.05)
+    exif = Image.Exif()
+    exif.load(loaded.exif or b"")
+    assert ORIENTATION not in exif
+    assert exif[COPYRIGHT] == "someone"
+    assert exif.get_ifd(EXIF_DIRECTORY)[LENS] == "50 mm"
+    # Nothing that describes how a TIFF stored its pixels.
+    assert set(exif) <= {COPYRIGHT, EXIF_DIRECTORY}
+
+
+def test_the_callers_image_is_not_altered(tmp_path: Path) -> None:
+    Image.fromarray(noise(4, 6, 3)).save(tmp_path / "in.jpg", exif=exif_with(6))
+    with Image.open(tmp_path / "in.jpg") as picture:
+        assert image.load_image(picture).size == (4, 6)
+        assert picture.size == (6, 4)
+        assert picture.getexif()[ORIENTATION] == 6
+        assert image.load_image(picture).size == (4, 6)
+
+
+def test_broken_exif_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    values = noise(4, 6, 3)
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG", exif=b"Exif\0\0garbage, not a TIFF header")
+    (tmp_path / "in.png").write_bytes(buffer.getvalue())
+    loaded = image.load_image(tmp_path / "in.png")
+    np.testing.assert_allclose(loaded.rgb, signed(values), rtol=0, atol=1e-6)
+    assert loaded.exif is None
+
+
+def test_profiles_of_rgb_are_kept_and_grey_ones_used() -> None:
+    rgb = Image.fromarray(noise(4, 4, 3))
+    rgb.info["icc_profile"] = SRGB
+    assert image.load_image(rgb).icc == SRGB
+    palette = rgb.convert("P")
+    palette.info["icc_profile"] = SRGB
+    assert image.load_image(palette).icc == SRGB
+
+    grey = Image.fromarray(np.array([[0, 128, 255]], np.uint8))
+    grey.info["icc_profile"] = linear_grey_profile()
+    loaded = image.load_image(grey)
+    assert loaded.icc is None
+    # Half the light is 188 in sRGB, not 128.
+    np.testing.assert_allclose(loaded.rgb[0, 1], 188 / 127.5 - 1, rtol=0, atol=0.02)
+    grey.info["icc_profile"] = linear_grey_profile()[:60]
+    np.testing.assert_allclose(image.load_image(grey).rgb[0, 1], 128 / 127.5 - 1, atol=1e-6)
+
+
+def linear_grey_profile() -> bytes:
+    """An ICC profile for grey proportional to light, as small as the standard allows."""
+    tags = [
+        (b"wtpt", b"XYZ \0\0\0\0" + struct.pack(">iii", 0xF6D6, 0x10000, 0xD32D)),
+        (b"kTRC", b"curv\0\0\0\0" + struct.pack(">I", 0)),
+    ]
+    table, data, offset = b"", b"", 128 + 4 + 12 * len(tags)
+    for name, content in tags:
+        table += name + struct.pack(">II", offset + len(data), len(content))
+        data += content + b"\0" * (-len(content) % 4)
+    body = struct.pack(">I", len(tags)) + table + data
+    header = struct.pack(
+        ">I4sI4s4s4s", 128 + len(body), b"\0" * 4, 0x02400000, b"mntr", b"GRAY", b"XYZ "
+    )
+    header += struct.pack(">6H4s", 2024, 1, 1, 0, 0, 0, b"acsp") + b"\0" * 28
+    header += struct.pack(">iii", 0xF6D6, 0x10000, 0xD32D)
+    return header.ljust(128, b"\0") + body
+
+
+# --- Reading: planted failures ---------------------------------------------------------------
+
+
+def jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(noise(64, 64, 3)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(noise(64, 64, 3)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def bad_checksum() -> bytes:
+    data = bytearray(png())
+    data[data.index(b"IDAT") + 100] ^= 0xFF
+    return bytes(data)
+
+
+def bomb() -> bytes:
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    data = png()
+    start = data.index(b"IHDR")
+    crc = struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    return data[:start] + b"IHDR" + header + crc + data[start + 21 :]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"in\.jpg is empty"),
+        (b"GIF", "not a picture"),
+        (b"# a text file\n" * 50, "not a picture"),
+        (jpeg()[:40], r"in\.jpg"),
+        (jpeg()[: len(jpeg()) // 2], "cannot be decoded.*truncated"),
+        (png()[: len(png()) // 2], "cannot be decoded"),
+        (bad_checksum(), "cannot be decoded"),
+        (bomb(), "too large|over the limit"),
+    ],
+    ids=["empty", "stub", "text", "header", "half jpeg", "half png", "checksum", "bomb"],
+)
+def test_broken_files(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "in.jpg"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=message):
+        image.load_image(path)
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"no file .*gone\.png"):
+        image.load_image(tmp_path / "gone.png")
+    with pytest.raises(ImageError, match="cannot be opened"):
+        image.load_image(tmp_path)
+
+
+def test_the_size_limit_is_named_and_can_be_raised(tmp_path: Path) -> None:
+    values = noise(10, 12, 3)
+    for source in (values, Image.fromarray(values)):
+        with pytest.raises(ImageError, match=r"12 x 10 = 120 pixels.*119.*MAX_PIXELS"):
+            image.load_image(source, max_pixels=119)
+        assert image.load_image(source, max_pixels=120).size == (12, 10)
+
+
+def frames(count: int) -> list[Image.Image]:
+    return [Image.fromarray(np.full((4, 4, 3), 40 * i, np.uint8)) for i in range(count)]
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp", ".tif"])
+def test_animations_are_refused_unless_the_first_frame_is_asked_for(
+    suffix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"in{suffix}"
+    first, *others = frames(3)
+    first.save(path, save_all=True, append_images=others)
+    with pytest.raises(ImageError, match=r"3 frames or pages.*first_frame"):
+        image.load_image(path)
+    np.testing.assert_allclose(image.load_image(path, first_frame=True).rgb, -1, atol=0.02)
+    with Image.open(path) as picture:
+        picture.seek(2)
+        loaded = image.load_image(picture, first_frame=True)
+        np.testing.assert_allclose(loaded.rgb, -1, atol=0.02)
+        assert picture.tell() == 2
+
+
+def test_a_phones_second_picture_makes_no_animation(tmp_path: Path) -> None:
+    first, second = frames(2)
+    first.save(tmp_path / "in.jpg", "MPO", save_all=True, append_images=[second])
+    np.testing.assert_allclose(image.load_image(tmp_path / "in.jpg").rgb, -1, atol=0.02)
+
+
+# --- Writing ---------------------------------------------------------------------------------
+
+
+def test_result_pixels_are_rounded_and_clipped() -> None:
+    values = noise(150, 3, 3)
+    np.testing.assert_array_equal(pixels.to_bytes(signed(values).astype(np.float32)), values)
+    result = image.to_pil(np.array([[[-7, 0.0, 7]]], np.float32))
+    assert result.mode == "RGB"
+    assert result.getpixel((0, 0)) == (0, 128, 255)
+
+
+def test_alpha_comes_back_four_times_as_large() -> None:
+    ramp = np.tile(np.linspace(0, 255, 16).astype(np.uint8), (12, 1))
+    source = image.load_image(np.dstack([noise(12, 16, 3), ramp]))
+    result = image.to_pil(np.zeros((48, 64, 3), np.float32), source)
+    assert result.mode == "RGBA"
+    expected = Image.fromarray(ramp).resize((64, 48), Image.Resampling.BICUBIC)
+    difference = np.asarray(result.getchannel("A"), int) - np.asarray(expected, int)
+    assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".PNG"])
+def test_profile_and_exif_go_round(suffix: str, tmp_path: Path) -> None:
+    given = Image.fromarray(np.add.outer(np.arange(0, 80, 20), np.arange(18)).astype(np.uint8))
+    given.resize((6, 4)).save(tmp_path / "in.jpg", exif=exif_with(3), icc_profile=SRGB)
+    source = image.load_image(tmp_path / "in.jpg")
+    path = tmp_path / f"out{suffix}"
+    image.save_image(image.to_pil(source.rgb.repeat(4, 0).repeat(4, 1), source), path)
+    with Image.open(path) as written:
+        assert written.size == (24, 16)
+        assert written.info["icc_profile"] == SRGB
+        exif = written.getexif()
+        assert exif[COPYRIGHT] == "someone"
+        assert exif.get(ORIENTATION, 1) == 1
+        details = exif.get_ifd(EXIF_DIRECTORY)
+        assert details[LENS] == "50 mm"
+        assert (details[0xA002], details[0xA003]) == (24, 16)
+    again = image.load_image(path)
+    assert again.exif is not None
+    np.testing.assert_allclose(again.rgb, source.rgb.repeat(4, 0).repeat(4, 1), atol=0.1)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
+def test_transparency_goes_round(suffix: str, tmp_path: Path) -> None:
+    rgba = Image.fromarray(noise(6, 6, 4))
+    image.save_image(rgba, tmp_path / f"out{suffix}")
+    alpha = image.load_image(tmp_path / f"out{suffix}").alpha
+    assert alpha is not None
+    np.testing.assert_array_equal(np.round(alpha * 255), np.asarray(rgba.getchannel("A")))
+
+
+def test_jpeg_takes_an_opaque_alpha_and_no_other(tmp_path: Path) -> None:
+    rgba = Image.fromarray(noise(6, 6, 4))
+    with pytest.raises(OutputError, match=r"JPEG cannot hold transparency.*\.png"):
+        image.save_image(rgba, tmp_path / "out.jpg")
+    assert list(tmp_path.iterdir()) == []
+    rgba.putalpha(255)
+    image.save_image(rgba, tmp_path / "out.jpg")
+    with Image.open(tmp_path / "out.jpg") as written:
+        assert written.mode == "RGB"
+
+
+def test_exif_too_long_for_jpeg_is_left_out(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[COPYRIGHT] = "x" * 70_000
+    picture = Image.fromarray(noise(4, 4, 3))
+    picture.info["exif"] = exif.tobytes()
+    with pytest.warns(UserWarning, match="too long"):
+        image.save_image(picture, tmp_path / "out.jpg")
+    image.save_image(picture, tmp_path / "out.png")
+    with Image.open(tmp_path / "out.png") as written:
+        assert len(written.getexif()[COPYRIGHT]) == 70_000
+
+
+@pytest.fixture
+def closed_folder() -> Iterator[Path]:
+    """A folder that nobody may write to: as another user where we are root, whom nothing stops."""
+    Image.init()  # plugins are imported while that is still allowed
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "old.png").write_bytes(b"old")
+        folder.chmod(0o555)
+        root = hasattr(os, "geteuid") and os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            if root:
+                os.seteuid(0)
+            folder.chmod(0o755)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows folders have no such mode")
+@pytest.mark.parametrize("name", ["new.png", "old.png"])
+def test_a_read_only_folder(
+    name: str, closed_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = Image.fromarray(noise(4, 4, 3))
+    with pytest.raises(OutputError, match="read-only"):
+        image.check_output(closed_folder / name)
+    with pytest.raises(OutputError, match="read-only"):
+        image.save_image(picture, closed_folder / name)
+    # And where the check is wrong, as it can be on network drives.
+    monkeypatch.setattr(os, "access", lambda *_, **__: True)
+    with pytest.raises(OutputError, match=r"cannot be written.*Permission denied"):
+        image.save_image(picture, closed_folder / name)
+    assert [path.name for path in closed_folder.iterdir()] == ["old.png"]
+    assert (closed_folder / "old.png").read_bytes() == b"old"
+
+
+def full_disk(self: Image.Image, file: io.BufferedWriter, *_: object, **__: object) -> None:
+    file.write(b"half a picture")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def interrupt(self: Image.Image, file: io.BufferedWriter, *_: object, **__: object) -> None:
+    file.write(b"half a picture")
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("failure", "error", "message"),
+    [(full_disk, OutputError, "No space left"), (interrupt, KeyboardInterrupt, None)],
+)
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_failed_write_leaves_everything_as_it_was(
+    failure: Callable[..., None],
+    error: type[BaseException],
+    message: str | None,
+    existing: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "out.png"
+    if existing:
+        path.write_bytes(b"old")
+    monkeypatch.setattr(Image.Image, "save", failure)
+    with pytest.raises(error, match=message):
+        image.save_image(Image.fromarray(noise(4, 4, 3)), path)
+    assert list(tmp_path.iterdir()) == ([path] if existing else [])
+    assert not existing or path.read_bytes() == b"old"
+
+
+def test_an_existing_file_is_replaced_with_ordinary_permissions(tmp_path: Path) -> None:
+    path, other = tmp_path / "out.png", tmp_path / "other"
+    path.write_bytes(b"old")
+    image.save_image(Image.fromarray(noise(4, 4, 3)), path)
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode
+    assert image.load_image(path).size == (4, 4)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link.png"
+    link.symlink_to(tmp_path / "real" / "out.png")
+    image.save_image(Image.fromarray(noise(4, 4, 3)), link)
+    assert link.is_symlink()
+    assert (tmp_path / "real" / "out.png").is_file()
+
+
+def test_outputs_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "folder.png").mkdir()
+    for name, message, options in (
+        ("out.gif", r"'\.gif'.*\.png, \.jpg", {}),
+        ("out", "suffix ''", {}),
+        ("gone/out.png", "no folder", {}),
+        ("a.png/out.png", "no folder", {}),
+        ("folder.png", "is a folder", {}),
+        ("a.png", "exists", {"overwrite": False}),
+        ("out.jpg", "transparency", {"transparent": True}),
+        ("out.webp", "16384 x 9 pixels are more than the 16383", {"size": (16384, 9)}),
+    ):
+        with pytest.raises(OutputError, match=message):
+            image.check_output(tmp_path / name, **options)
+    assert image.check_output(tmp_path / "a.png").name == "PNG"

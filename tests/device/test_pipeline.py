@@ -1,0 +1,303 @@
+"""One tile's way: which network is called how often, with what, and what comes of it.
+
+The sessions are spies around the reference networks in numpy, so that no runtime takes part.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from bundle_factory import (
+    CHANNELS,
+    LATENT,
+    LENGTH,
+    MAP,
+    RESIDUAL_SCALE,
+    TILE,
+    make_bundle,
+    reference,
+)
+
+from mmsr_edge.bundle import Manifest, TensorSpec, load_manifest
+from mmsr_edge.config import UpscaleOptions, resolve
+from mmsr_edge.errors import BackendError, Cancelled
+from mmsr_edge.modalities.prompt import encode_prompt
+from mmsr_edge.pipeline import MultimodalPipeline, PictureRun
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+
+rng = np.random.default_rng(0)
+LR = rng.uniform(-1, 1, (1, 3, TILE, TILE)).astype(np.float32)
+NOISE = rng.standard_normal((1, CHANNELS, LATENT, LATENT)).astype(np.float32)
+MAPS = {
+    name: rng.uniform(-1, 1, (1, 3, MAP, MAP)).astype(np.float32)
+    for name in ("depth", "segmentation", "edges")
+}
+MODALITY_INPUTS = ("text", "depth_tokens", "segmentation_tokens", "edge_tokens")
+
+
+class Spies:
+    """Opens sessions that note every call."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.opened: Counter[str] = Counter()
+        self.fed: list[tuple[str, dict[str, Array]]] = []
+
+    def __call__(self, component: str) -> Any:
+        self.opened[component] += 1
+        return _Spy(self, component)
+
+    def feeds(self, component: str) -> list[dict[str, Array]]:
+        return [feeds for name, feeds in self.fed if name == component]
+
+
+class _Spy:
+    def __init__(self, spies: Spies, component: str) -> None:
+        self._spies, self._component = spies, component
+        spec = spies.manifest.components[component]
+        self.inputs, self.outputs = spec.inputs, spec.outputs
+
+    def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
+        assert {name: (a.shape, a.dtype.name) for name, a in feeds.items()} == {
+            spec.name: (spec.shape, spec.dtype) for spec in self.inputs
+        }
+        self._spies.fed.append((self._component, feeds))
+        if self._component == "connector":
+            modalities = [
+                feeds[name] if here else None
+                for name, here in zip(MODALITY_INPUTS, feeds["present"][0], strict=True)
+            ]
+            result = reference.connector(modalities, tuple(feeds["temperature"][0]))
+        elif self._component == "unet":
+            result = reference.unet(feeds["latent"], feeds["timestep"], feeds["context"])
+        else:
+            result = getattr(reference, self._component)(*feeds.values())
+        return {self.outputs[0].name: result.astype(np.float32)}
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return load_manifest(make_bundle(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture
+def spies(manifest: Manifest) -> Spies:
+    return Spies(manifest)
+
+
+def start(spies: Spies, **options: Any) -> PictureRun:
+    pipeline = MultimodalPipeline(spies.manifest, spies)
+    return pipeline.start(resolve(UpscaleOptions(**options), spies.manifest))
+
+
+def latent_of(run: PictureRun, maps: dict[str, Array] = MAPS, noise: Array = NOISE) -> Array:
+    *_, last = run.denoise(LR, maps, noise)
+    return last.latent
+
+
+def context_of(manifest: Manifest, text: str | None, maps: dict[str, Array]) -> Array:
+    """What the reference connector makes of a prompt and maps at temperature 1."""
+    embedding = None
+    if text is not None:
+        embedding = reference.text_encoder(encode_prompt(text, manifest.text))
+    tokens = [reference.tokenizer(maps[name]) if name in maps else None for name in MAPS]
+    return reference.connector([embedding, *tokens], (1, 1, 1, 1))
+
+
+def one_step(context: Array) -> Array:
+    """The HR latent after one step of the zero-SNR walk: z_0 = −v, then z_lr + s z_0."""
+    z_lr = reference.lr_encoder(LR)
+    v = reference.unet(np.concatenate([NOISE, z_lr], axis=1), 999, context)
+    latent: Array = z_lr - np.array(RESIDUAL_SCALE)[:, None, None] * v
+    return latent
+
+
+def test_one_step_is_the_formula(spies: Spies) -> None:
+    run = start(spies, steps=1, prompt="a dog")
+    (step,) = run.denoise(LR, MAPS, NOISE)
+    expected = one_step(context_of(spies.manifest, "a dog, sharp", MAPS))
+    np.testing.assert_allclose(step.latent, expected, atol=1e-5)
+    assert (step.index, step.total) == (0, 1)
+    np.testing.assert_array_equal(
+        run.decode(step.latent), reference.decoder(step.latent).clip(-1, 1)
+    )
+
+
+def test_without_residual_scale_the_prediction_is_the_latent(manifest: Manifest) -> None:
+    plain = replace(manifest, latent=replace(manifest.latent, residual_scale=None))
+    latent = latent_of(start(Spies(plain), steps=1))
+    z_lr = reference.lr_encoder(LR)
+    context = context_of(manifest, "sharp", MAPS)
+    expected = -reference.unet(np.concatenate([NOISE, z_lr], axis=1), 999, context)
+    np.testing.assert_allclose(latent, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "negative_text", "negative_maps"),
+    [("m-cfg", "fog", MAPS), ("m0-cfg", "fog", {}), ("cfg", None, {})],
+)
+def test_guidance_calls_the_unet_twice_and_follows_equations_3_and_4(
+    spies: Spies, guidance: str, negative_text: str | None, negative_maps: dict[str, Array]
+) -> None:
+    w = 1.5
+    run = start(
+        spies, steps=1, guidance=guidance, guidance_scale=w, prompt="dog", negative_prompt="fog"
+    )
+    latent = latent_of(run)
+    positive = context_of(spies.manifest, "dog, sharp", MAPS)
+    negative = context_of(spies.manifest, negative_text, negative_maps)
+    fed = [feeds["context"] for feeds in spies.feeds("unet")]
+    assert len(fed) == 2
+    np.testing.assert_allclose(fed[0], positive, atol=1e-6)
+    np.testing.assert_allclose(fed[1], negative, atol=1e-6)
+    # Linear in the prediction: the guided latent is the same combination of the two.
+    expected = (1 + w) * one_step(positive) - w * one_step(negative)
+    np.testing.assert_allclose(latent, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("guidance", ["m-cfg", "m0-cfg", "cfg"])
+def test_guidance_at_zero_is_none_and_costs_nothing(spies: Spies, guidance: str) -> None:
+    plain = latent_of(start(spies, steps=3, guidance=None))
+    spies.fed.clear()
+    guided = latent_of(start(spies, steps=3, guidance=guidance, guidance_scale=0))
+    np.testing.assert_array_equal(plain, guided)
+    assert len(spies.feeds("unet")) == 3
+    assert len(spies.feeds("connector")) == 1
+
+
+def test_a_unet_that_takes_w_is_called_once_a_step(manifest: Manifest) -> None:
+    unet = manifest.components["unet"]
+    unet = replace(unet, inputs=(*unet.inputs, TensorSpec("guidance", (1,), "float32")))
+    spies = Spies(
+        replace(
+            manifest,
+            components={**manifest.components, "unet": unet},
+            sampler=replace(manifest.sampler, guidance="m-cfg"),
+        )
+    )
+    latent_of(start(spies, steps=2, guidance_scale=2.5))
+    latent_of(start(spies, steps=1, guidance=None))
+    assert [feeds["guidance"].tolist() for feeds in spies.feeds("unet")] == [[2.5], [2.5], [0.0]]
+
+
+def test_temperature_reaches_the_connector_in_order(spies: Spies) -> None:
+    latent_of(start(spies, steps=1, temperature={"edges": 2, "text": 0.5}))
+    (feeds,) = spies.feeds("connector")
+    np.testing.assert_array_equal(feeds["temperature"], np.array([[0.5, 1, 1, 2]], np.float32))
+
+
+@pytest.mark.parametrize("left_out", ["depth", "segmentation", "edges"])
+def test_an_absent_map_is_not_tokenized_and_marked_absent(spies: Spies, left_out: str) -> None:
+    maps = {name: given for name, given in MAPS.items() if name != left_out}
+    latent_of(start(spies, steps=1), {**maps, left_out: None})  # type: ignore[dict-item]
+    (feeds,) = spies.feeds("connector")
+    place = list(MAPS).index(left_out) + 1
+    assert feeds["present"].tolist() == [[float(i != place) for i in range(4)]]
+    for name, given in maps.items():
+        i = list(MAPS).index(name) + 1
+        np.testing.assert_allclose(feeds[MODALITY_INPUTS[i]], reference.tokenizer(given), atol=1e-5)
+    assert len(spies.feeds("tokenizer")) == 2
+
+
+def test_no_text_is_absent_text(manifest: Manifest) -> None:
+    spies = Spies(replace(manifest, text=replace(manifest.text, positive="")))
+    latent_of(start(spies, steps=1))
+    (feeds,) = spies.feeds("connector")
+    assert feeds["present"].tolist() == [[0, 1, 1, 1]]
+    assert not spies.feeds("text_encoder")
+
+
+def test_what_is_the_same_for_all_tiles_is_computed_once_a_picture(spies: Spies) -> None:
+    run = start(spies, steps=2, guidance="m0-cfg", guidance_scale=1)
+    for _ in range(3):
+        latent_of(run)
+    # Two prompts; three conditions with maps and the one without.
+    assert run.calls == {
+        "text_encoder": 2,
+        "tokenizer": 9,
+        "connector": 4,
+        "lr_encoder": 3,
+        "unet": 12,
+    }
+    assert set(run.seconds) == {*run.calls, "load"}
+    assert all(seconds > 0 for seconds in run.seconds.values())
+
+    run = start(spies, steps=2, guidance="m-cfg", guidance_scale=1)
+    for _ in range(3):
+        latent_of(run, {})
+    assert run.calls["connector"] == 2
+
+
+def test_the_walk_goes_down_the_trailing_timesteps(spies: Spies) -> None:
+    steps = list(start(spies, steps=4).denoise(LR, MAPS, NOISE))
+    assert [step.index for step in steps] == [0, 1, 2, 3]
+    assert [feeds["timestep"].item() for feeds in spies.feeds("unet")] == [999, 749, 499, 249]
+    for feeds in spies.feeds("unet"):
+        np.testing.assert_allclose(
+            feeds["latent"][:, CHANNELS:], reference.lr_encoder(LR), atol=1e-6
+        )
+
+
+def test_a_check_that_raises_ends_it_before_the_next_network_call(spies: Spies) -> None:
+    def check() -> None:
+        if len(spies.feeds("unet")) == 3:
+            raise Cancelled("enough")
+
+    pipeline = MultimodalPipeline(spies.manifest, spies)
+    options = UpscaleOptions(steps=4, guidance="m-cfg", guidance_scale=1)
+    run = pipeline.start(resolve(options, spies.manifest), check)
+    with pytest.raises(Cancelled):
+        latent_of(run)
+    # The third call is the positive one of the second step: its negative is not made any more.
+    assert spies.fed[-1][0] == "unet"
+    assert len(spies.feeds("unet")) == 3
+
+
+def test_numbers_that_are_not_finite_are_no_picture(spies: Spies) -> None:
+    latent = np.zeros((1, CHANNELS, LATENT, LATENT), np.float32)
+    latent[0, 0, 3, 4] = np.nan
+    with pytest.raises(BackendError, match=r"not finite.*fp32"):
+        start(spies).decode(latent)
+
+
+def test_sessions_are_opened_when_needed_and_once_only(spies: Spies) -> None:
+    pipeline = MultimodalPipeline(spies.manifest, spies)
+    assert not spies.opened
+    settings = resolve(UpscaleOptions(steps=1), spies.manifest)
+    gate = threading.Barrier(4)
+
+    def work() -> None:
+        gate.wait()
+        latent_of(pipeline.start(settings))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert spies.opened == dict.fromkeys(
+        ("text_encoder", "tokenizer", "connector", "lr_encoder", "unet"), 1
+    )
+
+
+def test_the_reference_is_worth_comparing_with() -> None:
+    """Every input matters to it: a mix-up of any two would change the result."""
+    texts = [reference.text_encoder(np.full((1, LENGTH), i)) for i in (3, 4)]
+    tokens = [reference.tokenizer(given) for given in MAPS.values()]
+    base = one_step(reference.connector([texts[0], *tokens], (1, 1, 1, 1)))
+    for other in (
+        reference.connector([texts[1], *tokens], (1, 1, 1, 1)),
+        reference.connector([texts[0], tokens[1], tokens[0], tokens[2]], (1, 1, 1, 1)),
+        reference.connector([texts[0], tokens[0], tokens[2], tokens[1]], (1, 1, 1, 1)),
+        reference.connector([texts[0], *tokens], (1, 1, 1, 2)),
+    ):
+        assert np.abs(one_step(other) - base).max() > 1e-3
