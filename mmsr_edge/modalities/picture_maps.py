@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmsr_edge.config import MAPS
 from mmsr_edge.errors import Cancelled, MMSRError
-from mmsr_edge.modalities.edges import canny
+from mmsr_edge.modalities.edges import detect_edges
 from mmsr_edge.modalities.maps import crop_map, depth_map, edge_map, segmentation_map
 
 if TYPE_CHECKING:
@@ -97,7 +97,9 @@ def collect_maps(
 
 def _edges(rgb: Array, run: PictureRun) -> Map:
     began = time.perf_counter()
-    edges = canny(rgb)
+    # At the tokenizer's resolution, so that lines are as thin as they were in training.
+    manifest = run.pipeline.manifest
+    edges = detect_edges(rgb, run.pipeline.map_side / manifest.tile.size)
     run.seconds["edges"] += time.perf_counter() - began
     if not edges.any():
         raise _UnusableMapError("Canny finds none in this picture")

@@ -124,7 +124,12 @@ def test_cmyk_jpeg(tmp_path: Path) -> None:
     Image.fromarray(values).convert("CMYK").save(tmp_path / "in.jpg", quality=100)
     loaded = image.load_image(tmp_path / "in.jpg")
     np.testing.assert_allclose(loaded.rgb, signed(values), rtol=0, atol=0.03)
-    assert loaded.icc is None
+    # A profile of RGB colours is none of this picture's, nor of the one it becomes.
+    with Image.open(tmp_path / "in.jpg") as picture:
+        picture.info["icc_profile"] = SRGB
+        again = image.load_image(picture)
+    assert again.icc is None
+    np.testing.assert_array_equal(again.rgb, loaded.rgb)
 
 
 def test_lab(tmp_path: Path) -> None:
