@@ -93,7 +93,7 @@ class CalibrationSet:
         """
         path = Path(path)
         part = path.with_name(path.name + ".part")
-        arrays = {
+        arrays: dict[str, Any] = {
             f"{component}/{name}": column
             for component, columns in self.inputs.items()
             for name, column in columns.items()

@@ -222,15 +222,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pictures", type=Path, required=True, help="folder of photographs")
     parser.add_argument("--out", type=Path, required=True, help="the .npz file to write")
     parser.add_argument("--backend", default="auto", help="runs the bundle (default: auto)")
-    for name in ("pictures", "calls", "seed"):
-        option = "count" if name == "pictures" else name
-        default = getattr(RecordConfig, name)
-        parser.add_argument(f"--{option}", dest=f"config_{name}", type=int, default=default)
+    default = RecordConfig()
+    parser.add_argument("--count", type=int, default=default.pictures, help="pictures to upscale")
+    parser.add_argument("--calls", type=int, default=default.calls, help="kept for each picture")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=default.steps, help="walks' lengths"
+    )
+    parser.add_argument("--seed", type=int, default=default.seed)
     args = parser.parse_args(arguments)
     try:
-        config = RecordConfig(
-            pictures=args.config_pictures, calls=args.config_calls, seed=args.config_seed
-        )
+        config = RecordConfig(args.count, args.calls, tuple(args.steps), seed=args.seed)
         recorded = record(args.bundle, args.pictures, config, args.backend)
         recorded.save(args.out)
     except MMSRError as error:

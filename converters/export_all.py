@@ -37,7 +37,16 @@ from mmsr_edge.bundle import (
 from mmsr_edge.calib.reader import CalibrationSet
 from mmsr_edge.converters.artifacts import READERS, Format, Precision, Source
 from mmsr_edge.converters.components import COMPONENTS, component
-from mmsr_edge.converters.parity import END_TO_END_GATES, GATES, Score, check, end_to_end, measure
+from mmsr_edge.converters.parity import (
+    END_TO_END_GATES,
+    GATES,
+    Score,
+    check,
+    check_pictures,
+    measure,
+    pictures,
+    smooth_tile,
+)
 from mmsr_edge.converters.quantize import QuantConfig
 from mmsr_edge.converters.staging import check_replaceable, staged_bundle
 from mmsr_edge.errors import BundleError, MMSRError, OptionError
@@ -87,6 +96,8 @@ class ExportConfig:
             _check_names("component", names, tuple(COMPONENTS))
         if not self.formats or not self.precisions:
             raise OptionError("give at least one format and one precision")
+        if "int8" in self.precisions and "onnx" in self.formats and self.calibration is None:
+            raise OptionError("int8 needs recorded inputs; give --calibration or --calibration-set")
         for name in self.quantization:
             if self.quantized(name) is None:
                 raise OptionError(f"component {name!r} is never quantized, so it has no settings")
@@ -210,13 +221,15 @@ class _Export:
     def whole_pipeline(self, manifest: Manifest) -> Manifest:
         """Gate the whole pipeline at each precision; the numbers go on the UNet's cards."""
         bundle = Bundle(self.root, manifest)
-        reference = partial(
+        tiles = [feed["lr"] for feed in self.inputs("lr_encoder")[:2]]
+        tiles.append(smooth_tile(tiles[0]))
+        opener = partial(
             open_session,
             self.checkpoint.bundle,
             backend=_BACKENDS["torch"],
             options=self.options,
         )
-        tiles = [feed["lr"] for feed in self.inputs("lr_encoder")[:2]]
+        references = pictures(manifest, opener, tiles)
         unet = manifest.components["unet"]
         artifacts = []
         for artifact in unet.artifacts:
@@ -225,7 +238,7 @@ class _Export:
                 backend, precision = _BACKENDS[reader], artifact.precision
                 if backend.serves(bundle, precision) is not None:  # parts are in another format
                     continue
-                candidate = partial(
+                opener = partial(
                     open_session,
                     bundle,
                     backend=backend,
@@ -234,7 +247,8 @@ class _Export:
                 )
                 gate = None if manifest.allow_failing else END_TO_END_GATES[precision]
                 where = f"the whole pipeline at {precision} on {reader}"
-                cards[reader] = end_to_end(manifest, reference, candidate, tiles, gate, where)
+                psnr = check_pictures(references, pictures(manifest, opener, tiles), where, gate)
+                cards[reader] = {"psnr": psnr, "gate": gate, "steps": manifest.sampler.steps}
             card = {**(artifact.parity or {}), "end_to_end": cards}
             artifacts.append(replace(artifact, parity=card))
         components = {**manifest.components, "unet": replace(unet, artifacts=tuple(artifacts))}

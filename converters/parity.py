@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmsr_edge.config import UpscaleOptions, resolve
-from mmsr_edge.errors import BackendError, ParityError
+from mmsr_edge.errors import ParityError
 from mmsr_edge.modalities.edges import detect_edges
 from mmsr_edge.modalities.maps import edge_map
 from mmsr_edge.pipeline import MultimodalPipeline
@@ -148,58 +148,57 @@ def check(score: Score, component: str, precision: str, backend: str, gate: floa
         )
 
 
-Opener = Callable[[str], "Session"]
+def smooth_tile(tile: Array) -> Array:
+    """A flat grey picture of the same size: some networks overflow on these only."""
+    return np.full_like(tile, 0.25)
 
 
-def end_to_end(
-    manifest: Manifest,
-    reference: Opener,
-    candidate: Opener,
-    tiles: Sequence[Array],
-    gate: float | None,
-    where: str,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Run the whole pipeline twice from the same noise, with the bundle's default sampling.
+def pictures(
+    manifest: Manifest, opener: Callable[[str], Session], tiles: Sequence[Array], seed: int = 0
+) -> list[Array]:
+    """Run the whole pipeline with the bundle's default sampling and the tiles' edges.
 
     Args:
         manifest: of the bundle.
-        reference: opens components in torch.
-        candidate: opens the artifacts under test.
-        tiles: pictures of a tile's size, [1, 3, t, t] in [-1, 1]. A smooth one is added: some
-            networks overflow on these only.
-        gate: least PSNR in dB; None: measure only.
-        where: what is tested, for the message.
+        opener: opens its components.
+        tiles: [1, 3, t, t] in [-1, 1].
         seed: of the noise.
 
+    Returns:
+        A picture [1, 3, o, o] in [-1, 1] for each tile.
+
     Raises:
-        ParityError: the pictures differ too much, or are not finite.
+        BackendError: a picture is not finite.
     """
-    worst = math.inf
-    for tile in (*tiles, np.full_like(tiles[0], 0.25)):
-        wanted = picture(manifest, reference, tile, seed)
-        try:
-            got = picture(manifest, candidate, tile, seed)
-        except BackendError as error:
-            raise ParityError(f"{where}: {error}") from error
-        worst = min(worst, psnr(wanted, got, 2.0))
-    if gate is not None and worst < gate:
-        raise ParityError(f"{where}: {worst:.1f} dB, gate {gate:g} dB")
-    return {
-        "psnr": round(worst, 4) if math.isfinite(worst) else None,
-        "gate": gate,
-        "steps": manifest.sampler.steps,
-        "pictures": len(tiles) + 1,
-    }
-
-
-def picture(manifest: Manifest, opener: Opener, tile: Array, seed: int) -> Array:
-    """Upscale one tile [1, 3, t, t] with its edges: [1, 3, o, o] in [-1, 1]."""
     pipeline = MultimodalPipeline(manifest, opener)
-    run = pipeline.start(resolve(UpscaleOptions(), manifest))
-    edges = detect_edges(tile[0].transpose(1, 2, 0), pipeline.map_side / tile.shape[2])
-    maps = {"edges": edge_map(edges).transpose(2, 0, 1)[None]} if edges.any() else {}
     shape = pipeline.input_shape("decoder", "latent")
-    noise = np.random.Generator(np.random.Philox(seed)).standard_normal(shape, np.float32)
-    *_, last = run.denoise(tile, maps, noise)
-    return run.decode(last.latent)
+    results = []
+    for tile in tiles:
+        run = pipeline.start(resolve(UpscaleOptions(), manifest))
+        edges = detect_edges(tile[0].transpose(1, 2, 0), pipeline.map_side / tile.shape[2])
+        maps = {"edges": edge_map(edges).transpose(2, 0, 1)[None]} if edges.any() else {}
+        noise = np.random.Generator(np.random.Philox(seed)).standard_normal(shape, np.float32)
+        *_, last = run.denoise(tile, maps, noise)
+        results.append(run.decode(last.latent))
+    return results
+
+
+def check_pictures(
+    references: Sequence[Array], candidates: Sequence[Array], where: str, gate: float | None
+) -> float | None:
+    """Gate the whole pipeline: PSNR in dB of the worst picture; None where all are equal.
+
+    Args:
+        references: pictures made in torch.
+        candidates: those of the artifacts under test, from the same tiles and noise.
+        where: what is tested, for the message.
+        gate: least PSNR in dB; None: measure only.
+
+    Raises:
+        ParityError: a picture differs too much.
+    """
+    pairs = zip(references, candidates, strict=True)
+    worst = min(psnr(reference, candidate, 2.0) for reference, candidate in pairs)
+    if gate is not None and not worst >= gate:
+        raise ParityError(f"{where}: {worst:.1f} dB, gate {gate:g} dB")
+    return worst if math.isfinite(worst) else None

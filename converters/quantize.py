@@ -101,7 +101,7 @@ def quantize(
         raise missing_extra("nncf", "convert")
     chosen = _spread([dict(sample) for sample in samples], config.samples)
     if not chosen:
-        raise OptionError("int8 needs recorded inputs; give --calibration or --calibration-set")
+        raise OptionError("int8 needs recorded inputs, and there are none for this component")
     layers = weighted_layers(model)
     float_paths = _kept(layers.values(), config.keep_float)
     quantized = {node for node, path in layers.items() if path not in float_paths}

@@ -263,7 +263,8 @@ def _report(model: str) -> dict[str, Any]:
         errors.append(str(error))
     backends = {}
     for backend in BACKENDS:
-        reason = backend.available() or (backend.serves(bundle) if bundle else None)
+        # What the bundle lacks is known without importing anything: ask that first.
+        reason = (backend.serves(bundle) if bundle else None) or backend.available()
         backends[backend.name] = {
             "usable": reason is None,
             "reason": reason,

@@ -18,7 +18,7 @@ import numpy as np
 from mmsr_edge.bundle import open_bundle
 from mmsr_edge.color import match_low_frequencies
 from mmsr_edge.config import MapOption, UpscaleOptions, resolve
-from mmsr_edge.errors import Cancelled
+from mmsr_edge.errors import BundleError, Cancelled
 from mmsr_edge.image import check_output, load_image, save_image, to_pil
 from mmsr_edge.modalities.maps import map_image
 from mmsr_edge.modalities.picture_maps import collect_maps
@@ -113,6 +113,13 @@ class Upscaler:
             OptionError: `backend`, `precision` or `threads` is not what it must be.
         """
         self.bundle = open_bundle(model)
+        manifest = self.bundle.manifest
+        if manifest.tile.multiple_of * manifest.scale % manifest.latent.factor:
+            raise BundleError(
+                f"bundle {manifest.name!r} has tiles at multiples of {manifest.tile.multiple_of}, "
+                f"which at scale {manifest.scale} do not fall on latent cells of "
+                f"{manifest.latent.factor} output pixels; export it again"
+            )
         selection = select_backend(backend, self.bundle, precision)
         self.backend = selection.backend.name
         self.passed_over = selection.passed_over
@@ -122,7 +129,7 @@ class Upscaler:
         def open_component(name: str) -> Session:
             return open_session(self.bundle, name, selection.backend, options, precision)
 
-        self.pipeline = MultimodalPipeline(self.bundle.manifest, open_component)
+        self.pipeline = MultimodalPipeline(manifest, open_component)
 
     def __call__(self, image: ImageSource, **options: Any) -> Result:
         """The same as `upscale`."""
@@ -220,7 +227,7 @@ class Upscaler:
             caption=settings.positive,
             timings=timings,
             calls=dict(run.calls),
-            seed=options.seed,
+            seed=int(options.seed),
             backend=self.backend,
             warnings=warnings,
         )

@@ -184,7 +184,4 @@ def _weights(bundle: Bundle, name: str) -> Artifact:
 
 
 def _specs(tensors: Mapping[str, NDArray[Any]]) -> tuple[TensorSpec, ...]:
-    return tuple(
-        TensorSpec(key, value.shape, value.dtype.name)  # type: ignore[arg-type]  # checked inside
-        for key, value in tensors.items()
-    )
+    return tuple(TensorSpec(key, value.shape, value.dtype.name) for key, value in tensors.items())

@@ -64,12 +64,15 @@ def train(
     """Run the stage; `run.trained` holds `hr_encoder`, `lr_encoder` and `decoder`."""
     data = Photos(photos, device, seed=run.config.seed + run.step)
     g = torch.Generator(device).manual_seed(run.config.seed + run.step)
-    alex = LPIPS(lpips, "alexnet").to(device, memory_format=torch.channels_last)
-    vgg = LPIPS(lpips, "vgg16", stage.vgg_taps).to(device, memory_format=torch.channels_last)
+    fold = torch.channels_last
+    alex = LPIPS(lpips, "alexnet").to(device, memory_format=fold)
+    vgg = None
+    if stage.vgg_weight:
+        vgg = LPIPS(lpips, "vgg16", stage.vgg_taps).to(device, memory_format=fold)
     encoder, lr_encoder, decoder = (run.trained[n] for n in ("hr_encoder", "lr_encoder", "decoder"))
     for _ in run:
         hr, _ = data.batch(stage.batch, stage.crop)
-        hr = hr.contiguous(memory_format=torch.channels_last)
+        hr = hr.contiguous(memory_format=fold)
         lr = degrade(hr, DegradeConfig(), g).contiguous(memory_format=torch.channels_last)
         with autocast(device):
             z, z_lr = encoder(hr), lr_encoder(lr)
@@ -77,7 +80,7 @@ def train(
             out = decoder(torch.cat([z + noise, z_lr]))
             both = torch.cat([hr, hr])
             perceptual = stage.alex_weight * alex(*shifted(out, both, stage.crop - 8, g))
-            if stage.vgg_weight:
+            if vgg is not None:
                 perceptual += stage.vgg_weight * vgg(*shifted(out, both, stage.vgg_crop, g))
         l1 = (out.float() - both).abs().mean((1, 2, 3))
         (l1_hr, l1_lr), (p_hr, p_lr) = (v.chunk(2) for v in (l1, perceptual))

@@ -103,7 +103,7 @@ def train(photos: Path, run: Run, stage: TokenizerStage, device: torch.device) -
                     codes.detach() - h
                 ).square().mean()
                 quantized = h + (codes - h).detach()
-            out = vq.decoder(vq.post_quant_conv(quantized), quantized)
+            out = vq.decoder(vq.post_quant_conv(quantized))
         reconstruction = (out.float() - maps).abs().mean()
         dead = float((counts == 0).float().mean()) if step > stage.warm else 0.0
         run.update(

@@ -288,8 +288,9 @@ class reference:  # noqa: N801 - a namespace
     def unet(latent: Array, timestep: Array | float, context: Array) -> Array:
         seen = (context * np.linspace(1, 2, LATENT_TOKENS)[:, None]).mean(axis=1)
         shift = seen @ W["condition"] + timestep / 1000 * W["clock"]
-        prediction: Array = np.einsum("oi,bihw->bohw", W["unet"], latent)
-        return prediction + shift[..., None, None]
+        mixed = np.einsum("oi,bihw->bohw", W["unet"], latent)
+        prediction: Array = mixed + shift[..., None, None]
+        return prediction
 
     @staticmethod
     def decoder(latent: Array) -> Array:

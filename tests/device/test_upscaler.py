@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,16 @@ import pytest
 from bundle_factory import CHANNELS, RESIDUAL_SCALE, SCALE, TILE, make_bundle, reference
 from PIL import Image
 
-from mmsr_edge import Cancelled, ImageError, OptionError, OutputError, Result, Upscaler
+from mmsr_edge import (
+    BundleError,
+    Cancelled,
+    ImageError,
+    OptionError,
+    OutputError,
+    Result,
+    Upscaler,
+)
+from mmsr_edge.bundle import open_bundle, write_manifest
 from mmsr_edge.config import MAPS
 from mmsr_edge.modalities.edges import canny
 from mmsr_edge.modalities.prompt import encode_prompt
@@ -427,6 +437,14 @@ def test_a_bad_choice_of_backend(
 ) -> None:
     with pytest.raises(error, match=said):
         Upscaler(root, **options)
+
+
+def test_a_bundle_whose_tiles_miss_the_latent_grid(tmp_path: Path) -> None:
+    bundle = open_bundle(make_bundle(tmp_path))
+    tile = replace(bundle.manifest.tile, multiple_of=1)
+    write_manifest(tmp_path, replace(bundle.manifest, tile=tile))
+    with pytest.raises(BundleError, match=r"multiples of 1, .* latent cells of 8"):
+        Upscaler(tmp_path, "onnxruntime")
 
 
 def test_a_picture_or_map_that_cannot_be_read(upscaler: Upscaler, tmp_path: Path) -> None:

@@ -1,0 +1,102 @@
+"""A `micro` checkpoint with random weights, what it records, and the bundle made of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mmsr_edge.calib.reader import CalibrationSet
+    from mmsr_edge.converters.export_all import Row
+
+# Imports stay inside: most tests here need neither ONNX nor a checkpoint.
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures with blobs, gradients and fine detail; one is smaller than a tile's output."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(2)
+    for number, size in enumerate([(150, 170), (200, 140), (100, 90)]):
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).resize(size)
+        noisy = np.asarray(coarse, np.int16) + rng.integers(-12, 13, (size[1], size[0], 3))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+def make_checkpoint(out: Path, seed: int) -> Path:
+    """Write a `micro` checkpoint with random weights, sampled in two steps."""
+    import torch
+
+    from mmsr_edge.bundle import Provenance
+    from mmsr_edge.models import build_networks, preset
+    from mmsr_edge.training.checkpoint import write_checkpoint
+
+    torch.manual_seed(seed)
+    networks = build_networks("micro")
+    with torch.no_grad():  # as loud as a trained decoder: its picture fills [-1, 1]
+        networks["decoder"].out[0].weight.mul_(6)
+    return write_checkpoint(
+        networks,
+        out,
+        preset_name="micro",
+        version="0",
+        residual_scale=[0.5] * 4,
+        provenance=Provenance("CC0-1.0", ({"name": "random numbers"},)),
+        sampler=replace(preset("micro").sampler, steps=2),
+    )
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint's folder."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "micro", seed=0)
+
+
+@pytest.fixture(scope="session")
+def recorded(checkpoint: Path, photos: Path) -> CalibrationSet:
+    """What the checkpoint's components are fed."""
+    from mmsr_edge.calib.record import RecordConfig, record
+
+    config = RecordConfig(pictures=3, calls=6, steps=(2, 3), seed=5)
+    return record(checkpoint, photos, config, backend="torch")
+
+
+@pytest.fixture(scope="session")
+def recorded_file(recorded: CalibrationSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in a file."""
+    path = tmp_path_factory.mktemp("recorded") / "micro.npz"
+    recorded.save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def export(
+    checkpoint: Path, recorded_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Row]]:
+    """The bundle's folder, and what was measured when it was made."""
+    from mmsr_edge.converters.export_all import ExportConfig, export_bundle
+
+    out = tmp_path_factory.mktemp("export") / "micro"
+    rows = export_bundle(
+        ExportConfig(
+            checkpoint,
+            out,
+            formats=("onnx", "torch"),
+            precisions=("fp32", "int8"),
+            calibration=recorded_file,
+        )
+    )
+    return out, rows
+
+
+@pytest.fixture(scope="session")
+def exported(export: tuple[Path, list[Row]]) -> Path:
+    """The bundle's folder."""
+    return export[0]

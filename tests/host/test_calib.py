@@ -1,0 +1,153 @@
+"""Calibration: what is recorded is what the pipeline fed, from every part of a walk."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmsr_edge.bundle import REQUIRED, open_bundle
+from mmsr_edge.calib.reader import HELD_OUT, CalibrationSet
+from mmsr_edge.calib.record import (
+    RecordConfig,
+    _Recorder,
+    low_resolution_tiles,
+    main,
+    record,
+)
+from mmsr_edge.errors import OptionError
+from mmsr_edge.sampler import timesteps
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.host
+
+
+def numbered(count: int) -> list[dict[str, Any]]:
+    return [
+        {"x": np.full((1, 2), i, np.float32), "i": np.array([i], np.int64)} for i in range(count)
+    ]
+
+
+def test_every_component_is_recorded_with_the_inputs_it_takes(
+    checkpoint: Path, recorded: CalibrationSet
+) -> None:
+    manifest = open_bundle(checkpoint).manifest
+    assert set(recorded.inputs) == set(REQUIRED)
+    for name in REQUIRED:
+        for feeds in recorded.calls(name):
+            for spec in manifest.components[name].inputs:
+                assert feeds[spec.name].shape == spec.shape
+                assert feeds[spec.name].dtype.name == spec.dtype
+    assert recorded.notes["model"] == "micro"
+    assert recorded.notes["seed"] == 5
+
+
+def test_walks_guidance_and_modalities_are_covered(
+    checkpoint: Path, recorded: CalibrationSet
+) -> None:
+    seen = {float(feeds["timestep"][0]) for feeds in recorded.calls("unet")}
+    # Walks of 2, 3 and 2 steps, and room for all of their calls.
+    assert seen == {float(t) for n in (2, 3) for t in timesteps(1000, n, "trailing")}
+    contexts = {feeds["context"].tobytes() for feeds in recorded.calls("unet")}
+    assert len(contexts) == 6  # positive and negative branch of three pictures
+    present = np.concatenate([feeds["present"] for feeds in recorded.calls("connector")])
+    assert present.min(axis=0).max() == 0  # each modality is absent somewhere,
+    assert present.max(axis=0).min() == 1  # and there somewhere
+
+
+def test_the_same_seed_records_the_same(checkpoint: Path, photos: Path) -> None:
+    config = RecordConfig(pictures=1, calls=1, steps=(2,), seed=3)
+    first, second = (record(checkpoint, photos, config, backend="torch") for _ in range(2))
+    for name, columns in first.inputs.items():
+        for key, column in columns.items():
+            np.testing.assert_array_equal(column, second.inputs[name][key])
+
+
+def test_tiles_are_clean_and_degraded_in_turn(checkpoint: Path, photos: Path) -> None:
+    """A clean tile is what Pillow's bicubic makes of some crop of a photograph."""
+    manifest = open_bundle(checkpoint).manifest
+    config = RecordConfig(pictures=4, seed=1)
+    tiles = list(low_resolution_tiles(photos, manifest, config))
+    assert [tile.shape for tile in tiles] == [(32, 32, 3)] * 4
+    large = [Image.open(path).convert("RGB") for path in sorted(photos.iterdir())]
+    large = [p.resize((142, 128)) if min(p.size) < 128 else p for p in large]
+
+    def distance(tile: np.ndarray[Any, Any]) -> float:
+        """To the nearest crop, looked for at every place."""
+        best = np.inf
+        for photo in large:
+            for left in range(photo.width - 127):
+                for top in range(photo.height - 127):
+                    # Cheap first: one corner pixel's neighbourhood, then the whole crop.
+                    crop = photo.crop((left + 48, top + 48, left + 80, top + 80))
+                    small = np.asarray(crop.resize((8, 8), Image.Resampling.BOX), np.float32)
+                    best = min(best, float(np.abs(small - tile[12:20, 12:20]).mean()))
+        return best
+
+    distances = [distance(tile) for tile in tiles]
+    assert max(distances[0::2]) < min(distances[1::2])
+
+
+def test_calls_are_kept_fairly() -> None:
+    """Each of ten calls stays with the same chance, 3 in 10; the order is that of the calls."""
+    recorder = _Recorder(3, np.random.default_rng(0))
+    for _ in range(4000):
+        for feeds in numbered(10):
+            recorder.see("unet", feeds)
+        recorder.end_picture()
+    kept = np.array([int(feeds["i"][0]) for feeds in recorder.kept["unet"]])
+    assert (np.diff(kept.reshape(-1, 3), axis=1) > 0).all()
+    share = np.bincount(kept, minlength=10) / 4000
+    np.testing.assert_allclose(share, 0.3, atol=5 * np.sqrt(0.3 * 0.7 / 4000))
+
+
+def test_what_is_held_out_is_not_calibrated_on() -> None:
+    for count, held in [(1, 1), (3, 1), (8, 2), (100, HELD_OUT)]:
+        stacked = CalibrationSet.stack({"unet": numbered(count)}, {})
+        out = [int(feeds["i"][0]) for feeds in stacked.held_out("unet")]
+        rest = [int(feeds["i"][0]) for feeds in stacked.calibration("unet")]
+        assert out == list(range(count - held, count))
+        assert rest == list(range(max(count - held, 1)))
+    assert CalibrationSet({}, {}).held_out("unet") == []
+
+
+def test_a_set_survives_its_file(tmp_path: Path, recorded: CalibrationSet) -> None:
+    recorded.save(tmp_path / "set.npz")
+    loaded = CalibrationSet.load(tmp_path / "set.npz")
+    assert loaded.notes == {**recorded.notes, "steps": list(recorded.notes["steps"])}
+    for name, columns in recorded.inputs.items():
+        for key, column in columns.items():
+            np.testing.assert_array_equal(column, loaded.inputs[name][key])
+    assert [path.name for path in tmp_path.iterdir()] == ["set.npz"]
+
+
+def test_files_that_are_no_sets_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="does not exist"):
+        CalibrationSet.load(tmp_path / "none.npz")
+    (tmp_path / "text.npz").write_text("no archive")
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    for name in ("text.npz", "other.npz"):
+        with pytest.raises(OptionError, match="is no calibration set"):
+            CalibrationSet.load(tmp_path / name)
+
+
+def test_numbers_that_float16_cannot_hold_are_refused() -> None:
+    with pytest.raises(OptionError, match=r"unet/x reaches 100000"):
+        CalibrationSet.stack({"unet": [{"x": np.full((1, 2), 1e5, np.float32)}]}, {})
+
+
+def test_the_command_writes_a_set(
+    checkpoint: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "sets" / "micro.npz"
+    command = ["--bundle", str(checkpoint), "--pictures", str(photos), "--out", str(out)]
+    command += ["--backend", "torch", "--count", "1", "--calls", "2", "--steps", "2"]
+    assert main(command) == 0
+    assert CalibrationSet.load(out).count("unet") == 2
+    assert "unet 2" in capsys.readouterr().out
+    assert main([*command, "--pictures", str(tmp_path)]) == 1
+    assert "no photographs" in capsys.readouterr().err

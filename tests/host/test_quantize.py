@@ -1,0 +1,180 @@
+"""Quantize: which layers become int8, what stays float, and that the file says so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from mmsr_edge.bundle import open_bundle
+from mmsr_edge.converters.components import COMPONENTS
+from mmsr_edge.converters.quantize import QuantConfig, quantize, weighted_layers
+from mmsr_edge.errors import OptionError, ParityError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mmsr_edge.calib.reader import CalibrationSet
+
+pytestmark = pytest.mark.host
+
+# Spelled out, not computed from the patterns under test.
+FLOAT_LAYERS = {
+    "unet": {
+        "net.conv_in",
+        "net.conv_out",
+        "net.time_embedding.linear_1",
+        "net.time_embedding.linear_2",
+        "net.mid_block.resnets.0.time_emb_proj",
+        "net.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0",
+        "net.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0",
+    },
+    "decoder": {"eighth.0", "out.0"},
+}
+INT8_LAYERS = {
+    "unet": {
+        "net.mid_block.resnets.0.conv1",
+        "net.mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
+        "net.mid_block.attentions.0.transformer_blocks.0.ff.net.2",
+        "net.down_blocks.0.downsamplers.0.conv",
+    },
+    "decoder": {"eighth.1.0.conv1", "eighth.2", "quarter.0.conv2"},
+}
+
+
+def load(exported: Path, name: str, precision: str) -> onnx.ModelProto:
+    bundle = open_bundle(exported)
+    artifact = bundle.artifact(name, ("onnx",), precision)
+    assert artifact.precision == precision
+    return onnx.load(str(bundle.path(artifact.files[0])))
+
+
+def weights(model: onnx.ModelProto) -> dict[str, Any]:
+    """Weight of each layer as the file stores it: layer path to initializer."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            source = node.input[1]
+            while source in makers and makers[source].op_type in ("DequantizeLinear", "Cast"):
+                source = makers[source].input[0]
+            if source in constants:
+                found[node.name.rpartition("/")[0]] = constants[source]
+    return found
+
+
+@pytest.mark.parametrize("name", ["unet", "decoder"])
+def test_layers_are_int8_or_float_as_designed(exported: Path, name: str) -> None:
+    stored = weights(load(exported, name, "int8"))
+    types = {path: tensor.data_type for path, tensor in stored.items()}
+    for path in FLOAT_LAYERS[name]:
+        assert types[path] in (TensorProto.FLOAT, TensorProto.FLOAT16), path
+    for path in INT8_LAYERS[name]:
+        assert types[path] == TensorProto.INT8, path
+
+
+@pytest.mark.parametrize("name", ["unet", "decoder"])
+def test_only_layers_with_weights_are_quantized(exported: Path, name: str) -> None:
+    model = load(exported, name, "int8")
+    constants = {tensor.name for tensor in model.graph.initializer}
+    dequantized = {
+        node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"
+    }
+    quantizers = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert quantizers
+    assert not [node.name for node in quantizers if node.input[0] in constants]
+    readers = {node.op_type for node in model.graph.node for i in node.input if i in dequantized}
+    # Shape-only operators may stand between a quantizer and its layer.
+    assert readers <= {"Conv", "Gemm", "MatMul", "Reshape", "Transpose"}
+
+
+def test_int8_weights_are_the_float_ones_to_half_a_step(exported: Path) -> None:
+    exact = {
+        p: numpy_helper.to_array(t) for p, t in weights(load(exported, "decoder", "fp32")).items()
+    }
+    model = load(exported, "decoder", "int8")
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    steps = {
+        node.input[0]: constants[node.input[1]]
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants
+    }
+    for path in INT8_LAYERS["decoder"]:
+        tensor = weights(model)[path]
+        step = steps[tensor.name].reshape(-1, 1, 1, 1)
+        error = np.abs(numpy_helper.to_array(tensor) * step - exact[path])
+        assert (error <= 0.5001 * step).all(), path
+        assert len(step) == len(exact[path])  # per channel
+
+
+def test_the_file_shrinks_to_int8(exported: Path) -> None:
+    stored = weights(load(exported, "unet", "int8"))
+    sizes = dict.fromkeys(("int8", "float"), 0)
+    for tensor in stored.values():
+        kind = "int8" if tensor.data_type == TensorProto.INT8 else "float"
+        sizes[kind] += int(np.prod(tensor.dims))
+    assert sizes["int8"] > 4 * sizes["float"]
+
+
+def test_settings_survive_the_manifest(exported: Path) -> None:
+    artifact = open_bundle(exported).artifact("unet", ("onnx",), "int8")
+    assert artifact.quantization is not None
+    assert QuantConfig.from_dict(artifact.quantization) == COMPONENTS["unet"].quantization
+    assert artifact.tools["nncf"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"keep_flaot": []}, "'keep_flaot'; did you mean 'keep_float'"),
+        ({"bits": 4}, "unknown quantization setting 'bits'"),
+        ({"activations": "none"}, "'none' must be 'asymmetric' or 'symmetric'"),
+        ({"samples": 0}, "samples 0 must be >= 1"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        QuantConfig.from_dict(settings)
+
+
+def test_settings_change_only_what_they_name() -> None:
+    base = QuantConfig(keep_float=("a",), samples=9)
+    assert QuantConfig.from_dict({"samples": 3}, base) == QuantConfig(("a",), samples=3)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [("conv_inn", "'conv_inn' matches no layer"), ("(", "is no regular expression")],
+)
+def test_patterns_must_match(
+    exported: Path, recorded: CalibrationSet, pattern: str, message: str
+) -> None:
+    model = load(exported, "decoder", "fp32")
+    with pytest.raises(OptionError, match=message):
+        quantize(model, recorded.calibration("decoder"), QuantConfig(keep_float=(pattern,)))
+
+
+def test_int8_without_recorded_inputs_is_refused(exported: Path) -> None:
+    with pytest.raises(OptionError, match="needs recorded inputs"):
+        quantize(load(exported, "decoder", "fp32"), [], QuantConfig())
+
+
+def test_weights_left_in_float_are_found(
+    exported: Path, recorded: CalibrationSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The planted violation: a quantizer that does nothing."""
+    import nncf
+
+    monkeypatch.setattr(nncf, "quantize", lambda model, *_, **__: model)
+    model = load(exported, "decoder", "fp32")
+    with pytest.raises(ParityError, match=r"weights of .* are not int8"):
+        quantize(model, recorded.calibration("decoder"), QuantConfig())
+
+
+def test_layers_are_found_by_their_torch_names(exported: Path) -> None:
+    layers = weighted_layers(load(exported, "decoder", "fp32"))
+    assert set(layers.values()) >= INT8_LAYERS["decoder"] | FLOAT_LAYERS["decoder"]
