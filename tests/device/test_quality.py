@@ -1,0 +1,63 @@
+"""The quality benchmark: its metrics against scikit-image, its pages against what was measured."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import bundle_factory
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.color import rgb2ycbcr
+from skimage.metrics import peak_signal_noise_ratio
+from sklearn.datasets import load_sample_image
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def metrics(monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return pytest.importorskip("metrics")
+
+
+def test_psnr_is_scikit_images_on_luma(metrics: object) -> None:
+    a = load_sample_image("flower.jpg")[:64, :80]
+    b = np.clip(a.astype(int) + np.random.default_rng(0).integers(-20, 20, a.shape), 0, 255)
+    b = b.astype(np.uint8)
+    luma = [rgb2ycbcr(p)[4:-4, 4:-4, 0] for p in (a, b)]
+    expected = peak_signal_noise_ratio(*luma, data_range=255)
+    assert metrics.psnr_y(a, b) == pytest.approx(expected, abs=1e-6)
+    assert metrics.psnr_y(a, a) == float("inf")
+    assert metrics.ssim_y(a, a) == pytest.approx(1) and metrics.ssim_y(a, b) < 0.95
+
+
+def test_report_has_every_picture_and_the_mean(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    bundle = bundle_factory.make_bundle(tmp_path / "tiny")
+    root = tmp_path / "set"
+    for folder in ("hr", "lr_bicubic"):
+        (root / folder).mkdir(parents=True)
+    for name in ("a", "b"):
+        hr = Image.fromarray(load_sample_image("china.jpg")[:128, :128])
+        hr = hr.rotate(90) if name == "b" else hr
+        hr.save(root / "hr" / f"{name}.png")
+        hr.resize((32, 32), Image.Resampling.BICUBIC).save(root / "lr_bicubic" / f"{name}.png")
+    out = tmp_path / "report"
+    command = [sys.executable, str(BENCHMARKS / "quality.py"), "--set", str(root)]
+    command += ["--model", str(bundle), "--backend", "onnxruntime", "--out", str(out)]
+    done = subprocess.run([*command, "--crop", "64"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = list(csv.DictReader((out / "quality.csv").open()))
+    assert [(r["picture"], r["method"]) for r in rows] == [
+        (p, m) for p in ("a", "b") for m in ("bicubic", "tiny")
+    ]
+    summary = {r["method"]: r for r in csv.DictReader((out / "summary.csv").open())}
+    mean = np.mean([float(r["psnr_y"]) for r in rows if r["method"] == "bicubic"])
+    assert float(summary["bicubic"]["psnr_y"]) == pytest.approx(mean, abs=1e-3)
+    page = (out / "index.html").read_text()
+    assert all((out / r["file"]).exists() for r in rows)
+    assert page.count("<img") == 6 and "set-lr_bicubic-a-tiny.png" in page
