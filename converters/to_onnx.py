@@ -106,8 +106,8 @@ def halve_weights(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         with np.errstate(over="ignore"):
             half = exact.astype(np.float16)
-        error = np.linalg.norm((half.astype(np.float32) - exact).ravel())
-        if not error <= 2**-10 * np.linalg.norm(exact.ravel()):
+        wide = exact.astype(np.float64).ravel()
+        if not np.linalg.norm(half.ravel() - wide) <= 2**-10 * np.linalg.norm(wide):
             continue
         name = tensor.name
         tensor.CopyFrom(numpy_helper.from_array(half, f"{name}:half"))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         OutputError,
         ParityError,
     )
-    from mmsr_edge.upscaler import Result, Upscaler
+    from mmsr_edge.upscaler import Progress, Result, Upscaler
 
 __version__ = "0.1.0"
 
@@ -39,6 +39,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "ParityError",
+    "Progress",
     "Result",
     "Upscaler",
     "__version__",
@@ -56,7 +57,7 @@ if importlib.util.find_spec("mmsr_edge.runtimes") is None:
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'mmsr_edge' has no attribute {name!r}")
-    home = "mmsr_edge.upscaler" if name in {"Result", "Upscaler"} else "mmsr_edge.errors"
+    home = "mmsr_edge.upscaler" if name in {"Progress", "Result", "Upscaler"} else "mmsr_edge.errors"
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value

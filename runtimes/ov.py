@@ -53,10 +53,8 @@ class _OpenVinoSession(CheckedSession):
     def __init__(
         self, path: Path, component: ComponentSpec, artifact: Artifact, options: SessionOptions
     ) -> None:
-        import openvino as ov
-
         super().__init__(component)
-        core = ov.Core()
+        core = _core()
         device = "CPU" if options.device == "auto" else options.device.upper()
         if device.split(".")[0] not in {name.split(".")[0] for name in core.available_devices}:
             raise OptionError(
@@ -91,6 +89,25 @@ class _OpenVinoSession(CheckedSession):
             # Results are copied out, for the next call overwrites the request's own.
             results = self._request.infer(feeds, share_inputs=True, share_outputs=False)
             return [results[spec.name] for spec in self.outputs]
+
+
+_made: list[Any] = []
+_making = threading.Lock()
+
+
+def _core() -> Any:
+    """The process's one Core, never destroyed.
+
+    OpenVINO's CPU plugin gives its thread a signal stack of its own (for AMX), and when it goes,
+    unmaps that and puts back the one it found, which may be that of a Core long gone. The next
+    signal that Python handles, such as Ctrl-C, then has no stack and kills the process.
+    """
+    with _making:
+        if not _made:
+            import openvino as ov
+
+            _made.append(ov.Core())
+        return _made[0]
 
 
 def _compile(

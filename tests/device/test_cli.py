@@ -222,7 +222,11 @@ def test_info_for_programs(run: Run, root: Path) -> None:
     assert not report["backends"]["torch"]["usable"]  # this bundle has no torch weights
 
 
-def test_info_on_a_damaged_bundle_still_shows_the_backends(run: Run, tmp_path: Path) -> None:
+def test_info_on_a_damaged_bundle_still_shows_the_backends(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for library in ("torch", "coremltools"):
+        monkeypatch.setitem(sys.modules, library, None)
     damaged = make_bundle(tmp_path)
     file = damaged / "unet" / "model.onnx"
     file.write_bytes(file.read_bytes()[:-1] + b"!")
@@ -231,6 +235,7 @@ def test_info_on_a_damaged_bundle_still_shows_the_backends(run: Run, tmp_path: P
     assert "unet" in err
     assert "SHA-256" in err
     assert "onnxruntime" in out
+    assert 'pip install "mmsr-edge[torch]"' in out
     code, out, _ = run("info", "--model", damaged, "--json")
     assert code == 1
     assert json.loads(out)["model"] is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import threading
 import types
@@ -558,3 +560,33 @@ def test_a_failing_run_is_a_backend_error(monkeypatch: pytest.MonkeyPatch) -> No
     )
     with pytest.raises(BackendError, match=r"output 'best' came as int64 \[1\]"):
         session.run(make_feeds())
+
+
+def test_ctrl_c_survives_openvino_sessions_that_were_closed(tmp_path: Path) -> None:
+    """In a process of its own, for the failure is a segmentation fault."""
+    pytest.importorskip("openvino")
+    code = """
+import gc, pathlib, signal, sys
+import numpy as np
+from bundle_factory import make_bundle
+from mmsr_edge import Upscaler
+root = make_bundle(pathlib.Path(sys.argv[1]))
+for _ in range(2):
+    upscaler = Upscaler(root, "openvino", threads=1, cache_dir=root)
+    upscaler(np.zeros((8, 8, 3), np.uint8), edges=None)
+del upscaler
+gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        ),
+    }
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "interrupted\n")
