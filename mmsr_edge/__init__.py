@@ -57,7 +57,9 @@ if importlib.util.find_spec("mmsr_edge.runtimes") is None:
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'mmsr_edge' has no attribute {name!r}")
-    home = "mmsr_edge.upscaler" if name in {"Progress", "Result", "Upscaler"} else "mmsr_edge.errors"
+    home = (
+        "mmsr_edge.upscaler" if name in {"Progress", "Result", "Upscaler"} else "mmsr_edge.errors"
+    )
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value

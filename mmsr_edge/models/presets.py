@@ -90,8 +90,8 @@ class UNetConfig:
     """Which of these levels attend to the context."""
     layers_per_block: int
     """Residual layers at each level."""
-    head_dim: int | tuple[int, ...]
-    """What `diffusers` calls `attention_head_dim`: for SD2 the number of heads per level."""
+    heads: tuple[int, ...]
+    """Attention heads per level; `diffusers` calls their number `attention_head_dim`."""
     norm_groups: int = 32
     """Groups of its GroupNorms."""
     linear_projection: bool = True
@@ -172,7 +172,7 @@ PRESETS: dict[str, Preset] = {
         connector=ConnectorConfig(latents=16, heads=2, blocks=1),
         unet=UNetConfig(
             (16, 32), attention=(False, True),
-            layers_per_block=1, head_dim=8, norm_groups=4,
+            layers_per_block=1, heads=(2, 4), norm_groups=4,
         ),
         sampler=ZERO_SNR, positive=SHARP, negative=BLURRY,
     ),
@@ -187,7 +187,7 @@ PRESETS: dict[str, Preset] = {
         connector=ConnectorConfig(latents=128, heads=4, blocks=3),
         unet=UNetConfig(
             (64, 128, 256, 256), attention=(False, True, True, False),
-            layers_per_block=1, head_dim=32,
+            layers_per_block=1, heads=(2, 4, 8, 8),
         ),
         sampler=ZERO_SNR, positive=SHARP, negative=BLURRY,
     ),
@@ -203,7 +203,7 @@ PRESETS: dict[str, Preset] = {
         connector=ConnectorConfig(latents=128, heads=8, blocks=4),
         unet=UNetConfig(
             (320, 640, 1280, 1280), attention=(True, True, True, False),
-            layers_per_block=2, head_dim=(5, 10, 20, 20),
+            layers_per_block=2, heads=(5, 10, 20, 20),
         ),
         sampler=SD2, positive=SHARP, negative=BLURRY,
     ),

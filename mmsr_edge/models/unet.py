@@ -27,7 +27,7 @@ def build_unet(
         up_block_types=tuple(up),
         block_out_channels=config.block_out_channels,
         layers_per_block=config.layers_per_block,
-        attention_head_dim=config.head_dim,
+        attention_head_dim=config.heads,
         cross_attention_dim=dim,
         norm_num_groups=config.norm_groups,
         use_linear_projection=config.linear_projection,

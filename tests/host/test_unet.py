@@ -36,6 +36,14 @@ def test_sd2_preset_has_the_shapes_of_the_published_network() -> None:
     assert sum(p.numel() for p in ours.parameters()) > 865e6
 
 
+def test_nano_has_heads_of_32_channels() -> None:
+    p = PRESETS["nano"]
+    with torch.device("meta"):
+        net = build_unet(p.unet, p.autoencoder.channels, p.dim, 64)
+    layers = [m for n, m in net.named_modules() if n.endswith(("attn1", "attn2"))]
+    assert layers and all(m.to_q.out_features // m.heads == 32 for m in layers)
+
+
 @pytest.fixture(scope="module")
 def narrow() -> UNet2DConditionModel:
     """SD2's layout at a twentieth of its width."""
@@ -47,7 +55,7 @@ def narrow() -> UNet2DConditionModel:
 
 def wide(narrow: UNet2DConditionModel) -> UNet:
     sd2 = PRESETS["sd2"].unet
-    config: UNetConfig = replace(sd2, block_out_channels=(32, 64, 64, 64), head_dim=(2, 4, 4, 4))
+    config: UNetConfig = replace(sd2, block_out_channels=(32, 64, 64, 64), heads=(2, 4, 4, 4))
     net = UNet(config, channels=4, dim=48, latent_size=16).eval()
     net.net.load_state_dict(widen_conv_in(narrow.state_dict(), 8))
     return net
