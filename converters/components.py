@@ -109,10 +109,15 @@ UNET_FLOAT = (
     r"\btime_emb_proj$",
     r"\bto_out\b",
 )
+ENCODER_FLOAT = (r"^quarter\.1$|\bconv_in$", r"^out$|\bconv_out$|\bquant_conv$")
 DECODER_FLOAT = (r"^eighth\.0$|\bconv_in$|\bpost_quant_conv$", r"^out\.0$|\bconv_out$")
 
 COMPONENTS: dict[str, Component] = {
-    "lr_encoder": Component({"lr": _picture(lambda p: p.tile)}, ("lr_latent",)),
+    "lr_encoder": Component(
+        {"lr": _picture(lambda p: p.tile)},
+        ("lr_latent",),
+        quantization=QuantConfig(keep_float=ENCODER_FLOAT),
+    ),
     "tokenizer": Component(
         {"map": _picture(lambda _: MAP_SIDE)}, ("tokens", "indices"), codes="indices"
     ),

@@ -308,6 +308,20 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def pipeline_table(manifest: Manifest) -> str:
+    """What the UNet's cards say of the whole pipeline, as text."""
+    lines = []
+    for artifact in manifest.components["unet"].artifacts:
+        for backend, card in (artifact.parity or {}).get("end_to_end", {}).items():
+            decibels = "equal" if card["psnr"] is None else f"{card['psnr']:.1f} dB"
+            gate = "none" if card["gate"] is None else f"{card['gate']:g} dB"
+            lines.append(
+                f"whole pipeline at {artifact.format} {artifact.precision} on {backend}, "
+                f"{card['steps']} steps: {decibels}, gate {gate}"
+            )
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -346,6 +360,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(table(rows))
+    print(pipeline_table(load_manifest(config.out)))
     return 0
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from mmsr_edge.errors import OptionError
 from mmsr_edge.manifest import Provenance
 from mmsr_edge.models.components import COMPONENTS, build_component
+from mmsr_edge.models.presets import preset
 from mmsr_edge.training.checkpoint import write_checkpoint
 from mmsr_edge.training.run import load_run
 
@@ -53,7 +55,7 @@ def split_denoiser(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def gather(preset: str, states: dict[str, dict[str, Tensor]]) -> dict[str, nn.Module]:
+def gather(preset_name: str, states: dict[str, dict[str, Tensor]]) -> dict[str, nn.Module]:
     """Build each component and give it its weights.
 
     Raises:
@@ -62,7 +64,7 @@ def gather(preset: str, states: dict[str, dict[str, Tensor]]) -> dict[str, nn.Mo
     missing = [n for n in COMPONENTS if n not in states]
     if missing:
         raise OptionError(f"no weights for {', '.join(missing)}")
-    networks = {n: build_component(n, preset) for n in COMPONENTS}
+    networks = {n: build_component(n, preset_name) for n in COMPONENTS}
     for name, module in networks.items():
         module.load_state_dict(states[name])
     return networks
@@ -78,6 +80,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--version", required=True, help="of the weights")
     parser.add_argument("--notes", default="", help="what a user of the weights should know")
+    parser.add_argument("--steps", type=int, help="default steps of the bundle, not the preset's")
+    parser.add_argument("--guidance-scale", type=float, help="default w; 0 means no guidance")
     args = parser.parse_args()
     states = load_run(args.autoencoder)
     # Codes that were revived jump; their average lies between two places, so: the last weights.
@@ -85,6 +89,12 @@ def main() -> None:
     denoiser = load_run(args.diffusion)["denoiser"]
     states |= split_denoiser(denoiser)
     scale = torch.as_tensor(denoiser["residual_scale"]).tolist()
+    sampler = preset(args.preset).sampler
+    if args.steps is not None:
+        sampler = replace(sampler, steps=args.steps)
+    if args.guidance_scale is not None:
+        guidance = sampler.guidance if args.guidance_scale else None
+        sampler = replace(sampler, guidance=guidance, guidance_scale=args.guidance_scale)
     write_checkpoint(
         gather(args.preset, states),
         args.out,
@@ -93,6 +103,7 @@ def main() -> None:
         residual_scale=tuple(scale),
         provenance=provenance(args.photos, args.notes),
         precision="fp16",
+        sampler=sampler,
     )
 
 

@@ -16,7 +16,7 @@ from mmsr_edge.bundle import REQUIRED, open_bundle
 from mmsr_edge.converters import artifacts as artifacts_module
 from mmsr_edge.converters import to_onnx as to_onnx_module
 from mmsr_edge.converters.components import COMPONENTS, component
-from mmsr_edge.converters.export_all import ExportConfig, main, table
+from mmsr_edge.converters.export_all import ExportConfig, main, pipeline_table, table
 from mmsr_edge.converters.staging import staged_bundle
 from mmsr_edge.converters.to_onnx import halve_weights, save_onnx
 from mmsr_edge.errors import BundleError, OptionError, OutputError, ParityError
@@ -79,6 +79,10 @@ def test_every_artifact_has_a_card_within_its_gate(export: tuple[Path, list[Row]
         assert set(artifact.parity["end_to_end"]) == sources[artifact.format]
     lines = table(rows).splitlines()
     assert len(lines) == 1 + sum(len(row.scores) for row in rows)
+    # Each of the UNet's files on each of its backends.
+    whole = pipeline_table(open_bundle(folder).manifest).splitlines()
+    assert len(whole) == sum(len(row.scores) for row in rows if row.component == "unet")
+    assert any("int8 on openvino, 2 steps: " in line for line in whole)
 
 
 def test_the_same_seed_gives_the_same_picture_on_every_runtime(exported: Path) -> None:
