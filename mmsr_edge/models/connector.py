@@ -103,7 +103,7 @@ class Connector(nn.Module):
         sequence = []
         for i, t in enumerate(modalities):
             if i > 0:
-                t = F.pad(t, (0, self.pad)) + self.position
+                t = (F.pad(t, (0, self.pad)) if self.pad else t) + self.position
             here = present[:, i, None, None] > 0.5
             t = torch.where(here, t, self.m_absent[i].expand_as(t)) + self.modality[i]
             sequence.append(t)

@@ -26,7 +26,7 @@ from mmsr_edge.models.presets import preset
 from mmsr_edge.training.data import Photos
 from mmsr_edge.training.degrade import DegradeConfig, degrade
 from mmsr_edge.training.options import add_run_options, run_config
-from mmsr_edge.training.perceptual import LPIPS, shifted
+from mmsr_edge.training.picture_loss import PictureLoss
 from mmsr_edge.training.run import Run, autocast, load_run, pick_device
 
 
@@ -65,10 +65,7 @@ def train(
     data = Photos(photos, device, seed=run.config.seed + run.step)
     g = torch.Generator(device).manual_seed(run.config.seed + run.step)
     fold = torch.channels_last
-    alex = LPIPS(lpips, "alexnet").to(device, memory_format=fold)
-    vgg = None
-    if stage.vgg_weight:
-        vgg = LPIPS(lpips, "vgg16", stage.vgg_taps).to(device, memory_format=fold)
+    picture = PictureLoss(lpips, stage).to(device)
     encoder, lr_encoder, decoder = (run.trained[n] for n in ("hr_encoder", "lr_encoder", "decoder"))
     for _ in run:
         hr, _ = data.batch(stage.batch, stage.crop)
@@ -79,10 +76,7 @@ def train(
             noise = torch.randn(z.shape, generator=g, device=device) * stage.latent_noise
             out = decoder(torch.cat([z + noise, z_lr]))
             both = torch.cat([hr, hr])
-            perceptual = stage.alex_weight * alex(*shifted(out, both, stage.crop - 8, g))
-            if vgg is not None:
-                perceptual += stage.vgg_weight * vgg(*shifted(out, both, stage.vgg_crop, g))
-        l1 = (out.float() - both).abs().mean((1, 2, 3))
+            l1, perceptual = picture(out, both, g)
         (l1_hr, l1_lr), (p_hr, p_lr) = (v.chunk(2) for v in (l1, perceptual))
         latent = F.mse_loss(z_lr.float(), z.float())
         scale = (z.float().square().mean((0, 2, 3)) - 1).square().mean()

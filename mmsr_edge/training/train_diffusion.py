@@ -24,6 +24,7 @@ from mmsr_edge.models.presets import preset
 from mmsr_edge.models.tokenizer import Tokenizer
 from mmsr_edge.sampler import make_schedule
 from mmsr_edge.training.options import add_run_options, run_config
+from mmsr_edge.training.picture_loss import PictureLoss
 from mmsr_edge.training.run import Run, autocast, load_run, pick_device
 from mmsr_edge.training.samples import Encoder, Pool, Samples
 
@@ -46,6 +47,19 @@ class DiffusionStage:
     """p, chance that a modality is replaced by m∅, each on its own."""
     negative: float = 0.12
     """Share of targets blurred on purpose, with a prompt that says so."""
+    one_step: float = 0.0
+    """Share of a batch that starts at pure noise, is decoded after one step, and is compared as a
+    picture: what the sampler gives in one step is then more than the mean of all possibilities."""
+    picture_weight: float = 1.0
+    """Weight of that comparison."""
+    alex_weight: float = 0.3
+    """In it, weight of LPIPS-Alex."""
+    vgg_weight: float = 0.5
+    """In it, weight of LPIPS-VGG."""
+    vgg_taps: int = 3
+    """Feature maps of VGG that are compared: 5 where there is a GPU."""
+    vgg_crop: int = 96
+    """Side of the piece of a picture that VGG sees."""
 
 
 @torch.no_grad()
@@ -75,9 +89,26 @@ class Denoiser(nn.Module):
         return self.unet(latent, t, context)
 
 
-def train(pool: Pool, run: Run, stage: DiffusionStage, device: torch.device) -> None:
+class OneStep(nn.Module):
+    """The loss of a picture made in one step from pure noise, through the frozen decoder."""
+
+    def __init__(self, decoder: nn.Module, loss: PictureLoss) -> None:
+        super().__init__()
+        self.decoder, self.loss = decoder, loss
+
+    def forward(self, latent: Tensor, target: Tensor, g: torch.Generator) -> Tensor:
+        """Mean over the batch; `latent` [B, C, h, w], `target` [B, 3, 8h, 8w] uint8."""
+        image = self.decoder(latent.contiguous(memory_format=torch.channels_last))
+        l1, perceptual = self.loss(image, target.float() / 127.5 - 1, g)
+        return (l1 + perceptual).mean()
+
+
+def train(
+    pool: Pool, run: Run, stage: DiffusionStage, device: torch.device, one_step: OneStep | None
+) -> None:
     """Run the stage; `run.trained["denoiser"]` learns."""
     net = run.trained["denoiser"]
+    first = round(stage.one_step * stage.batch) if one_step is not None else 0
     g = pool.encoder.g
     alphas = torch.from_numpy(make_schedule(preset(stage.preset).sampler).alphas_cumprod).to(
         device, torch.float32
@@ -86,6 +117,7 @@ def train(pool: Pool, run: Run, stage: DiffusionStage, device: torch.device) -> 
         batch = pool.batch(stage.batch)
         z0 = (batch.z_hr - batch.z_lr) / net.residual_scale[:, None, None]
         t = torch.randint(len(alphas), (stage.batch,), generator=g, device=device)
+        t[:first] = len(alphas) - 1
         a = alphas[t][:, None, None, None]
         noise = torch.randn(z0.shape, generator=g, device=device)
         noisy = a.sqrt() * z0 + (1 - a).sqrt() * noise
@@ -93,11 +125,16 @@ def train(pool: Pool, run: Run, stage: DiffusionStage, device: torch.device) -> 
         present = (torch.rand((stage.batch, 4), generator=g, device=device) >= stage.drop).float()
         with autocast(device):
             prediction = net(noisy, t.float(), batch, present)
-        each = (prediction.float() - v).square().mean((1, 2, 3))
-        late = t >= len(alphas) * 3 // 4
-        # With the knowledge of t = T (pure noise) the best that can be said of z_0 is its mean
-        # given the LR picture: this logs how much of the residual that explains.
-        run.update(each.mean(), noise_end=each[late].mean() if late.any() else each.mean())
+        loss = (prediction.float() - v)[first:].square().mean()
+        logged = {"diffusion": loss}
+        if one_step is not None:
+            # z_0 = √ᾱ·z_t − √(1−ᾱ)·v
+            start = a.sqrt() * noisy - (1 - a).sqrt() * prediction.float()
+            latent = batch.z_lr + net.residual_scale[:, None, None] * start
+            with autocast(device):
+                logged["picture"] = one_step(latent[:first], batch.target[:first], g)
+            loss = loss + stage.picture_weight * logged["picture"]
+        run.update(loss, **logged)
 
 
 def main() -> None:
@@ -107,6 +144,8 @@ def main() -> None:
     )
     parser.add_argument("--autoencoder", type=Path, required=True, help="run of train_autoencoder")
     parser.add_argument("--tokenizer", type=Path, required=True, help="run of train_tokenizer")
+    parser.add_argument("--init", type=Path, help="another run, to start from its averaged weights")
+    parser.add_argument("--lpips", type=Path, help="alexnet.ckpt, vgg16.ckpt; for --one-step")
     add_run_options(parser, DiffusionStage(), steps=3000, learning_rate=3e-4, warmup=100, ema=0.998)
     args = parser.parse_args()
     config, stage = run_config(args, DiffusionStage)
@@ -122,8 +161,15 @@ def main() -> None:
         frozen[name].to(device, memory_format=torch.channels_last).requires_grad_(False)
     tokenizer = frozen["tokenizer"]
     assert isinstance(tokenizer, Tokenizer)
+    if stage.one_step and args.lpips is None:
+        parser.error("--one-step needs --lpips")
+    one_step = None
+    if stage.one_step:
+        one_step = OneStep(frozen["decoder"], PictureLoss(args.lpips, stage)).to(device)
     net = Denoiser(stage.preset, tokenizer.vq.quantize.embedding.weight.detach())
     net.to(device, memory_format=torch.channels_last).train()
+    if args.init:
+        net.load_state_dict(load_run(args.init)["denoiser"])
     run = Run(args.out, config, stage, {"denoiser": net})
     text = preset(stage.preset).text_spec()
     encoder = Encoder(
@@ -131,7 +177,7 @@ def main() -> None:
     )
     if not net.residual_scale.any():
         net.residual_scale.copy_(residual_scale(encoder))
-    train(Pool(encoder, stage.pool, stage.reuse), run, stage, device)
+    train(Pool(encoder, stage.pool, stage.reuse), run, stage, device, one_step)
 
 
 if __name__ == "__main__":
