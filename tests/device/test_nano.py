@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from skimage.metrics import structural_similarity
 from sklearn.datasets import load_sample_image
 
 from mmsr_edge import Upscaler
@@ -19,48 +20,53 @@ from mmsr_edge.color import delta_e00
 BACKENDS = ["openvino", "onnxruntime"]
 
 
+SCALE = 4
+
+
 @pytest.fixture(scope="module")
 def original() -> NDArray[np.uint8]:
-    """A piece of a photograph that nano was not trained on, [256, 256, 3]."""
-    return load_sample_image("china.jpg")[60:316, 100:356]
+    """A photograph that nano was not trained on, [424, 640, 3]."""
+    return load_sample_image("china.jpg")[:424, :640]
 
 
-@pytest.fixture(scope="module")
-def small(original: NDArray[np.uint8]) -> Image.Image:
+def shrink(picture: NDArray[np.uint8], noise: float, quality: int) -> Image.Image:
     """A quarter of its size, with noise, through JPEG."""
-    reduced = np.asarray(Image.fromarray(original).resize((64, 64), Image.Resampling.BICUBIC))
-    noisy = reduced + np.random.default_rng(0).normal(0, 12, reduced.shape)
+    size = (picture.shape[1] // SCALE, picture.shape[0] // SCALE)
+    reduced = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+    noisy = reduced + np.random.default_rng(0).normal(0, noise, reduced.shape)
     buffer = io.BytesIO()
-    Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=60)
+    pixels = noisy.round().clip(0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
     return Image.open(buffer)
 
 
-def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    error = np.mean((a.astype(np.float64) - b) ** 2)
-    return float(10 * np.log10(255**2 / error))
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_it_beats_bicubic_on_a_noisy_photo(
-    backend: str, original: NDArray[np.uint8], small: Image.Image
-) -> None:
+def test_it_beats_bicubic_on_a_noisy_photo(backend: str, original: NDArray[np.uint8]) -> None:
     pytest.importorskip(backend)
+    small = shrink(original, noise=20, quality=60)
     ours = np.asarray(Upscaler(backend=backend).upscale(small).image)
-    bicubic = np.asarray(small.resize((256, 256), Image.Resampling.BICUBIC))
-    assert psnr(ours, original) > psnr(bicubic, original) + 0.5
+    bicubic = np.asarray(small.resize(ours.shape[1::-1], Image.Resampling.BICUBIC))
 
-    def roughness(image: NDArray[np.uint8]) -> float:
+    def similarity(picture: NDArray[np.uint8]) -> float:
+        return float(structural_similarity(picture, original, channel_axis=2))
+
+    def roughness(picture: NDArray[np.uint8]) -> float:
         """Mean gradient of the sky, where there is nothing but noise."""
-        return float(np.abs(np.diff(image[:40, -80:].astype(np.float64), axis=1)).mean())
+        return float(np.abs(np.diff(picture[20:150, 360:].astype(np.float64), axis=1)).mean())
 
-    assert roughness(ours) < 0.6 * roughness(bicubic)
+    assert similarity(ours) > similarity(bicubic) + 0.03  # .510 against .451 when released
+    assert roughness(ours) < 0.85 * roughness(bicubic)  # 0.74 when released
 
 
 def test_colours_stay(original: NDArray[np.uint8]) -> None:
-    reduced = Image.fromarray(original).resize((64, 64), Image.Resampling.BICUBIC)
-    image = Upscaler().upscale(reduced).image
-    back = np.asarray(image.resize((64, 64), Image.Resampling.BOX))
-    assert delta_e00(back / 127.5 - 1, np.asarray(reduced) / 127.5 - 1) < 3.0
+    small = shrink(original, noise=0, quality=98)
+    image = Upscaler().upscale(small).image
+
+    def regions(picture: Image.Image) -> NDArray[np.float64]:
+        """Mean colours of squares of 16 HR pixels, which detail does not change."""
+        return np.asarray(picture.convert("RGB").resize((40, 26), Image.Resampling.BOX)) / 127.5 - 1
+
+    assert delta_e00(regions(image), regions(small)) < 1.5  # 1.17 when released
 
 
 def test_the_bundle_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:

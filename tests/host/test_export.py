@@ -50,7 +50,7 @@ def test_a_bundle_holds_what_was_asked_for(exported: Path) -> None:
     assert tuple(components) == REQUIRED  # hr_encoder stays at home
     for name, spec in components.items():
         forms = {(a.format, a.precision) for a in spec.artifacts}
-        assert forms == FORMS["int8" if name in ("unet", "decoder") else "float"], name
+        assert forms == FORMS["int8" if component(name).quantization else "float"], name
         for artifact in spec.artifacts:
             assert (artifact.quantization is not None) == (artifact.precision == "int8")
             assert artifact.tools["torch"]
@@ -246,7 +246,7 @@ def test_components_not_named_are_taken_over(
     after = snapshot(out)
     gone = {path for path in before if path not in after}
     assert gone == {
-        f"lr_encoder/{name}" for name in ("fp16.onnx", "fp16.safetensors", "fp32.safetensors")
+        f"lr_encoder/{name}" for name in ("int8.onnx", "fp16.safetensors", "fp32.safetensors")
     }
     assert {p for p in after if after[p] != before[p]} == {"manifest.json"}  # export is repeatable
 
