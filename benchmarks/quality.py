@@ -143,17 +143,20 @@ def write_page(path: Path, rows: list[Row], summary: list[Row], side: int) -> No
         Image.fromarray(picture[top : top + side, left : left + side]).save(folder / name)
         return f"<td><img src='crops/{html.escape(name)}'><br>{caption}</td>"
 
-    cells: dict[str, list[str]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in rows:
-        hr = np.asarray(read(Path(str(row["hr"]))))
-        corner = busiest(hr, side)
         stem = f"{row['set']}-{row['degradation']}-{row['picture']}"
-        if stem not in cells:
-            cells[stem] = [cell(hr, corner, f"{stem}-hr.png", html.escape(stem))]
-        numbers = " · ".join(f"{c} {float(str(row[c])):.3f}" for c in BETTER if c in row)
-        caption = f"{html.escape(str(row['method']))}<br><small>{numbers}</small>"
-        picture = np.asarray(read(path.parent / str(row["file"])))
-        cells[stem].append(cell(picture, corner, f"{stem}-{row['method']}.png", caption))
+        groups.setdefault(stem, []).append(row)
+    cells: dict[str, list[str]] = {}
+    for stem, group in groups.items():
+        hr = np.asarray(read(Path(str(group[0]["hr"]))))
+        corner = busiest(hr, side)
+        cells[stem] = [cell(hr, corner, f"{stem}-hr.png", html.escape(stem))]
+        for row in group:
+            numbers = " · ".join(f"{c} {float(str(row[c])):.3f}" for c in BETTER if c in row)
+            caption = f"{html.escape(str(row['method']))}<br><small>{numbers}</small>"
+            picture = np.asarray(read(path.parent / str(row["file"])))
+            cells[stem].append(cell(picture, corner, f"{stem}-{row['method']}.png", caption))
 
     def line(tag: str, values: Iterable[object]) -> str:
         return "<tr>" + "".join(f"<{tag}>{v}</{tag}>" for v in values) + "</tr>"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmsr_edge.errors import OptionError, OutputError
+from mmsr_edge.files import write_atomically
 
 if TYPE_CHECKING:
     import os
@@ -92,21 +93,21 @@ class CalibrationSet:
             OutputError: it cannot be written.
         """
         path = Path(path)
-        part = path.with_name(path.name + ".part")
         arrays: dict[str, Any] = {
             f"{component}/{name}": column
             for component, columns in self.inputs.items()
             for name, column in columns.items()
         }
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+
+        def write(part: Path) -> None:
             with part.open("wb") as file:
                 np.savez_compressed(file, **{_NOTES: np.array(json.dumps(self.notes)), **arrays})
-            part.replace(path)
+
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, write)
         except OSError as error:
             raise OutputError(f"cannot write {str(path)!r}: {error}") from error
-        finally:
-            part.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CalibrationSet:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mmsr_edge.contract import MODALITIES, OPTIONAL, REQUIRED
 from mmsr_edge.errors import BundleError, OptionError
+from mmsr_edge.files import write_atomically
 from mmsr_edge.manifest import (
     SCHEMA,
     Artifact,
@@ -194,9 +195,8 @@ def describe_file(root: str | os.PathLike[str], path: str | os.PathLike[str]) ->
 def write_manifest(root: str | os.PathLike[str], manifest: Manifest) -> Path:
     """Write `manifest` into folder `root`, in one step, and return its path."""
     path = Path(root) / MANIFEST_NAME
-    part = path.with_suffix(".part")
-    part.write_text(manifest.to_json(), encoding="utf-8", newline="\n")
-    part.replace(path)
+    text = manifest.to_json()
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8", newline="\n"))
     return path
 
 

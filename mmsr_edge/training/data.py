@@ -6,7 +6,6 @@ and a crop of a shrunk photo is a sharper lesson).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +110,3 @@ class Photos:
         """`count` crops as [count, 3, size, size], RGB in [-1, 1], and where they come from."""
         crops = [self.draw(size) for _ in range(count)]
         return torch.stack([self.take(c) for c in crops]).float() / 127.5 - 1, crops
-
-    def __iter__(self) -> Iterator[Tensor]:
-        yield from self.images

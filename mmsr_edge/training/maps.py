@@ -23,8 +23,8 @@ from skimage.segmentation import felzenszwalb
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from mmsr_edge.modalities.edges import canny
-from mmsr_edge.modalities.maps import PALETTE
+from mmsr_edge.modalities.edges import detect_edges
+from mmsr_edge.modalities.maps import PALETTE, edge_map
 from mmsr_edge.training.data import Crop, Photos
 
 SIDE = 256
@@ -90,15 +90,6 @@ def _cut(
     return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.flip else cut
 
 
-def edge_map(image: Tensor) -> NDArray[np.float32]:
-    """Canny edges [SIDE, SIDE, 3] in {-1, 1} of `image` [3, H, W] in [-1, 1], at SIDE×SIDE."""
-    resized = torch.nn.functional.interpolate(
-        image[None].float(), (SIDE, SIDE), mode="bicubic", antialias=True
-    )
-    edges = canny(resized[0].permute(1, 2, 0).clamp(-1, 1).cpu().numpy())
-    return np.repeat(edges[..., None] * 2 - 1, 3, axis=-1)
-
-
 class MapMaker:
     """Makes the maps of crops.
 
@@ -127,7 +118,8 @@ class MapMaker:
         _, h, w = self.photos.images[crop.photo].shape
         depth = np.asarray(_cut(whole.nearness, crop, (h, w), Image.Resampling.BILINEAR))
         classes = np.asarray(_cut(whole.classes, crop, (h, w), Image.Resampling.NEAREST))
-        edges = edge_map(hr if self.rng.random() < 0.5 else lr)
+        seen = (hr if self.rng.random() < 0.5 else lr).permute(1, 2, 0).cpu().numpy()
+        edges = edge_map(detect_edges(seen, SIDE / len(seen)))
         colours = PALETTE[classes].astype(np.float32) / 127.5 - 1
         planes = [np.repeat(depth[..., None] * 2 - 1, 3, axis=-1), colours, edges]
         return torch.from_numpy(np.stack(planes)).permute(0, 3, 1, 2).float()

@@ -12,8 +12,8 @@ import csv
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mmsr_edge.errors import OptionError
+from mmsr_edge.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,6 @@ def autocast(device: torch.device) -> Any:
         if device.type in ("cpu", "cuda")
         else nullcontext()
     )
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` fill a file beside `path`, then put it in its place."""
-    part = path.with_suffix(path.suffix + ".part")
-    try:
-        write(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class Run:
@@ -139,10 +130,14 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(),
             "step": self.step,
-            "seconds": self.seconds + time.monotonic() - self.started,
+            "seconds": self.elapsed(),
         }
         write_atomically(self.folder / "state.pt", lambda p: torch.save(state, p))
         draw_curve(self.folder / "log.csv", self.folder / "curve.png")
+
+    def elapsed(self) -> float:
+        """Seconds trained, those of earlier sessions included."""
+        return self.seconds + time.monotonic() - self.started
 
     def learning_rate(self) -> float:
         """Linear warm-up, then half a cosine down to a fiftieth."""
@@ -195,8 +190,11 @@ class Run:
             self._log(rate)
 
     def _log(self, rate: float) -> None:
-        seconds = self.seconds + time.monotonic() - self.started
-        row = {"step": self.step + 1, "hours": round(seconds / 3600, 4), "rate": f"{rate:.2e}"}
+        row = {
+            "step": self.step + 1,
+            "hours": round(self.elapsed() / 3600, 4),
+            "rate": f"{rate:.2e}",
+        }
         row |= {k: round(v / self._count, 5) for k, v in self._sums.items()}
         path = self.folder / "log.csv"
         new = not path.exists()
@@ -206,16 +204,6 @@ class Run:
                 writer.writeheader()
             writer.writerow(row)
         self._sums, self._count = {}, 0
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Context: the EMA weights are in the networks inside, the trained ones after it."""
-        self.ema.store(self.parameters)
-        self.ema.copy_to(self.parameters)
-        try:
-            yield
-        finally:
-            self.ema.restore(self.parameters)
 
 
 def load_run(folder: Path, *, ema: bool = True) -> dict[str, dict[str, Tensor]]:

@@ -129,10 +129,10 @@ def train(
         logged = {"diffusion": loss}
         if one_step is not None:
             # z_0 = √ᾱ·z_t − √(1−ᾱ)·v
-            start = a.sqrt() * noisy - (1 - a).sqrt() * prediction.float()
-            latent = batch.z_lr + net.residual_scale[:, None, None] * start
+            start = (a.sqrt() * noisy - (1 - a).sqrt() * prediction.float())[:first]
+            latent = batch.z_lr[:first] + net.residual_scale[:, None, None] * start
             with autocast(device):
-                logged["picture"] = one_step(latent[:first], batch.target[:first], g)
+                logged["picture"] = one_step(latent, batch.target[:first], g)
             loss = loss + stage.picture_weight * logged["picture"]
         run.update(loss, **logged)
 
