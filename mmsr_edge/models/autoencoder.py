@@ -73,26 +73,35 @@ class SlimEncoder(nn.Module):
         return self.out(self.eighth(self.quarter(image)))
 
 
+def _up(width: int, out: int, factor: int) -> nn.Sequential:
+    conv = nn.Conv2d(width, out * factor**2, 3, padding=1)
+    return nn.Sequential(conv, nn.PixelShuffle(factor))
+
+
 class SlimDecoder(nn.Module):
-    """Latent to pixels; the last ×4 is one pixel shuffle: full-size convolutions cost most."""
+    """Latent to pixels, by way of an eighth, a quarter and a half of the HR size.
+
+    Nothing is convolved at full size, where it costs most. Without blocks at a half, one ×4 pixel
+    shuffle does the rest; it leaves a faint grid of period four.
+    """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        width, half = config.width, config.width // 2
+        width, (eighth, quarter, half) = config.width, config.decoder_blocks
         self.eighth = nn.Sequential(
             nn.Conv2d(config.channels, width, 3, padding=1),
-            _blocks(config.decoder_blocks[0], width),
-            nn.Conv2d(width, 4 * half, 3, padding=1),
-            nn.PixelShuffle(2),
+            _blocks(eighth, width),
+            *_up(width, width // 2, 2),
         )
-        self.quarter = _blocks(config.decoder_blocks[1], half)
-        self.out = nn.Sequential(
-            nn.Conv2d(half, 3 * SCALE**2, 3, padding=1), nn.PixelShuffle(SCALE)
-        )
+        self.quarter = _blocks(quarter, width // 2)
+        self.halved = nn.Sequential()
+        if half:
+            self.halved = nn.Sequential(*_up(width // 2, width // 4, 2), _blocks(half, width // 4))
+        self.out = _up(width // 4, 3, 2) if half else _up(width // 2, 3, 4)
 
     def forward(self, latent: Tensor) -> Tensor:
         """Decode `latent` [B, C, h, w] to RGB [B, 3, 8h, 8w], about [-1, 1], not clipped."""
-        return self.out(self.quarter(self.eighth(latent)))
+        return self.out(self.halved(self.quarter(self.eighth(latent))))
 
 
 class KLEncoder(nn.Module):

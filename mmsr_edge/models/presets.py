@@ -30,8 +30,8 @@ class AutoencoderConfig:
     """Residual blocks of the HR encoder at a quarter, at an eighth of the HR size."""
     lr_blocks: tuple[int, int]
     """Residual blocks of the LR encoder at a quarter (= LR size), at an eighth of the HR size."""
-    decoder_blocks: tuple[int, int]
-    """Residual blocks of the decoder at an eighth, at a quarter of the HR size."""
+    decoder_blocks: tuple[int, int, int]
+    """Residual blocks of the decoder at an eighth, a quarter, a half of the HR size."""
     block_out_channels: tuple[int, ...] = ()
     """Widths of `AutoencoderKL`, for `kl` only."""
 
@@ -165,7 +165,7 @@ PRESETS: dict[str, Preset] = {
         name="micro", dim=32, tile=32, overlap=8, residual=True,
         autoencoder=AutoencoderConfig(
             "slim", channels=4, width=16,
-            encoder_blocks=(1, 1), lr_blocks=(1, 1), decoder_blocks=(1, 1),
+            encoder_blocks=(1, 1), lr_blocks=(1, 1), decoder_blocks=(1, 1, 1),
         ),
         tokenizer=TokenizerConfig((8, 8, 8, 16, 16), layers_per_block=1, codes=32, norm_groups=4),
         text=TextConfig("hashed-words", vocab_size=64, layers=1, heads=2),
@@ -180,7 +180,7 @@ PRESETS: dict[str, Preset] = {
         name="nano", dim=256, tile=128, overlap=16, residual=True,
         autoencoder=AutoencoderConfig(
             "slim", channels=16, width=128,
-            encoder_blocks=(2, 3), lr_blocks=(2, 5), decoder_blocks=(4, 4),
+            encoder_blocks=(2, 3), lr_blocks=(2, 5), decoder_blocks=(4, 4, 0),
         ),
         tokenizer=TokenizerConfig((16, 32, 64, 96, 128), layers_per_block=1, norm_groups=16),
         text=TextConfig("hashed-words", vocab_size=4096, layers=2, heads=4),
@@ -195,7 +195,7 @@ PRESETS: dict[str, Preset] = {
         name="sd2", dim=1024, tile=128, overlap=16, residual=False,
         autoencoder=AutoencoderConfig(
             "kl", channels=4, width=512,
-            encoder_blocks=(0, 0), lr_blocks=(0, 0), decoder_blocks=(0, 0),
+            encoder_blocks=(0, 0), lr_blocks=(0, 0), decoder_blocks=(0, 0, 0),
             block_out_channels=(128, 256, 512, 512),
         ),
         tokenizer=TokenizerConfig((128, 128, 256, 256, 512), layers_per_block=2),

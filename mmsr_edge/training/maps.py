@@ -12,6 +12,8 @@ ramp towards the horizon), which is what the tokenizer and the connector learn t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,24 +104,31 @@ class MapMaker:
         self.photos = photos
         self.maps = photo_maps(photos)
         self.rng = np.random.default_rng(seed)
+        self.workers = ThreadPoolExecutor()
 
-    def __call__(self, crop: Crop, hr: Tensor, lr: Tensor) -> Tensor:
-        """Depth, segmentation and edge maps of one crop.
+    def __call__(self, crops: Sequence[Crop], hr: Tensor, lr: Tensor) -> Tensor:
+        """Depth, segmentation and edge maps of a batch of crops.
 
         Args:
-            crop: where it was taken.
-            hr: its pixels [3, H, W] in [-1, 1].
-            lr: the degraded ones [3, H/4, W/4].
+            crops: where they were taken.
+            hr: their pixels [B, 3, H, W] in [-1, 1].
+            lr: the degraded ones [B, 3, H/4, W/4].
 
         Returns:
-            [3, 3, 256, 256] in [-1, 1]: map, channel, row, column.
+            [B, 3, 3, 256, 256] in [-1, 1]: crop, map, channel, row, column; on `hr`'s device.
         """
+        from_hr = self.rng.random(len(crops)) < 0.5
+        sharp, coarse = hr.cpu(), lr.cpu()
+        seen = [sharp[i] if from_hr[i] else coarse[i] for i in range(len(crops))]
+        return torch.stack(list(self.workers.map(self._one, crops, seen))).to(hr.device)
+
+    def _one(self, crop: Crop, seen: Tensor) -> Tensor:
         whole = self.maps[str(self.photos.paths[crop.photo])]
         _, h, w = self.photos.images[crop.photo].shape
         depth = np.asarray(_cut(whole.nearness, crop, (h, w), Image.Resampling.BILINEAR))
         classes = np.asarray(_cut(whole.classes, crop, (h, w), Image.Resampling.NEAREST))
-        seen = (hr if self.rng.random() < 0.5 else lr).permute(1, 2, 0).cpu().numpy()
-        edges = edge_map(detect_edges(seen, SIDE / len(seen)))
+        pixels = seen.permute(1, 2, 0).numpy()
+        edges = edge_map(detect_edges(pixels, SIDE / len(pixels)))
         colours = PALETTE[classes].astype(np.float32) / 127.5 - 1
         planes = [np.repeat(depth[..., None] * 2 - 1, 3, axis=-1), colours, edges]
         return torch.from_numpy(np.stack(planes)).permute(0, 3, 1, 2).float()

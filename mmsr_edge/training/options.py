@@ -15,13 +15,12 @@ Stage = TypeVar("Stage")
 def _add(parser: argparse._ArgumentGroup, config: Any) -> None:
     for field in fields(config):
         default = getattr(config, field.name)
+        flag = f"--{field.name.replace('_', '-')}"
+        if isinstance(default, bool):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default)
+            continue
         kind = float if default is None else type(default)
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=kind,
-            default=default,
-            help=f"default {default}",
-        )
+        parser.add_argument(flag, type=kind, default=default, help=f"default {default}")
 
 
 def add_run_options(

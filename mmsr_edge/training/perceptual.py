@@ -110,8 +110,18 @@ class LPIPS(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """LPIPS of each pair, [B]; `a` and `b` are [B, 3, H, W] in [-1, 1]."""
-        total = torch.zeros(a.shape[0], device=a.device)
-        for i, f in enumerate(self.features(torch.cat([a, b]))):
-            one, two = f.float().chunk(2)
-            total = total + ((one - two).square() * getattr(self, f"head{i}")).sum(1).mean((1, 2))
+        return self.compare(*self.pair(a, b))
+
+    def pair(self, a: Tensor, b: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Features of both; no gradient goes to `b`."""
+        with torch.no_grad():
+            reference = self.features(b)
+        return self.features(a), reference
+
+    def compare(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
+        """LPIPS of features, [B]: Σ_l mean over positions of w_l·(a_l − b_l)² (their Eq. 1)."""
+        total = torch.zeros(a[0].shape[0], device=a[0].device)
+        for i, (one, two) in enumerate(zip(a, b, strict=True)):
+            difference = (one.float() - two.float()).square()
+            total = total + (difference * getattr(self, f"head{i}")).sum(1).mean((1, 2))
         return total

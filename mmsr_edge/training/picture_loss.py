@@ -1,19 +1,26 @@
-"""What a picture is trained on: L1 and LPIPS, over AlexNet and over the first layers of VGG."""
+"""What a picture is trained on: L1, LPIPS over AlexNet and VGG, and an adversary."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from mmsr_edge.errors import OptionError
+from mmsr_edge.training.critic import WIDTHS, Critic
 from mmsr_edge.training.perceptual import LPIPS, shifted
 
 
 class PictureWeights(Protocol):
-    """The settings that a stage must have; 0 does without the network."""
+    """The settings that a stage must have; a weight of 0 does without the network."""
 
+    @property
+    def l1_weight(self) -> float: ...
+    @property
+    def grid_weight(self) -> float: ...
     @property
     def alex_weight(self) -> float: ...
     @property
@@ -22,40 +29,100 @@ class PictureWeights(Protocol):
     def vgg_taps(self) -> int: ...
     @property
     def vgg_crop(self) -> int: ...
+    @property
+    def critic_weight(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class PictureTerms:
+    """What `PictureLoss` gives; all of it is added up to train on."""
+
+    l1: Tensor
+    """[B], weighted mean absolute difference."""
+    grid: Tensor
+    """[B], weighted periodic difference; see `periodic`."""
+    perceptual: Tensor
+    """[B], weighted LPIPS terms."""
+    adversarial: Tensor
+    """Scalar, weighted: how far the pictures are from convincing the critic."""
+    critic: Tensor
+    """Scalar: how far the critic is from telling them apart. It trains the critic alone."""
+
+    def total(self) -> Tensor:
+        """The sum of the batch's means."""
+        return (self.l1 + self.grid + self.perceptual).mean() + self.adversarial + self.critic
+
+
+def periodic(error: Tensor, period: int = 8, cells: int = 4) -> Tensor:
+    """How far an error repeats itself from one latent cell to the next, [B].
+
+    A decoder that shuffles channels into pixels leaves a faint grid: the same error in every cell,
+    too small for L1 to mind and to the taste of classifiers' features, but the eye sees it. The
+    mean over `cells`² neighbouring cells, place by place, keeps what repeats and averages out the
+    rest; an error of the whole neighbourhood's mean is no grid.
+
+    Args:
+        error: [B, 3, H, W]; rows and columns beyond the last whole neighbourhood are left out.
+        period: side of a cell in pixels; the decoder's factor.
+        cells: side of a neighbourhood in cells.
+    """
+    side = period * cells
+    b, c, h, w = error.shape
+    rows, columns = h // side, w // side
+    whole = error[..., : rows * side, : columns * side]
+    split = whole.reshape(b, c, rows, cells, period, columns, cells, period)
+    repeated = split.mean((3, 6))  # [B, 3, rows, period, columns, period]
+    return (repeated - repeated.mean((3, 5), keepdim=True)).abs().mean((1, 2, 3, 4, 5))
 
 
 class PictureLoss(nn.Module):
-    """L1 + α·LPIPS-Alex + β·LPIPS-VGG.
+    """Weighted sum of L1, its periodic part, LPIPS-Alex, LPIPS-VGG and an adversary.
 
     AlexNet is cheap and is shown nearly all of the picture; VGG costs fifteen times as much and is
-    shown a piece of it.
+    shown a piece of it, and the critic sees what VGG sees.
 
     Args:
         folder: of the LPIPS weights; see `perceptual`.
-        weights: α, β and what VGG sees.
+        weights: of the terms, and what VGG sees.
+        critic: learns to tell pictures apart; needed where its weight is not 0.
+
+    Raises:
+        OptionError: the critic is asked for without the four VGG feature maps that it judges.
     """
 
-    def __init__(self, folder: Path, weights: PictureWeights) -> None:
+    def __init__(self, folder: Path, weights: PictureWeights, critic: Critic | None = None) -> None:
         super().__init__()
+        if weights.critic_weight and (not weights.vgg_weight or weights.vgg_taps < len(WIDTHS)):
+            raise OptionError(
+                f"critic_weight {weights.critic_weight:g} needs vgg_weight > 0 and vgg_taps >= "
+                f"{len(WIDTHS)}, not {weights.vgg_weight:g} and {weights.vgg_taps}"
+            )
         self.weights = weights
         self.alex = LPIPS(folder, "alexnet") if weights.alex_weight else None
         self.vgg = LPIPS(folder, "vgg16", weights.vgg_taps) if weights.vgg_weight else None
         self.to(memory_format=torch.channels_last)
+        self._critic = [critic] if critic is not None and weights.critic_weight else []
 
-    def forward(self, image: Tensor, target: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
-        """L1 [B] and the weighted perceptual terms [B] of `image` against `target`.
+    def forward(self, image: Tensor, target: Tensor, g: torch.Generator) -> PictureTerms:
+        """Compare `image` with `target`, both [B, 3, H, W] in [-1, 1].
 
         Args:
-            image, target: [B, 3, H, W] in [-1, 1].
             g: draws the pieces that are looked at.
         """
         perceptual = torch.zeros(len(image), device=image.device)
+        adversarial = critic = torch.zeros((), device=image.device)
         if self.alex is not None:
             side = min(image.shape[-2:]) - 8
             perceptual = perceptual + self.weights.alex_weight * self.alex(
                 *shifted(image, target, side, g)
             )
         if self.vgg is not None:
-            piece = shifted(image, target, self.weights.vgg_crop, g)
-            perceptual = perceptual + self.weights.vgg_weight * self.vgg(*piece)
-        return (image.float() - target).abs().mean((1, 2, 3)), perceptual
+            fake, real = self.vgg.pair(*shifted(image, target, self.weights.vgg_crop, g))
+            perceptual = perceptual + self.weights.vgg_weight * self.vgg.compare(fake, real)
+            for judge in self._critic:  # a list: the critic is the run's network, not a part of us
+                adversarial = self.weights.critic_weight * judge.generator_loss(fake)
+                critic = judge.critic_loss(fake, real)
+        error = image.float() - target
+        l1 = self.weights.l1_weight * error.abs().mean((1, 2, 3))
+        grid = self.weights.grid_weight * periodic(error)
+        return PictureTerms(l1, grid, perceptual, adversarial, critic)

@@ -48,7 +48,7 @@ def provenance(photos: Path, notes: str) -> Provenance:
 
 
 def split_denoiser(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The parts of `train_diffusion.Denoiser`, each under its component's name."""
+    """The parts of `denoiser.Denoiser`, each under its component's name."""
     names = ("text_encoder", "connector", "unet")
     return {
         n: {k[len(n) + 1 :]: v for k, v in state.items() if k.startswith(n + ".")} for n in names
@@ -86,8 +86,9 @@ def main() -> None:
     states = load_run(args.autoencoder)
     # Codes that were revived jump; their average lies between two places, so: the last weights.
     states |= load_run(args.tokenizer, ema=False)
-    denoiser = load_run(args.diffusion)["denoiser"]
-    states |= split_denoiser(denoiser)
+    last = load_run(args.diffusion)
+    denoiser = last.pop("denoiser")
+    states |= last | split_denoiser(denoiser)  # a finish has a decoder too
     scale = torch.as_tensor(denoiser["residual_scale"]).tolist()
     sampler = preset(args.preset).sampler
     if args.steps is not None:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from mmsr_edge.errors import OptionError
 from mmsr_edge.files import write_atomically
+from mmsr_edge.training.throughput import Throughput
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,14 @@ class RunConfig:
     """Minutes between checkpoints."""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`."""
+    compile: bool = False
+    """`torch.compile` the networks: minutes at the start, for runs on a GPU."""
     seed: int = 0
     """Of everything random."""
+
+
+NOT_DRAWN = ("step", "hours", "rate", "norm", "samples_per_s", "tflops", "share_of_peak")
+"""Columns of the log that `curve.png` leaves out."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -76,13 +83,15 @@ class Run:
         folder: the run's; created.
         config: shared settings.
         stage: the stage's own settings (a dataclass), recorded and compared on resume.
-        trained: the networks that learn, by name.
+        trained: the networks that learn, by name, on the device.
     """
 
     def __init__(
         self, folder: Path, config: RunConfig, stage: Any, trained: dict[str, nn.Module]
     ) -> None:
         self.folder, self.config, self.trained = folder, config, trained
+        for module in trained.values() if config.compile else ():
+            module.compile()  # in place: the names in the checkpoint stay
         self.step, self.seconds = 0, 0.0
         self.started = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,6 +101,7 @@ class Run:
             self.parameters, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
         )
         self.ema = EMAModel(self.parameters, decay=config.ema, use_ema_warmup=True, power=0.75)
+        self.throughput = Throughput(getattr(stage, "batch", 1), self.parameters[0].device)
         self._sums: dict[str, float] = {}
         self._count = 0
         self._stopped = False
@@ -159,7 +169,9 @@ class Run:
             while not self._stopped and self.step < self.config.steps:
                 if time.monotonic() - self.started > limit:
                     break
-                yield self.step
+                # The body of the caller's loop runs inside the `yield`.
+                with self.throughput.counting() if self.throughput.flops is None else nullcontext():
+                    yield self.step
                 self.step += 1
                 bar.update()
                 if time.monotonic() - saved > self.config.save_every * 60:
@@ -196,6 +208,7 @@ class Run:
             "rate": f"{rate:.2e}",
         }
         row |= {k: round(v / self._count, 5) for k, v in self._sums.items()}
+        row |= self.throughput.measure(self._count)
         path = self.folder / "log.csv"
         new = not path.exists()
         with path.open("a", newline="") as file:
@@ -228,6 +241,23 @@ def load_run(folder: Path, *, ema: bool = True) -> dict[str, dict[str, Tensor]]:
     return networks
 
 
+def start_from(networks: dict[str, nn.Module], states: dict[str, dict[str, Tensor]]) -> list[str]:
+    """Give `networks` what `states` holds for them under the same name and shape.
+
+    Returns:
+        The tensors that keep their fresh weights; the modules they are in are printed.
+    """
+    fresh = []
+    for name, network in networks.items():
+        own, given = network.state_dict(), states.get(name, {})
+        fit = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+        network.load_state_dict(fit, strict=False)
+        fresh += [f"{name}.{key}" for key in own if key not in fit]
+    if fresh:
+        print("fresh weights in", *dict.fromkeys(".".join(n.split(".")[:3]) for n in fresh))
+    return fresh
+
+
 def draw_curve(log: Path, picture: Path) -> None:
     """Draw every column of `log` over its steps."""
     if not log.exists():
@@ -239,11 +269,13 @@ def draw_curve(log: Path, picture: Path) -> None:
 
     with log.open() as file:
         rows = list(csv.DictReader(file))
-    names = [n for n in rows[0] if n not in ("step", "hours", "rate", "norm")]
+    names = [n for n in rows[0] if n not in NOT_DRAWN]
     figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.6), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         axis.plot([int(r["step"]) for r in rows], [float(r[name]) for r in rows], linewidth=0.8)
-        axis.set(title=name, xlabel="step", yscale="log")
+        axis.set(title=name, xlabel="step")
+        if all(float(r[name]) > 0 for r in rows):
+            axis.set_yscale("log")
     figure.tight_layout()
     write_atomically(picture, lambda p: figure.savefig(p, format="png", dpi=80))
     plt.close(figure)

@@ -90,9 +90,7 @@ class Encoder:
         """Encode `count` fresh samples."""
         hr, crops = self.photos.batch(count, self.crop)
         lr = degrade(hr, DegradeConfig(), self.g)
-        maps = torch.stack([self.maker(c, hr[i], lr[i]) for i, c in enumerate(crops)]).to(
-            self.device
-        )
+        maps = self.maker(crops, hr, lr)
         bad = self._rand(count) < self.negative
         with_words = self._rand(count) < 0.5
         prompts = []

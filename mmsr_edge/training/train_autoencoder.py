@@ -8,8 +8,8 @@ Two paths share the decoder D:
     x̂ = D(E(x) + n)     reconstruction, n a little noise so that D forgives the sampler's errors
     ŷ = D(E_lr(y))      the upscaled picture that regression gives
 
-Loss: L1 + LPIPS (Alex and VGG) on both, an L2 pull of E_lr(y) towards E(x) so that the residual
-that the diffusion has to model is small, and an L2 pull that keeps latents at unit scale.
+Loss: L1 + LPIPS (Alex and VGG) + adversary on both, an L2 pull of E_lr(y) towards E(x) so that the
+residual that the diffusion has to model is small, and an L2 pull that keeps latents at unit scale.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from torch.nn import functional as F
 
 from mmsr_edge.models.autoencoder import build_autoencoder
 from mmsr_edge.models.presets import preset
+from mmsr_edge.training.critic import Critic
 from mmsr_edge.training.data import Photos
 from mmsr_edge.training.degrade import DegradeConfig, degrade
 from mmsr_edge.training.options import add_run_options, run_config
 from mmsr_edge.training.picture_loss import PictureLoss
-from mmsr_edge.training.run import Run, autocast, load_run, pick_device
+from mmsr_edge.training.run import Run, autocast, load_run, pick_device, start_from
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class AutoencoderStage:
     """HR pixels of a training crop's side."""
     batch: int = 8
     """Crops a step."""
+    l1_weight: float = 3.0
+    """Weight of the mean absolute difference."""
+    grid_weight: float = 5.0
+    """Weight of what repeats in it from cell to cell."""
     alex_weight: float = 0.3
     """Weight of LPIPS-Alex, at a random phase."""
     vgg_weight: float = 0.5
@@ -48,8 +53,12 @@ class AutoencoderStage:
     """Feature maps of VGG that are compared: 5 where there is a GPU."""
     vgg_crop: int = 96
     """Side of the piece of a crop that VGG sees."""
-    reconstruction_weight: float = 1.0
-    """Weight of the reconstruction path; the upscaling path has 1."""
+    critic_weight: float = 0.0
+    """Weight of the adversary; 0 does without it."""
+    reconstructed: float = 1.0
+    """Share of the batch whose reconstruction is trained; the upscaling path takes all."""
+    freeze_encoder: bool = False
+    """Keep E as it is, so that what was trained on its latents stays of use."""
     latent_weight: float = 0.05
     """Weight of ‖E_lr(y) − E(x)‖²."""
     scale_weight: float = 1e-3
@@ -65,33 +74,30 @@ def train(
     data = Photos(photos, device, seed=run.config.seed + run.step)
     g = torch.Generator(device).manual_seed(run.config.seed + run.step)
     fold = torch.channels_last
-    picture = PictureLoss(lpips, stage).to(device)
+    picture = PictureLoss(lpips, stage, run.trained.get("critic")).to(device)
     encoder, lr_encoder, decoder = (run.trained[n] for n in ("hr_encoder", "lr_encoder", "decoder"))
+    kept = round(stage.reconstructed * stage.batch)
     for _ in run:
         hr, _ = data.batch(stage.batch, stage.crop)
         hr = hr.contiguous(memory_format=fold)
-        lr = degrade(hr, DegradeConfig(), g).contiguous(memory_format=torch.channels_last)
+        lr = degrade(hr, DegradeConfig(), g).contiguous(memory_format=fold)
         with autocast(device):
             z, z_lr = encoder(hr), lr_encoder(lr)
-            noise = torch.randn(z.shape, generator=g, device=device) * stage.latent_noise
-            out = decoder(torch.cat([z + noise, z_lr]))
-            both = torch.cat([hr, hr])
-            l1, perceptual = picture(out, both, g)
-        (l1_hr, l1_lr), (p_hr, p_lr) = (v.chunk(2) for v in (l1, perceptual))
+            noise = torch.randn(z[:kept].shape, generator=g, device=device) * stage.latent_noise
+            out = decoder(torch.cat([z_lr, z[:kept] + noise]))
+            terms = picture(out, torch.cat([hr, hr[:kept]]), g)
         latent = F.mse_loss(z_lr.float(), z.float())
         scale = (z.float().square().mean((0, 2, 3)) - 1).square().mean()
-        loss = (
-            stage.reconstruction_weight * (l1_hr + p_hr).mean()
-            + (l1_lr + p_lr).mean()
-            + stage.latent_weight * latent
-            + stage.scale_weight * scale
-        )
+        n = stage.batch
         run.update(
-            loss,
-            l1_hr=l1_hr.mean(),
-            l1_lr=l1_lr.mean(),
-            perceptual_hr=p_hr.mean(),
-            perceptual_lr=p_lr.mean(),
+            terms.total() + stage.latent_weight * latent + stage.scale_weight * scale,
+            l1_lr=terms.l1[:n].mean(),
+            grid=terms.grid.mean(),
+            perceptual_lr=terms.perceptual[:n].mean(),
+            l1_hr=terms.l1[n:].mean(),
+            perceptual_hr=terms.perceptual[n:].mean(),
+            adversarial=terms.adversarial,
+            critic=terms.critic,
             latent=latent,
         )
 
@@ -111,8 +117,11 @@ def main() -> None:
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
     networks = build_autoencoder(preset(stage.preset).autoencoder)
-    for name, state in (load_run(args.init) if args.init else {}).items():
-        networks[name].load_state_dict(state)
+    if stage.critic_weight:
+        networks["critic"] = Critic()
+    if args.init:
+        start_from(networks, load_run(args.init))
+    networks["hr_encoder"].requires_grad_(not stage.freeze_encoder)
     for module in networks.values():
         module.to(device, memory_format=torch.channels_last).train()
     train(args.photos, args.lpips, Run(args.out, config, stage, networks), stage, device)

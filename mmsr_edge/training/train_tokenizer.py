@@ -52,9 +52,9 @@ def map_batches(photos: Photos, stage: TokenizerStage, seed: int) -> Iterator[Te
     while True:
         hr, crops = photos.batch(stage.batch, stage.crop)
         lr = degrade(hr, DegradeConfig(), g)
-        maps = torch.cat([maker(c, hr[i], lr[i]) for i, c in enumerate(crops)])
+        maps = maker(crops, hr, lr).flatten(0, 1)
         top, left = (int(torch.randint(256 - stage.side + 1, ())) for _ in range(2))
-        yield maps[:, :, top : top + stage.side, left : left + stage.side].to(photos.device)
+        yield maps[:, :, top : top + stage.side, left : left + stage.side]
 
 
 @torch.no_grad()

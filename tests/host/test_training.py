@@ -21,9 +21,10 @@ from torch import nn
 
 from mmsr_edge.bundle import open_bundle
 from mmsr_edge.errors import OptionError
+from mmsr_edge.training.checkpoint import open_checkpoint
 from mmsr_edge.training.data import Photos
 from mmsr_edge.training.perceptual import LPIPS, read_arrays
-from mmsr_edge.training.run import Run, RunConfig, load_run
+from mmsr_edge.training.run import Run, RunConfig, load_run, start_from
 from mmsr_edge.training.train_tokenizer import revive
 
 STAGES = "mmsr_edge.training"
@@ -34,33 +35,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     for name, pixels in zip("ab", load_sample_images().images, strict=True):
         Image.fromarray(pixels).save(folder / f"{name}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def lpips_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights of AlexNet's shapes, in the package's form."""
-    folder = tmp_path_factory.mktemp("lpips")
-    rng = np.random.default_rng(0)
-    shapes = [
-        (11, 11, 3, 64),
-        (5, 5, 64, 192),
-        (3, 3, 192, 384),
-        (3, 3, 384, 256),
-        (3, 3, 256, 256),
-    ]
-
-    def conv(shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-        fan = np.prod(shape[:3])
-        kernel = (rng.normal(size=shape) / fan**0.5).astype(np.float32)
-        return {"kernel": kernel, "bias": np.zeros(shape[3], np.float32)}
-
-    tree = {"AlexNet_0": {f"Conv_{i}": conv(s) for i, s in enumerate(shapes)}}
-    for i, s in enumerate(shapes):
-        tree[f"NetLinLayer_{i}"] = {
-            "Conv_0": {"kernel": rng.random((1, 1, s[3], 1)).astype(np.float32) / s[3]}
-        }
-    (folder / "alexnet.ckpt").write_bytes(pickle.dumps(tree))
     return folder
 
 
@@ -137,6 +111,28 @@ def test_a_run_refuses_other_settings(tmp_path: Path) -> None:
         Run(tmp_path, RunConfig(steps=3), Toy(size=5), {"net": nn.Linear(4, 1)})
 
 
+def test_a_run_says_how_fast_it_is(tmp_path: Path) -> None:
+    run = toy_run(tmp_path, 5)
+    for step in run:
+        toy_step(run, step)
+    # 32 rows of 4 -> 1, forward and the gradient of the weights: a multiplication and an addition.
+    assert run.throughput.flops == 2 * (2 * 32 * 4)
+    (row,) = csv.DictReader((tmp_path / "log.csv").open())
+    rate, flops = float(row["samples_per_s"]), float(row["tflops"])
+    assert rate > 0 and flops == pytest.approx(rate * 512 / 1e12, abs=1e-4)
+    assert "share_of_peak" not in row  # no data sheet is known for this processor
+
+
+def test_starting_from_a_run_takes_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = (
+        nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)),
+        nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)),
+    )
+    fresh = start_from({"net": new}, {"net": old.state_dict()})
+    assert fresh == ["net.1.weight", "net.1.bias"] and "net.1.weight" in capsys.readouterr().out
+    assert torch.equal(new[0].weight, old[0].weight)
+
+
 def test_a_bad_batch_is_not_learnt(tmp_path: Path) -> None:
     run = toy_run(tmp_path, 3)
     before = run.trained["net"].weight.detach().clone()
@@ -191,12 +187,21 @@ def test_all_stages_train_and_release_a_checkpoint(
 ) -> None:
     small = ("--photos", photos, "--preset", "micro", "--warmup", 1, "--log-every", 1)
     runs = {n: tmp_path / n for n in ("autoencoder", "tokenizer", "diffusion")}
-    ours = ("--lpips", lpips_weights, "--vgg-weight", 0, "--steps", 3, "--batch", 2, "--crop", 64)
+    judged = ("--lpips", lpips_weights, "--vgg-taps", 4, "--vgg-crop", 32, "--critic-weight", 0.1)
+    ours = (*judged, "--steps", 3, "--batch", 2, "--crop", 64, "--reconstructed", 0.5)
     run_stage("train_autoencoder", runs["autoencoder"], *small, *ours)
+    frozen = ("--freeze-encoder", "--init", runs["autoencoder"])
+    run_stage("train_autoencoder", tmp_path / "longer", *small, *ours, *frozen)
+    kept, moved = (load_run(r) for r in (runs["autoencoder"], tmp_path / "longer"))
+    for name, same in (("hr_encoder", True), ("lr_encoder", False), ("decoder", False)):
+        equal = all(torch.equal(v, moved[name][k]) for k, v in kept[name].items())
+        assert equal is same, name
     run_stage("train_tokenizer", runs["tokenizer"], *small, "--steps", 4, "--batch", 1, "--warm", 2)
     before = ("--autoencoder", runs["autoencoder"], "--tokenizer", runs["tokenizer"])
     last = ("--steps", 3, "--batch", 2, "--pool", 8)
-    run_stage("train_diffusion", runs["diffusion"], *small, *before, *last)
+    run_stage("train_diffusion", tmp_path / "noisy", *small, *before, *last)
+    ours = ("--diffusion", tmp_path / "noisy", *judged, "--diffused", 1, "--reconstructed", 1)
+    run_stage("train_finish", runs["diffusion"], *small, *before, *last, *ours)
 
     (photos / "sources.json").write_text('[{"source": "scikit-learn", "licence": "CC-BY-2.0"}]')
     out = tmp_path / "checkpoint"
@@ -208,6 +213,10 @@ def test_all_stages_train_and_release_a_checkpoint(
     assert manifest.provenance.sources[0]["name"] == "scikit-learn"
     scale = manifest.latent.residual_scale
     assert scale is not None and len(scale) == 4 and min(scale) > 0
+    # The decoder that is released is the one that was finished.
+    finished = load_run(runs["diffusion"])["decoder"]
+    for key, value in open_checkpoint(out).networks["decoder"].state_dict().items():
+        assert torch.equal(value, finished[key].half().float()), key
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGTERM"), reason="needs SIGTERM")

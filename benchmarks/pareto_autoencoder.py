@@ -1,0 +1,154 @@
+"""Quality against cost of autoencoders: the table from which a preset's was chosen.
+
+    python benchmarks/pareto_autoencoder.py --photos DIR --test DIR --out pareto.csv
+
+Every variant is trained alike (L1 of D(E(x)) alone, the same crops in the same order, from the
+start), then reconstructs whole pictures, and its decoder is quantized and timed in OpenVINO. Short
+trainings rank architectures; the released one trains longer, and on more than L1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from metrics import psnr_y
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from mmsr_edge.bundle import TensorSpec
+from mmsr_edge.converters.quantize import QuantConfig, quantize
+from mmsr_edge.converters.to_onnx import to_onnx
+from mmsr_edge.models.autoencoder import build_autoencoder
+from mmsr_edge.models.presets import AutoencoderConfig, preset
+from mmsr_edge.training.data import Photos, find_photos
+from mmsr_edge.training.run import autocast, pick_device
+
+NANO = preset("nano").autoencoder
+VARIANTS: dict[str, AutoencoderConfig] = {
+    "nano": NANO,
+    "x4 shuffle": replace(NANO, decoder_blocks=(4, 4, 0)),
+    "half x1": replace(NANO, decoder_blocks=(4, 4, 1)),
+    "half x4": replace(NANO, decoder_blocks=(4, 4, 4)),
+    "width 96": replace(NANO, width=96),
+    "width 192": replace(NANO, width=192),
+    "8 channels": replace(NANO, channels=8),
+    "32 channels": replace(NANO, channels=32),
+}
+
+
+def train(
+    config: AutoencoderConfig, photos: Path, steps: int, device: torch.device
+) -> tuple[nn.Module, nn.Module, float]:
+    """Encoder and decoder after `steps` steps of eight 128-pixel crops, and seconds a step."""
+    torch.manual_seed(0)
+    data = Photos(photos, device, seed=0, halve=False)
+    networks = build_autoencoder(config)
+    encoder, decoder = (
+        networks[n].to(device, memory_format=torch.channels_last) for n in ("hr_encoder", "decoder")
+    )
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
+    started = time.monotonic()
+    for _ in tqdm(range(steps), leave=False):
+        hr = data.batch(8, 128)[0].contiguous(memory_format=torch.channels_last)
+        with autocast(device):
+            loss = (decoder(encoder(hr)).float() - hr).abs().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+    return encoder.cpu().eval(), decoder.cpu().eval(), (time.monotonic() - started) / steps
+
+
+def read(path: Path) -> torch.Tensor:
+    """A picture as [1, 3, H, W] in [-1, 1]."""
+    with Image.open(path) as file:
+        array = np.array(file.convert("RGB"))
+    return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+@torch.no_grad()
+def measure(
+    encoder: nn.Module, decoder: nn.Module, pictures: list[Path], threads: int
+) -> dict[str, float]:
+    """PSNR-Y of reconstructions, and the decoder's milliseconds a 512×512 tile, int8."""
+    values, latents = [], []
+    for path in pictures:
+        image = read(path)
+        latent = encoder(image)
+        latents.append(latent[..., :64, :64].contiguous().numpy())
+        pixels = [
+            ((t[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+            for t in (decoder(latent), image)
+        ]
+        values.append(psnr_y(*pixels))
+    feeds = [{"latent": latent} for latent in latents]
+    shapes = latents[0].shape, (1, 3, 512, 512)
+    inputs, outputs = (
+        (TensorSpec(name, shape, "float32"),)
+        for name, shape in zip(("latent", "image"), shapes, strict=True)
+    )
+    graph = quantize(to_onnx(decoder, feeds[0], inputs, outputs), feeds, QuantConfig())
+    import openvino
+
+    core = openvino.Core()
+    model = core.compile_model(
+        core.read_model(graph.SerializeToString()), "CPU", {"INFERENCE_NUM_THREADS": threads}
+    )
+    times = []
+    for _ in range(25):
+        started = time.perf_counter()
+        model(feeds[0])
+        times.append(1000 * (time.perf_counter() - started))
+    return {
+        "psnr_y": round(statistics.mean(values), 2),
+        "decoder_ms": round(statistics.median(times[5:]), 1),
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--photos", type=Path, required=True, help="photographs to train on")
+    parser.add_argument("--test", type=Path, required=True, help="512-pixel pictures to measure on")
+    parser.add_argument("--out", type=Path, required=True, help="the table, as CSV")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    args = parser.parse_args()
+    pictures = find_photos(args.test)
+    rows = []
+    for name in args.variants:
+        config = VARIANTS[name]
+        encoder, decoder, seconds = train(config, args.photos, args.steps, pick_device(args.device))
+        size = sum(p.numel() for p in decoder.parameters())
+        row = {
+            "variant": name,
+            "channels": config.channels,
+            "width": config.width,
+            "decoder_blocks": "-".join(map(str, config.decoder_blocks)),
+            "decoder_parameters": size,
+            **measure(encoder, decoder, pictures, args.threads),
+            "seconds_a_step": round(seconds, 3),
+        }
+        rows.append(row)
+        print(row, flush=True)
+        with args.out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

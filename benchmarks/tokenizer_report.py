@@ -1,0 +1,93 @@
+"""What the tokenizer keeps of each modality's maps, as discrete and as continuous tokens (Fig. 4).
+
+    python benchmarks/tokenizer_report.py --checkpoint DIR --pictures DIR --out OUT
+
+Discrete tokens are the codebook's, which the connector gets; continuous ones are the encoder's own
+features. Writes `tokenizer.csv` and `maps.png`: for each modality map, discrete, continuous.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmsr_edge.models.tokenizer import Tokenizer
+from mmsr_edge.training.checkpoint import open_checkpoint
+from mmsr_edge.training.data import Photos
+from mmsr_edge.training.degrade import DegradeConfig, degrade
+from mmsr_edge.training.maps import MapMaker
+
+MODALITIES = ("depth", "segmentation", "edges")
+
+
+@torch.no_grad()
+def reconstruct(tokenizer: Tokenizer, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Maps [B, 3, 256, 256] from discrete and from continuous tokens, and the indices [B, 256]."""
+    vq = tokenizer.vq
+    tokens, indices = tokenizer(maps)
+    side = int(tokens.shape[1] ** 0.5)
+    discrete = tokens.transpose(1, 2).unflatten(2, (side, side))
+    continuous = vq.quant_conv(vq.encoder(maps))
+    out = [vq.decoder(vq.post_quant_conv(h)).clamp(-1, 1) for h in (discrete, continuous)]
+    return out[0], out[1], indices
+
+
+def perplexity(indices: Tensor, codes: int) -> float:
+    """exp of the entropy of the codes' use: how many codes' worth of variety there is."""
+    share = torch.bincount(indices.flatten(), minlength=codes).double()
+    share = share[share > 0] / share.sum()
+    return float(torch.exp(-(share * share.log()).sum()))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="such as weights/nano")
+    parser.add_argument("--pictures", type=Path, required=True, help="that it was not trained on")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=96, help="crops, drawn from all pictures")
+    parser.add_argument("--crop", type=int, default=256, help="side of a crop, in HR pixels")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    tokenizer = open_checkpoint(args.checkpoint).networks["tokenizer"]
+    assert isinstance(tokenizer, Tokenizer)
+    codes = len(tokenizer.vq.quantize.embedding.weight)
+
+    photos = Photos(args.pictures, torch.device("cpu"), halve=False)
+    hr, crops = photos.batch(args.count, args.crop)
+    lr = degrade(hr, DegradeConfig(), torch.Generator().manual_seed(0))
+    maps = MapMaker(photos)(crops, hr, lr)  # [B, 3 modalities, 3, 256, 256]
+    rows, strips = [], []
+    for i, modality in enumerate(MODALITIES):
+        parts = [reconstruct(tokenizer, m) for m in maps[:, i].split(16)]
+        discrete, continuous, indices = (torch.cat(column) for column in zip(*parts, strict=True))
+        row: dict[str, object] = {"modality": modality}
+        for name, out in (("discrete", discrete), ("continuous", continuous)):
+            error = out - maps[:, i]
+            row[f"{name}_l1"] = round(error.abs().mean().item(), 4)
+            row[f"{name}_psnr"] = round(10 * np.log10(4 / error.square().mean().item()), 2)
+        row |= {"codes_used": indices.unique().numel(), "codes": codes}
+        row["perplexity"] = round(perplexity(indices, codes), 1)
+        rows.append(row)
+        print(row)
+        strips.append(
+            torch.cat([torch.cat(list(m[:6]), 2) for m in (maps[:, i], discrete, continuous)], 1)
+        )
+    with (args.out / "tokenizer.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    picture = ((torch.cat(strips, 1).permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
+    Image.fromarray(picture).save(args.out / "maps.png")
+
+
+if __name__ == "__main__":
+    main()

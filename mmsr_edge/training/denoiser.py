@@ -1,0 +1,38 @@
+"""The three networks that the diffusion trains, as one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmsr_edge.models.components import build_component
+from mmsr_edge.models.presets import preset
+from mmsr_edge.sampler import make_schedule
+from mmsr_edge.training.samples import Samples
+
+
+class Denoiser(nn.Module):
+    """Text encoder, connector and UNet as one network, for one forward pass of training."""
+
+    def __init__(self, preset_name: str, codebook: Tensor) -> None:
+        super().__init__()
+        self.text_encoder = build_component("text_encoder", preset_name)
+        self.connector = build_component("connector", preset_name)
+        self.unet = build_component("unet", preset_name)
+        self.register_buffer("codebook", codebook, persistent=False)
+        self.register_buffer("residual_scale", torch.zeros(self.unet.net.config.out_channels))
+
+    def forward(self, noisy: Tensor, t: Tensor, batch: Samples, present: Tensor) -> Tensor:
+        """Predict v [B, C, h, w]; `present` [B, 4]."""
+        text = self.text_encoder(batch.ids)
+        maps = [F.embedding(batch.indices[:, i], self.codebook) for i in range(3)]
+        context = self.connector(text, *maps, present, torch.ones_like(present))
+        latent = torch.cat([noisy, batch.z_lr], 1).contiguous(memory_format=torch.channels_last)
+        return self.unet(latent, t, context)
+
+
+def alphas(preset_name: str, device: torch.device) -> Tensor:
+    """ᾱ_t of the preset's schedule, [T]."""
+    table = make_schedule(preset(preset_name).sampler).alphas_cumprod
+    return torch.from_numpy(table).to(device, torch.float32)

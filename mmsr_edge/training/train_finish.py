@@ -1,0 +1,180 @@
+r"""Finish the model through its decoder: what few steps give is judged as a picture.
+
+    python -m mmsr_edge.training.train_finish --photos DIR --lpips DIR \
+        --autoencoder RUN --tokenizer RUN --diffusion RUN --out RUN
+
+Trained on v alone, one step from pure noise gives the mean of all that the LR picture could have
+been: a blur. Here the denoiser and the decoder learn together, both encoders being kept, from
+
+    z_t = √ᾱ·z_0 + √(1−ᾱ)·ε,  v̂ = UNet(z_t),  ẑ_0 = √ᾱ·z_t − √(1−ᾱ)·v̂,  x̂ = D(E_lr(y) + s·ẑ_0)
+
+with the picture loss on x̂. (Were E_lr free as well, nothing would keep z_0 small: it drifts, and v
+diverges.) Most t are the last one, pure noise, which is all that one step sees;
+the rest are the other timesteps of a sampler of `sampler_steps`. On a part of each batch the
+diffusion's own loss goes on, so that sampling in many steps stays possible, and on another the
+reconstruction D(E(x)).
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mmsr_edge.models.components import build_component
+from mmsr_edge.models.presets import preset
+from mmsr_edge.models.tokenizer import Tokenizer
+from mmsr_edge.training.critic import Critic
+from mmsr_edge.training.denoiser import Denoiser, alphas
+from mmsr_edge.training.options import add_run_options, run_config
+from mmsr_edge.training.picture_loss import PictureLoss
+from mmsr_edge.training.run import Run, autocast, load_run, pick_device, start_from
+from mmsr_edge.training.samples import Encoder, Pool
+
+
+@dataclass(frozen=True)
+class FinishStage:
+    """Settings of this stage."""
+
+    preset: str = "nano"
+    """Which networks."""
+    crop: int = 192
+    """HR pixels of a training crop's side."""
+    batch: int = 8
+    """Samples a step that are judged as pictures."""
+    diffused: int = 2
+    """Samples a step, besides, on which the diffusion's loss goes on."""
+    reconstructed: int = 2
+    """Of `batch`, those whose reconstruction is trained too."""
+    later: float = 0.25
+    """Share of `batch` that starts after pure noise."""
+    sampler_steps: int = 4
+    """The sampler whose timesteps those are."""
+    pool: int = 2048
+    """Encoded samples held."""
+    reuse: float = 6.0
+    """Times a sample is used; 1 where encoding is cheap."""
+    drop: float = 0.1
+    """p, chance that a modality is replaced by m∅, each on its own."""
+    negative: float = 0.05
+    """Share of targets blurred on purpose, with a prompt that says so."""
+    l1_weight: float = 1.5
+    """Weight of the mean absolute difference."""
+    grid_weight: float = 5.0
+    """Weight of what repeats in it from cell to cell."""
+    alex_weight: float = 0.6
+    """Weight of LPIPS-Alex, at a random phase."""
+    vgg_weight: float = 0.5
+    """Weight of LPIPS-VGG."""
+    vgg_taps: int = 5
+    """Feature maps of VGG that are compared."""
+    vgg_crop: int = 128
+    """Side of the piece of a picture that VGG and the critic see."""
+    critic_weight: float = 0.03
+    """Weight of the adversary."""
+    latent_noise: float = 0.05
+    """Standard deviation of the noise on E(x) before decoding."""
+
+
+def draw_timesteps(stage: FinishStage, total: int, g: torch.Generator) -> Tensor:
+    """Timesteps [batch + diffused]: the sampler's for the pictures, any for the diffusion."""
+    # Trailing spacing (Lin et al. 2023, Table 2), as the bundle samples.
+    table = torch.arange(stage.sampler_steps, 0, -1, device=g.device) * total // stage.sampler_steps
+    rows = torch.randint(1, stage.sampler_steps, (stage.batch,), generator=g, device=g.device)
+    rows[round(stage.later * stage.batch) :] = 0
+    anywhere = torch.randint(total, (stage.diffused,), generator=g, device=g.device)
+    return torch.cat([table[rows] - 1, anywhere])
+
+
+def train(
+    pool: Pool, picture: PictureLoss, run: Run, stage: FinishStage, device: torch.device
+) -> None:
+    """Run the stage; `run.trained` holds `denoiser`, `decoder` and `critic`."""
+    net, g = run.trained["denoiser"], pool.encoder.g
+    assert isinstance(net, Denoiser)
+    decoder = run.trained["decoder"]
+    table = alphas(stage.preset, device)
+    scale = net.residual_scale[:, None, None]
+    n, kept, fold = stage.batch, stage.reconstructed, torch.channels_last
+    for _ in run:
+        batch = pool.batch(n + stage.diffused)
+        t = draw_timesteps(stage, len(table), g)
+        a = table[t][:, None, None, None]
+        noise = torch.randn(batch.z_hr.shape, generator=g, device=device)
+        present = (torch.rand((len(t), 4), generator=g, device=device) >= stage.drop).float()
+        target = (batch.target[:n].float() / 127.5 - 1).contiguous(memory_format=fold)
+        z0 = (batch.z_hr - batch.z_lr) / scale
+        noisy = a.sqrt() * z0 + (1 - a).sqrt() * noise
+        v = a.sqrt() * noise - (1 - a).sqrt() * z0
+        with autocast(device):
+            prediction = net(noisy, t.float(), batch, present).float()
+            start = (a.sqrt() * noisy - (1 - a).sqrt() * prediction)[:n]
+            blur = torch.randn(batch.z_hr[:kept].shape, generator=g, device=device)
+            latents = torch.cat(
+                [batch.z_lr[:n] + scale * start, batch.z_hr[:kept] + stage.latent_noise * blur]
+            )
+            image = decoder(latents.contiguous(memory_format=fold))
+            terms = picture(image, torch.cat([target, target[:kept]]), g)
+        diffusion = (prediction - v)[n:].square().mean()
+        run.update(
+            terms.total() + diffusion,
+            l1=terms.l1[:n].mean(),
+            grid=terms.grid.mean(),
+            perceptual=terms.perceptual[:n].mean(),
+            reconstruction=(terms.l1 + terms.perceptual)[n:].mean(),
+            adversarial=terms.adversarial,
+            critic=terms.critic,
+            diffusion=diffusion,
+        )
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--autoencoder", type=Path, required=True, help="run of train_autoencoder")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="run of train_tokenizer")
+    parser.add_argument("--diffusion", type=Path, required=True, help="run of train_diffusion")
+    parser.add_argument(
+        "--lpips", type=Path, required=True, help="folder with alexnet.ckpt, vgg16.ckpt"
+    )
+    add_run_options(parser, FinishStage(), steps=3000, learning_rate=1e-4, warmup=50, ema=0.998)
+    args = parser.parse_args()
+    config, stage = run_config(args, FinishStage)
+    device = pick_device(config.device)
+    torch.manual_seed(config.seed)
+    states = {
+        **load_run(args.autoencoder),
+        **load_run(args.tokenizer, ema=False),
+        **load_run(args.diffusion),
+    }
+    networks: dict[str, nn.Module] = {
+        name: build_component(name, stage.preset)
+        for name in ("hr_encoder", "lr_encoder", "tokenizer", "decoder")
+    }
+    critic = Critic()
+    start_from({**networks, "critic": critic}, states)
+    tokenizer, decoder = networks["tokenizer"], networks.pop("decoder")
+    assert isinstance(tokenizer, Tokenizer)
+    net = Denoiser(stage.preset, tokenizer.vq.quantize.embedding.weight.detach())
+    net.load_state_dict(states["denoiser"])
+    for module in (*networks.values(), decoder, critic, net):
+        module.to(device, memory_format=torch.channels_last)
+    for frozen in networks.values():
+        frozen.requires_grad_(False)
+    trained = {"denoiser": net.train(), "decoder": decoder.train(), "critic": critic}
+    run = Run(args.out, config, stage, trained)
+    text = preset(stage.preset).text_spec()
+    encoder = Encoder(
+        args.photos, networks, text, stage.crop, stage.negative, device, config.seed + run.step
+    )
+    picture = PictureLoss(args.lpips, stage, critic).to(device)
+    train(Pool(encoder, stage.pool, stage.reuse), picture, run, stage, device)
+
+
+if __name__ == "__main__":
+    main()

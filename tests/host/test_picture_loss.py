@@ -1,0 +1,136 @@
+"""The picture loss and its adversary: what learns from which term, and that it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmsr_edge.errors import OptionError
+from mmsr_edge.models.presets import preset
+from mmsr_edge.sampler import timesteps
+from mmsr_edge.training.critic import WIDTHS, Critic
+from mmsr_edge.training.picture_loss import PictureLoss, periodic
+from mmsr_edge.training.train_finish import FinishStage, draw_timesteps
+
+
+@dataclass(frozen=True)
+class Weights:
+    l1_weight: float = 2.0
+    grid_weight: float = 4.0
+    alex_weight: float = 0.3
+    vgg_weight: float = 0.5
+    vgg_taps: int = 4
+    vgg_crop: int = 32
+    critic_weight: float = 0.1
+
+
+def features(seed: int, shift: float = 0.0) -> list[Tensor]:
+    """Feature maps of VGG's widths, of unit length; `shift` leans them to one side."""
+    g = torch.Generator().manual_seed(seed)
+    maps = [torch.randn(2, c, 16 >> i, 16 >> i, generator=g) + shift for i, c in enumerate(WIDTHS)]
+    return [F.normalize(m, dim=1).requires_grad_() for m in maps]
+
+
+def test_each_side_learns_from_its_own_term() -> None:
+    critic, fake, real = Critic(), features(0), features(1)
+    critic.generator_loss(fake).backward()
+    assert all(f.grad is not None and f.grad.any() for f in fake)
+    assert all(p.grad is None for p in critic.parameters())
+    for f in fake:
+        f.grad = None
+    critic.critic_loss(fake, real).backward()
+    assert all(f.grad is None for f in (*fake, *real))
+    assert all(p.grad is not None for p in critic.parameters())
+
+
+def test_the_losses_are_the_hinge() -> None:
+    critic = Critic().eval()  # spectral norm's power iteration stands still
+    fake, real = features(0), features(1)
+    one, other = critic(fake), critic(real)
+    assert len(one) == len(WIDTHS)
+    expected = [
+        (1 + f).clamp_min(0).mean() + (1 - r).clamp_min(0).mean()
+        for f, r in zip(one, other, strict=True)
+    ]
+    torch.testing.assert_close(critic.critic_loss(fake, real), sum(expected) / 4)
+    torch.testing.assert_close(critic.generator_loss(fake), -sum(f.mean() for f in one) / 4)
+
+
+def test_the_critic_learns_to_tell_and_pushes_towards_the_real() -> None:
+    torch.manual_seed(0)
+    critic = Critic()
+    optimizer = torch.optim.AdamW(critic.parameters(), 2e-3)
+    for step in range(30):
+        loss = critic.critic_loss(features(step), features(1000 + step, shift=1.0))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.5
+    fake = features(5000)
+    before = critic.generator_loss(fake)
+    before.backward()
+    moved = [f.detach() - 0.5 * f.grad / f.grad.abs().max() for f in fake]
+    # The real ones lean to the positive side, and that is where the gradient points.
+    assert critic.generator_loss(moved).item() < before.item()
+    assert sum((m - f).mean().item() for m, f in zip(moved, fake, strict=True)) > 0
+
+
+def test_the_picture_loss_is_the_sum_of_its_parts(lpips_weights: Path) -> None:
+    torch.manual_seed(0)
+    critic = Critic().eval()
+    loss = PictureLoss(lpips_weights, Weights(vgg_crop=64), critic)
+    image = (torch.rand(2, 3, 64, 64) * 2 - 1).requires_grad_()
+    target = torch.rand(2, 3, 64, 64) * 2 - 1
+
+    def terms() -> tuple[Tensor, ...]:
+        t = loss(image, target, torch.Generator().manual_seed(3))
+        torch.testing.assert_close(
+            t.total(),
+            t.l1.mean() + t.grid.mean() + t.perceptual.mean() + t.adversarial + t.critic,
+        )
+        return t.l1, t.grid, t.perceptual, t.adversarial, t.critic
+
+    l1, grid, perceptual, adversarial, judged = terms()
+    torch.testing.assert_close(l1, 2 * (image - target).abs().mean((1, 2, 3)))
+    torch.testing.assert_close(grid, 4 * periodic(image - target))
+    assert perceptual.shape == (2,) and perceptual.min() > 0
+    fake, real = (loss.vgg.features(x) for x in (image, target))
+    torch.testing.assert_close(adversarial, 0.1 * critic.generator_loss(fake))
+    torch.testing.assert_close(judged, critic.critic_loss(fake, real))
+    judged.backward()
+    assert image.grad is None
+
+
+def test_a_critic_needs_vggs_first_four_maps(lpips_weights: Path) -> None:
+    for weights in (Weights(vgg_taps=3), Weights(vgg_weight=0.0)):
+        with pytest.raises(OptionError, match=r"critic_weight 0\.1 needs vgg_weight > 0"):
+            PictureLoss(lpips_weights, weights, Critic())
+
+
+def test_pictures_are_trained_where_the_sampler_goes() -> None:
+    spec = preset("nano").sampler
+    stage = FinishStage(batch=400, diffused=100, later=0.25, sampler_steps=4)
+    drawn = draw_timesteps(stage, spec.num_train_timesteps, torch.Generator().manual_seed(0))
+    pictures, anywhere = drawn[:400].tolist(), drawn[400:].tolist()
+    sampled = timesteps(spec.num_train_timesteps, 4, spec.timestep_spacing).tolist()
+    assert sorted(set(pictures), reverse=True) == sampled
+    assert pictures.count(sampled[0]) == 300
+    assert len(set(anywhere)) > 80 and max(anywhere) < spec.num_train_timesteps
+
+
+def test_what_repeats_is_a_grid_and_what_does_not_is_not() -> None:
+    g = torch.Generator().manual_seed(0)
+    cell = torch.randn(1, 3, 8, 8, generator=g)
+    cell = cell - cell.mean((2, 3), keepdim=True)
+    grid = cell.repeat(1, 1, 16, 16)
+    torch.testing.assert_close(periodic(grid), cell.abs().mean((1, 2, 3)))
+    assert periodic(torch.full((1, 3, 128, 128), 0.3)).item() < 1e-6  # a shift of colour
+    noise = torch.randn(1, 3, 128, 128, generator=g) * cell.std()
+    # Sixteen cells are averaged: a quarter of the noise is left.
+    assert periodic(noise).item() == pytest.approx(0.25 * periodic(grid).item(), rel=0.1)
+    assert periodic(grid[..., :100, :70]).item() == pytest.approx(periodic(grid).item(), rel=1e-5)
