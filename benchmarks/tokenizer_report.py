@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -73,7 +73,7 @@ def main() -> None:
         for name, out in (("discrete", discrete), ("continuous", continuous)):
             error = out - maps[:, i]
             row[f"{name}_l1"] = round(error.abs().mean().item(), 4)
-            row[f"{name}_psnr"] = round(10 * np.log10(4 / error.square().mean().item()), 2)
+            row[f"{name}_psnr"] = round(10 * math.log10(4 / error.square().mean().item()), 2)
         row |= {"codes_used": indices.unique().numel(), "codes": codes}
         row["perplexity"] = round(perplexity(indices, codes), 1)
         rows.append(row)

@@ -180,7 +180,7 @@ PRESETS: dict[str, Preset] = {
         name="nano", dim=256, tile=128, overlap=16, residual=True,
         autoencoder=AutoencoderConfig(
             "slim", channels=16, width=128,
-            encoder_blocks=(2, 3), lr_blocks=(2, 5), decoder_blocks=(4, 4, 0),
+            encoder_blocks=(2, 3), lr_blocks=(2, 5), decoder_blocks=(4, 4, 2),
         ),
         tokenizer=TokenizerConfig((16, 32, 64, 96, 128), layers_per_block=1, norm_groups=16),
         text=TextConfig("hashed-words", vocab_size=4096, layers=2, heads=4),
