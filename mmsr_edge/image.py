@@ -286,6 +286,14 @@ def check_output(
             f"{target}: {size[0]} x {size[1]} pixels are more than the {form.longest} a side that "
             f"{form.name} can hold; use .png or .tif"
         )
+    try:
+        _check_place(target, overwrite)
+    except PermissionError as error:  # a folder above may not be entered
+        raise OutputError(f"{target} cannot be written: {error.strerror}") from None
+    return form
+
+
+def _check_place(target: Path, overwrite: bool) -> None:
     folder = Path(os.path.realpath(target)).parent
     if not folder.is_dir():
         raise OutputError(f"{target}: there is no folder {folder}; make it first")
@@ -296,7 +304,6 @@ def check_output(
     for place in (folder, target):
         if place.exists() and not _writable(place):
             raise OutputError(f"{target} cannot be written: {place} is read-only")
-    return form
 
 
 def _writable(place: Path) -> bool:

@@ -554,6 +554,15 @@ def test_a_read_only_folder(
     assert (closed_folder / "old.png").read_bytes() == b"old"
 
 
+def test_a_folder_that_may_not_be_entered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def closed(self: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_dir", closed)
+    with pytest.raises(OutputError, match=r"new\.png cannot be written: Permission denied"):
+        image.check_output(tmp_path / "new.png")
+
+
 def full_disk(self: Image.Image, file: io.BufferedWriter, *_: object, **__: object) -> None:
     file.write(b"half a picture")
     raise OSError(errno.ENOSPC, "No space left on device")

@@ -570,6 +570,7 @@ import gc, pathlib, signal, sys
 import numpy as np
 from bundle_factory import make_bundle
 from mmsr_edge import Upscaler
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 root = make_bundle(pathlib.Path(sys.argv[1]))
 for _ in range(2):
     upscaler = Upscaler(root, "openvino", threads=1, cache_dir=root)
