@@ -82,7 +82,7 @@ class SlimDecoder(nn.Module):
     """Latent to pixels, by way of an eighth, a quarter and a half of the HR size.
 
     Nothing is convolved at full size, where it costs most. Without blocks at a half, one ×4 pixel
-    shuffle does the rest; it leaves a faint grid of period four.
+    shuffle does the rest.
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
