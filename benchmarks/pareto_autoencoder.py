@@ -10,7 +10,6 @@ trainings rank architectures; the released one trains longer, and on more than L
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import time
 from dataclasses import replace
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from metrics import psnr_y
-from PIL import Image
+from quality import read, write_csv
 from torch import nn
 from tqdm import tqdm
 
@@ -70,13 +69,6 @@ def train(
     return encoder.cpu().eval(), decoder.cpu().eval(), (time.monotonic() - started) / steps
 
 
-def read(path: Path) -> torch.Tensor:
-    """A picture as [1, 3, H, W] in [-1, 1]."""
-    with Image.open(path) as file:
-        array = np.array(file.convert("RGB"))
-    return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1
-
-
 @torch.no_grad()
 def measure(
     encoder: nn.Module, decoder: nn.Module, pictures: list[Path], threads: int
@@ -84,14 +76,11 @@ def measure(
     """PSNR-Y of reconstructions, and the decoder's milliseconds a 512×512 tile, int8."""
     values, latents = [], []
     for path in pictures:
-        image = read(path)
-        latent = encoder(image)
+        pixels = np.array(read(path))
+        latent = encoder(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1)
         latents.append(latent[..., :64, :64].contiguous().numpy())
-        pixels = [
-            ((t[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-            for t in (decoder(latent), image)
-        ]
-        values.append(psnr_y(*pixels))
+        out = ((decoder(latent)[0].clamp(-1, 1) + 1) * 127.5).round().byte()
+        values.append(psnr_y(out.permute(1, 2, 0).numpy(), pixels))
     feeds = [{"latent": latent} for latent in latents]
     shapes = latents[0].shape, (1, 3, 512, 512)
     inputs, outputs = (
@@ -144,10 +133,7 @@ def main() -> None:
         }
         rows.append(row)
         print(row, flush=True)
-        with args.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(args.out, rows)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ features. Writes `tokenizer.csv` and `maps.png`: for each modality map, discrete
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 from pathlib import Path
 
 import torch
 from PIL import Image
+from quality import write_csv
 from torch import Tensor
 
 from mmsr_edge.models.tokenizer import Tokenizer
@@ -81,10 +81,7 @@ def main() -> None:
         strips.append(
             torch.cat([torch.cat(list(m[:6]), 2) for m in (maps[:, i], discrete, continuous)], 1)
         )
-    with (args.out / "tokenizer.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(args.out / "tokenizer.csv", rows)
     picture = ((torch.cat(strips, 1).permute(1, 2, 0) + 1) * 127.5).round().byte().numpy()
     Image.fromarray(picture).save(args.out / "maps.png")
 

@@ -32,6 +32,11 @@ class Denoiser(nn.Module):
         return self.unet(latent, t, context)
 
 
+def diffuse(z0: Tensor, a: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """z_t = √ᾱ·z_0 + √(1−ᾱ)·ε, and the target v = √ᾱ·ε − √(1−ᾱ)·z_0; `a` is ᾱ_t [B, 1, 1, 1]."""
+    return a.sqrt() * z0 + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * z0
+
+
 def alphas(preset_name: str, device: torch.device) -> Tensor:
     """ᾱ_t of the preset's schedule, [T]."""
     table = make_schedule(preset(preset_name).sampler).alphas_cumprod

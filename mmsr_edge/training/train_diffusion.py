@@ -21,7 +21,7 @@ from torch import Tensor
 from mmsr_edge.models.components import build_component
 from mmsr_edge.models.presets import preset
 from mmsr_edge.models.tokenizer import Tokenizer
-from mmsr_edge.training.denoiser import Denoiser, alphas
+from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse
 from mmsr_edge.training.options import add_run_options, run_config
 from mmsr_edge.training.run import Run, autocast, load_run, pick_device
 from mmsr_edge.training.samples import Encoder, Pool
@@ -65,8 +65,7 @@ def train(pool: Pool, run: Run, stage: DiffusionStage, device: torch.device) -> 
         t = torch.randint(len(table), (stage.batch,), generator=g, device=device)
         a = table[t][:, None, None, None]
         noise = torch.randn(z0.shape, generator=g, device=device)
-        noisy = a.sqrt() * z0 + (1 - a).sqrt() * noise
-        v = a.sqrt() * noise - (1 - a).sqrt() * z0
+        noisy, v = diffuse(z0, a, noise)
         present = (torch.rand((stage.batch, 4), generator=g, device=device) >= stage.drop).float()
         with autocast(device):
             prediction = net(noisy, t.float(), batch, present)

@@ -28,7 +28,7 @@ from mmsr_edge.models.components import build_component
 from mmsr_edge.models.presets import preset
 from mmsr_edge.models.tokenizer import Tokenizer
 from mmsr_edge.training.critic import Critic
-from mmsr_edge.training.denoiser import Denoiser, alphas
+from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse
 from mmsr_edge.training.options import add_run_options, run_config
 from mmsr_edge.training.picture_loss import PictureLoss
 from mmsr_edge.training.run import Run, autocast, load_run, pick_device, start_from
@@ -107,8 +107,7 @@ def train(
         present = (torch.rand((len(t), 4), generator=g, device=device) >= stage.drop).float()
         target = (batch.target[:n].float() / 127.5 - 1).contiguous(memory_format=fold)
         z0 = (batch.z_hr - batch.z_lr) / scale
-        noisy = a.sqrt() * z0 + (1 - a).sqrt() * noise
-        v = a.sqrt() * noise - (1 - a).sqrt() * z0
+        noisy, v = diffuse(z0, a, noise)
         with autocast(device):
             prediction = net(noisy, t.float(), batch, present).float()
             start = (a.sqrt() * noisy - (1 - a).sqrt() * prediction)[:n]
