@@ -34,8 +34,11 @@ from mmsr_edge.errors import BundleError
 from mmsr_edge.models.autoencoder import FACTOR, SCALE
 from mmsr_edge.models.components import build_component
 from mmsr_edge.models.presets import Preset, preset
+from mmsr_edge.training.run import load_run
 
 FloatPrecision = Literal["fp32", "fp16"]
+DENOISER = ("text_encoder", "connector", "unet")
+"""Components that `denoiser.Denoiser` trains as one."""
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -78,6 +81,28 @@ def open_checkpoint(root: Path) -> Checkpoint:
             ) from None
         networks[name] = network.eval().requires_grad_(False)
     return Checkpoint(bundle, networks)
+
+
+def load_states(folder: Path, *, ema: bool = True) -> dict[str, dict[str, Tensor]]:
+    """State dicts of a training run's networks, or of a checkpoint's as the stages name them.
+
+    Args:
+        folder: a run's (see `run.load_run`), or a checkpoint such as `weights/nano`.
+        ema: of a run, the averaged weights; otherwise those last trained.
+
+    Raises:
+        OptionError: when `folder` is neither.
+        BundleError: when the checkpoint is damaged.
+    """
+    if not (folder / "manifest.json").exists():
+        return load_run(folder, ema=ema)
+    checkpoint = open_checkpoint(folder)
+    states = {name: network.state_dict() for name, network in checkpoint.networks.items()}
+    denoiser = {f"{n}.{k}": v for n in DENOISER for k, v in states.pop(n).items()}
+    scale = checkpoint.bundle.manifest.latent.residual_scale
+    if scale is not None:
+        denoiser["residual_scale"] = torch.tensor(scale)
+    return {**states, "denoiser": denoiser}
 
 
 def write_checkpoint(

@@ -23,8 +23,7 @@ from mmsr_edge.errors import OptionError
 from mmsr_edge.manifest import Provenance
 from mmsr_edge.models.components import COMPONENTS, build_component
 from mmsr_edge.models.presets import preset
-from mmsr_edge.training.checkpoint import write_checkpoint
-from mmsr_edge.training.run import load_run
+from mmsr_edge.training.checkpoint import DENOISER, load_states, write_checkpoint
 
 
 def provenance(photos: Path, notes: str) -> Provenance:
@@ -49,9 +48,8 @@ def provenance(photos: Path, notes: str) -> Provenance:
 
 def split_denoiser(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """The parts of `denoiser.Denoiser`, each under its component's name."""
-    names = ("text_encoder", "connector", "unet")
     return {
-        n: {k[len(n) + 1 :]: v for k, v in state.items() if k.startswith(n + ".")} for n in names
+        n: {k[len(n) + 1 :]: v for k, v in state.items() if k.startswith(n + ".")} for n in DENOISER
     }
 
 
@@ -83,10 +81,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="default steps of the bundle, not the preset's")
     parser.add_argument("--guidance-scale", type=float, help="default w; 0 means no guidance")
     args = parser.parse_args()
-    states = load_run(args.autoencoder)
+    states = load_states(args.autoencoder)
     # Codes that were revived jump; their average lies between two places, so: the last weights.
-    states |= load_run(args.tokenizer, ema=False)
-    last = load_run(args.diffusion)
+    states |= load_states(args.tokenizer, ema=False)
+    last = load_states(args.diffusion)
     denoiser = last.pop("denoiser")
     states |= last | split_denoiser(denoiser)  # a finish has a decoder too
     scale = torch.as_tensor(denoiser["residual_scale"]).tolist()

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmsr_edge.errors import OptionError
+from mmsr_edge.errors import OptionError, missing_extra
 from mmsr_edge.files import write_atomically
 from mmsr_edge.training.throughput import Throughput
 
@@ -89,6 +90,8 @@ class Run:
     def __init__(
         self, folder: Path, config: RunConfig, stage: Any, trained: dict[str, nn.Module]
     ) -> None:
+        if find_spec("matplotlib") is None:  # found out now, not at the first save
+            raise missing_extra("matplotlib", "train")
         self.folder, self.config, self.trained = folder, config, trained
         for module in trained.values() if config.compile else ():
             module.compile()  # in place: the names in the checkpoint stay

@@ -34,6 +34,8 @@ class Samples:
     """[B, 77] prompt ids."""
     target: Tensor
     """[B, 3, H, W] uint8, the HR crops (blurred where the prompt says so)."""
+    lr: Tensor
+    """[B, 3, H/4, W/4] uint8, the LR pictures."""
 
     def __getitem__(self, rows: Tensor) -> Samples:
         return Samples(*(v[rows] for v in vars(self).values()))
@@ -108,8 +110,8 @@ class Encoder:
             z_lr = self.frozen["lr_encoder"](lr.contiguous(memory_format=fold))
             _, indices = self.frozen["tokenizer"](maps.flatten(0, 1).contiguous(memory_format=fold))
         ids = torch.stack(prompts).to(self.device)
-        pixels = ((target + 1) * 127.5).round().to(torch.uint8)
-        return Samples(z_hr.float(), z_lr.float(), indices.reshape(count, 3, -1), ids, pixels)
+        pixels, seen = (((x + 1) * 127.5).round().to(torch.uint8) for x in (target, lr))
+        return Samples(z_hr.float(), z_lr.float(), indices.reshape(count, 3, -1), ids, pixels, seen)
 
 
 class Pool:

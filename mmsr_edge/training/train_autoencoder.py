@@ -23,12 +23,13 @@ from torch.nn import functional as F
 
 from mmsr_edge.models.autoencoder import build_autoencoder
 from mmsr_edge.models.presets import preset
+from mmsr_edge.training.checkpoint import load_states
 from mmsr_edge.training.critic import Critic
 from mmsr_edge.training.data import Photos
 from mmsr_edge.training.degrade import DegradeConfig, degrade
 from mmsr_edge.training.options import add_run_options, run_config
 from mmsr_edge.training.picture_loss import PictureLoss
-from mmsr_edge.training.run import Run, autocast, load_run, pick_device, start_from
+from mmsr_edge.training.run import Run, autocast, pick_device, start_from
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def main() -> None:
     if stage.critic_weight:
         networks["critic"] = Critic()
     if args.init:
-        start_from(networks, load_run(args.init))
+        start_from(networks, load_states(args.init))
     networks["hr_encoder"].requires_grad_(not stage.freeze_encoder)
     for module in networks.values():
         module.to(device, memory_format=torch.channels_last).train()

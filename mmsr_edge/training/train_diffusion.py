@@ -21,9 +21,10 @@ from torch import Tensor
 from mmsr_edge.models.components import build_component
 from mmsr_edge.models.presets import preset
 from mmsr_edge.models.tokenizer import Tokenizer
+from mmsr_edge.training.checkpoint import load_states
 from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse
 from mmsr_edge.training.options import add_run_options, run_config
-from mmsr_edge.training.run import Run, autocast, load_run, pick_device
+from mmsr_edge.training.run import Run, autocast, pick_device
 from mmsr_edge.training.samples import Encoder, Pool
 
 
@@ -85,7 +86,7 @@ def main() -> None:
     config, stage = run_config(args, DiffusionStage)
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
-    states = {**load_run(args.autoencoder), **load_run(args.tokenizer, ema=False)}
+    states = {**load_states(args.autoencoder), **load_states(args.tokenizer, ema=False)}
     frozen = {}
     for name in ("hr_encoder", "lr_encoder", "tokenizer"):
         frozen[name] = build_component(name, stage.preset)
@@ -96,7 +97,7 @@ def main() -> None:
     net = Denoiser(stage.preset, tokenizer.vq.quantize.embedding.weight.detach())
     net.to(device, memory_format=torch.channels_last).train()
     if args.init:
-        net.load_state_dict(load_run(args.init)["denoiser"])
+        net.load_state_dict(load_states(args.init)["denoiser"])
     run = Run(args.out, config, stage, {"denoiser": net})
     text = preset(stage.preset).text_spec()
     encoder = Encoder(

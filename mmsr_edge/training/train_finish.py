@@ -4,13 +4,14 @@ r"""Finish the model through its decoder: what few steps give is judged as a pic
         --autoencoder RUN --tokenizer RUN --diffusion RUN --out RUN
 
 Trained on v alone, one step from pure noise gives the mean of all that the LR picture could have
-been: a blur. Here the denoiser and the decoder learn together, both encoders being kept, from
+been: a blur. Here the denoiser and the decoder learn together, the HR encoder being kept, from
 
     z_t = √ᾱ·z_0 + √(1−ᾱ)·ε,  v̂ = UNet(z_t),  ẑ_0 = √ᾱ·z_t − √(1−ᾱ)·v̂,  x̂ = D(E_lr(y) + s·ẑ_0)
 
-with the picture loss on x̂. (Were E_lr free as well, nothing would keep z_0 small: it drifts, and v
-diverges.) Most t are the last one, pure noise, which is all that one step sees;
-the rest are the other timesteps of a sampler of `sampler_steps`. On a part of each batch the
+with the picture loss on x̂. E_lr learns too, held near where it was by `anchor_weight` times the
+mean square of how far z_lr has moved, in units of s: without it nothing keeps z_0 small, and v
+diverges. Most t are the last one, pure noise, which is all that one step sees; the rest are the
+other timesteps of a sampler of `sampler_steps`. On a part of each batch the
 diffusion's own loss goes on, so that sampling in many steps stays possible, and on another the
 reconstruction D(E(x)).
 """
@@ -18,7 +19,8 @@ reconstruction D(E(x)).
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,12 +29,13 @@ from torch import Tensor, nn
 from mmsr_edge.models.components import build_component
 from mmsr_edge.models.presets import preset
 from mmsr_edge.models.tokenizer import Tokenizer
+from mmsr_edge.training.checkpoint import load_states
 from mmsr_edge.training.critic import Critic
 from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse
 from mmsr_edge.training.options import add_run_options, run_config
 from mmsr_edge.training.picture_loss import PictureLoss
-from mmsr_edge.training.run import Run, autocast, load_run, pick_device, start_from
-from mmsr_edge.training.samples import Encoder, Pool
+from mmsr_edge.training.run import Run, autocast, pick_device, start_from
+from mmsr_edge.training.samples import Encoder, Pool, Samples
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class FinishStage:
     """Weight of the adversary."""
     latent_noise: float = 0.05
     """Standard deviation of the noise on E(x) before decoding."""
+    anchor_weight: float = 0.0
+    """Weight of what holds E_lr near where it was; 0 keeps it as it is."""
 
 
 def draw_timesteps(stage: FinishStage, total: int, g: torch.Generator) -> Tensor:
@@ -89,10 +94,25 @@ def draw_timesteps(stage: FinishStage, total: int, g: torch.Generator) -> Tensor
     return torch.cat([table[rows] - 1, anywhere])
 
 
+def move_lr(encoder: nn.Module | None, batch: Samples, scale: Tensor) -> tuple[Samples, Tensor]:
+    """The batch with z_lr as E_lr gives it now, and the mean square of how far that has moved.
+
+    Args:
+        encoder: E_lr as it learns; None: it does not.
+        batch: with z_lr as the frozen E_lr gave it.
+        scale: s, standard deviation of the residual, [C, 1, 1].
+    """
+    if encoder is None:
+        return batch, torch.zeros((), device=batch.z_lr.device)
+    lr = batch.lr.float() / 127.5 - 1
+    moved = encoder(lr.contiguous(memory_format=torch.channels_last)).float()
+    return replace(batch, z_lr=moved), ((moved - batch.z_lr) / scale).square().mean()
+
+
 def train(
     pool: Pool, picture: PictureLoss, run: Run, stage: FinishStage, device: torch.device
 ) -> None:
-    """Run the stage; `run.trained` holds `denoiser`, `decoder` and `critic`."""
+    """Run the stage; `run.trained` holds `denoiser`, `decoder`, `critic`, and E_lr if it learns."""
     net, g = run.trained["denoiser"], pool.encoder.g
     assert isinstance(net, Denoiser)
     decoder = run.trained["decoder"]
@@ -106,7 +126,9 @@ def train(
         noise = torch.randn(batch.z_hr.shape, generator=g, device=device)
         present = (torch.rand((len(t), 4), generator=g, device=device) >= stage.drop).float()
         target = (batch.target[:n].float() / 127.5 - 1).contiguous(memory_format=fold)
-        z0 = (batch.z_hr - batch.z_lr) / scale
+        with autocast(device):
+            batch, anchor = move_lr(run.trained.get("lr_encoder"), batch, scale)
+        z0 = (batch.z_hr - batch.z_lr.detach()) / scale
         noisy, v = diffuse(z0, a, noise)
         with autocast(device):
             prediction = net(noisy, t.float(), batch, present).float()
@@ -119,7 +141,7 @@ def train(
             terms = picture(image, torch.cat([target, target[:kept]]), g)
         diffusion = (prediction - v)[n:].square().mean()
         run.update(
-            terms.total() + diffusion,
+            terms.total() + diffusion + stage.anchor_weight * anchor,
             l1=terms.l1[:n].mean(),
             grid=terms.grid.mean(),
             perceptual=terms.perceptual[:n].mean(),
@@ -127,6 +149,7 @@ def train(
             adversarial=terms.adversarial,
             critic=terms.critic,
             diffusion=diffusion,
+            anchor=anchor,
         )
 
 
@@ -135,9 +158,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--autoencoder", type=Path, required=True, help="run of train_autoencoder")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="run of train_tokenizer")
-    parser.add_argument("--diffusion", type=Path, required=True, help="run of train_diffusion")
+    for name in ("autoencoder", "tokenizer", "diffusion"):
+        parser.add_argument(
+            f"--{name}", type=Path, required=True, help=f"run of train_{name}, or a checkpoint"
+        )
     parser.add_argument(
         "--lpips", type=Path, required=True, help="folder with alexnet.ckpt, vgg16.ckpt"
     )
@@ -147,9 +171,9 @@ def main() -> None:
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
     states = {
-        **load_run(args.autoencoder),
-        **load_run(args.tokenizer, ema=False),
-        **load_run(args.diffusion),
+        **load_states(args.autoencoder),
+        **load_states(args.tokenizer, ema=False),
+        **load_states(args.diffusion),
     }
     networks: dict[str, nn.Module] = {
         name: build_component(name, stage.preset)
@@ -166,6 +190,8 @@ def main() -> None:
     for frozen in networks.values():
         frozen.requires_grad_(False)
     trained = {"denoiser": net.train(), "decoder": decoder.train(), "critic": critic}
+    if stage.anchor_weight:
+        trained["lr_encoder"] = copy.deepcopy(networks["lr_encoder"]).requires_grad_(True).train()
     run = Run(args.out, config, stage, trained)
     text = preset(stage.preset).text_spec()
     encoder = Encoder(

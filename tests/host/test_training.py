@@ -21,7 +21,7 @@ from torch import nn
 
 from mmsr_edge.bundle import open_bundle
 from mmsr_edge.errors import OptionError
-from mmsr_edge.training.checkpoint import open_checkpoint
+from mmsr_edge.training.checkpoint import load_states, open_checkpoint
 from mmsr_edge.training.data import Photos
 from mmsr_edge.training.perceptual import LPIPS, read_arrays
 from mmsr_edge.training.run import Run, RunConfig, load_run, start_from
@@ -217,6 +217,18 @@ def test_all_stages_train_and_release_a_checkpoint(
     finished = load_run(runs["diffusion"])["decoder"]
     for key, value in open_checkpoint(out).networks["decoder"].state_dict().items():
         assert torch.equal(value, finished[key].half().float()), key
+
+    # A checkpoint stands in for the runs that it was made from; the anchor lets E_lr learn.
+    released = [v for n in runs for v in (f"--{n}", out)]
+    again = tmp_path / "again"
+    ours = (*judged, "--diffused", 1, "--reconstructed", 1, "--anchor-weight", 0.1)
+    run_stage("train_finish", again, *small, *released, *last, *ours)
+    before, after = load_states(out), load_run(again)
+    assert set(after) == {"denoiser", "decoder", "critic", "lr_encoder"}
+    for name in ("denoiser", "decoder", "lr_encoder"):
+        assert any(not torch.equal(v, after[name][k]) for k, v in before[name].items()), name
+        for key, value in before[name].items():
+            torch.testing.assert_close(after[name][key], value, atol=0.01, rtol=0)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGTERM"), reason="needs SIGTERM")
