@@ -18,7 +18,7 @@ from skimage.metrics import structural_similarity
 Picture = NDArray[np.uint8]
 """[H, W, 3], RGB."""
 
-BETTER = {"psnr_y": 1, "ssim_y": 1, "lpips": -1, "lpips_vgg": -1, "dists": -1}
+BETTER = {"psnr_y": 1, "ssim_y": 1, "lpips": -1, "lpips_vgg": -1, "dists": -1, "niqe": -1}
 """Column names; +1 where larger is better."""
 
 

@@ -22,6 +22,7 @@ from mmsr_edge.training.checkpoint import open_checkpoint
 from mmsr_edge.training.data import Photos
 from mmsr_edge.training.degrade import DegradeConfig, degrade
 from mmsr_edge.training.maps import MapMaker
+from mmsr_edge.training.modalities import load_modalities
 
 MODALITIES = ("depth", "segmentation", "edges")
 
@@ -57,14 +58,16 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=256, help="side of a crop, in HR pixels")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    tokenizer = open_checkpoint(args.checkpoint).networks["tokenizer"]
+    checkpoint = open_checkpoint(args.checkpoint)
+    tokenizer = checkpoint.networks["tokenizer"]
     assert isinstance(tokenizer, Tokenizer)
     codes = len(tokenizer.vq.quantize.embedding.weight)
 
     photos = Photos(args.pictures, torch.device("cpu"), halve=False)
     hr, crops = photos.batch(args.count, args.crop)
     lr = degrade(hr, DegradeConfig(), torch.Generator().manual_seed(0))
-    maps = MapMaker(photos)(crops, hr, lr)  # [B, 3 modalities, 3, 256, 256]
+    modalities = load_modalities([args.checkpoint], checkpoint.bundle.manifest.preset, hr.device)
+    maps = MapMaker(photos, modalities)(crops, hr, lr).maps  # [B, 3 modalities, 3, 256, 256]
     rows, strips = [], []
     for i, modality in enumerate(MODALITIES):
         parts = [reconstruct(tokenizer, m) for m in maps[:, i].split(16)]

@@ -43,14 +43,14 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 PROMPTS = (
-    None,
+    "auto",
     "daylight, green, brown, fine texture",
-    "a portrait of a smiling woman",
+    "auto",
     "an old stone house with a red roof beside a road",
-    "dark, contrast, blue, black",
+    "auto",
     "a bird on a branch, soft background",
 )
-"""Cycled through; None leaves the bundle's own words."""
+"""Cycled through; "auto" stands for the bundle's own tags."""
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,27 @@ UNET_FLOAT = (
 ENCODER_FLOAT = (r"^quarter\.1$|\bconv_in$", r"^out$|\bconv_out$|\bquant_conv$")
 DECODER_FLOAT = (r"^eighth\.0$|\bconv_in$|\bpost_quant_conv$", r"^out\.0$|\bconv_out$")
 
+# The layer that reads pixels (under its BatchNorm's name, when that was folded into it), and the one
+# that answers.
+DEPTH_FLOAT = (r"^down\.0\.0\.[01]$", r"^out$")
+CLASSIFIER_FLOAT = (r"^trunk\.stages\.0\.0\.[01]$", r"^head$")
+
 COMPONENTS: dict[str, Component] = {
+    "depth": Component(
+        {"image": _picture(lambda _: MAP_SIDE)},
+        ("depth",),
+        quantization=QuantConfig(keep_float=DEPTH_FLOAT),
+    ),
+    "segmentation": Component(
+        {"image": _picture(lambda _: MAP_SIDE)},
+        ("classes",),
+        quantization=QuantConfig(keep_float=CLASSIFIER_FLOAT),
+    ),
+    "captioner": Component(
+        {"image": _picture(lambda _: MAP_SIDE)},
+        ("scores",),
+        quantization=QuantConfig(keep_float=CLASSIFIER_FLOAT),
+    ),
     "lr_encoder": Component(
         {"lr": _picture(lambda p: p.tile)},
         ("lr_latent",),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from mmsr_edge.bundle import Bundle
-    from mmsr_edge.upscaler import Progress
+    from mmsr_edge.upscaler import Progress, Result
 
 __all__ = ["main"]
 
@@ -85,7 +85,12 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, metavar="N", help="sampler steps (default: the model's)")
     add("--guidance", default="default", help="m-cfg, cfg, m0-cfg or none (default: the model's)")
     add("--guidance-scale", type=float, metavar="W", help="default: the model's")
-    add("--prompt", metavar="TEXT", help="what the picture shows")
+    add(
+        "--prompt",
+        default="auto",
+        metavar="TEXT|none|auto",
+        help="what the picture shows (default: the tags found in it)",
+    )
     add("--negative-prompt", metavar="TEXT", help="what to steer away from, with guidance")
     add(
         "--temperature",
@@ -100,7 +105,7 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     add("--edges", default="auto", metavar="FILE|none|auto", help="edge map (default: Canny)")
     add("--seed", type=int, default=0, help="same seed, same picture (default: 0)")
     add("--no-color-fix", action="store_true", help="keep the colours the model gives")
-    add("--save-maps", type=Path, metavar="DIR", help="also write the maps that were used")
+    add("--save-maps", type=Path, metavar="DIR", help="also write the maps and tags that were used")
     add("-q", "--quiet", action="store_true", help="print errors only")
 
 
@@ -111,7 +116,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 
 
 def _upscale(arguments: argparse.Namespace) -> int:
-    from mmsr_edge.image import check_output, save_image
+    from mmsr_edge.image import check_output, check_place, save_image
     from mmsr_edge.upscaler import Upscaler
 
     temperature = _temperature(arguments.temperature)
@@ -127,11 +132,11 @@ def _upscale(arguments: argparse.Namespace) -> int:
     check_output(output, overwrite=arguments.overwrite)
     map_files = _map_files(arguments)
     for file in map_files.values():
-        check_output(file, overwrite=arguments.overwrite)
+        check_place(file, overwrite=arguments.overwrite)
     with _cancel_on_interrupt() as cancel, _bar(quiet=arguments.quiet) as progress:
         result = upscaler.upscale(
             source,
-            prompt=arguments.prompt,
+            prompt=None if arguments.prompt == "none" else arguments.prompt,
             negative_prompt=arguments.negative_prompt,
             steps=arguments.steps,
             guidance=None if arguments.guidance == "none" else arguments.guidance,
@@ -147,7 +152,9 @@ def _upscale(arguments: argparse.Namespace) -> int:
             output=output,
         )
     for name, file in map_files.items():
-        if (picture := result.maps[name]) is not None:
+        if name == "tags":
+            _save_tags(result, file)
+        elif (picture := result.maps[name]) is not None:
             save_image(picture, file)
     if not arguments.quiet:
         for warning in result.warnings:
@@ -169,7 +176,19 @@ def _map_files(arguments: argparse.Namespace) -> dict[str, Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"folder {folder} cannot be made: {error}") from error
-    return {name: folder / f"{arguments.input.stem}_{name}.png" for name in MAPS}
+    stem = arguments.input.stem
+    files = {name: folder / f"{stem}_{name}.png" for name in MAPS}
+    return {**files, "tags": folder / f"{stem}_tags.json"}
+
+
+def _save_tags(result: Result, path: Path) -> None:
+    from mmsr_edge.files import write_atomically
+
+    text = json.dumps({"caption": result.caption, "tags": result.tags}, indent=2) + "\n"
+    try:
+        write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error}") from error
 
 
 def _map(value: str) -> str | Path | None:

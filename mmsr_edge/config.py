@@ -35,6 +35,7 @@ __all__ = [
     "MapOption",
     "RunSettings",
     "UpscaleOptions",
+    "join_words",
     "resolve",
     "takes_guidance",
 ]
@@ -61,8 +62,8 @@ class UpscaleOptions:
         OptionError: for a value of the wrong type or outside its range, quoting both.
     """
 
-    prompt: str | None = None
-    """What the picture shows; the bundle's own suffix is appended. None: the suffix alone."""
+    prompt: str | None = "auto"
+    """What the picture shows: "auto" (the bundle's tags), None (text is absent), or own words."""
     negative_prompt: str | None = None
     """What to steer away from where guidance is on. None: the bundle's default."""
     steps: int | None = None
@@ -124,7 +125,9 @@ class RunSettings:
     """One run's settings with nothing left open."""
 
     positive: str
-    """The prompt with the bundle's suffix; empty when there is no text at all."""
+    """The prompt with the bundle's suffix; empty when text is absent."""
+    tagged: bool
+    """Whether what the tagger finds is put before `positive`."""
     negative: str
     """The negative prompt."""
     steps: int
@@ -182,10 +185,14 @@ def resolve(options: UpscaleOptions, manifest: Manifest) -> RunSettings:
         by_name = {name: float(given.get(name, 1.0)) for name in MODALITIES}
     else:
         by_name = dict.fromkeys(MODALITIES, 1.0 if given is None else float(given))
+    tagged = options.prompt == "auto"
     return RunSettings(
-        positive=", ".join(
-            part for part in ((options.prompt or "").strip(), text.positive) if part
+        positive=(
+            ""
+            if options.prompt is None
+            else join_words("" if tagged else options.prompt, text.positive)
         ),
+        tagged=tagged,
         negative=text.negative if options.negative_prompt is None else options.negative_prompt,
         steps=steps,
         guidance=guidance,
@@ -197,6 +204,11 @@ def resolve(options: UpscaleOptions, manifest: Manifest) -> RunSettings:
             by_name["edges"],
         ),
     )
+
+
+def join_words(*parts: str) -> str:
+    """Parts of a prompt as one; empty ones are left out."""
+    return ", ".join(part.strip() for part in parts if part.strip())
 
 
 def takes_guidance(manifest: Manifest) -> bool:

@@ -23,7 +23,8 @@ MODALITIES = ("text", "depth", "segmentation", "edges")
 
 # Shapes by symbol. t: tile side, c: latent channels, l: latent side, o: output side; s: side of a
 # map, n: tokens to a map, w: their width, i: ids to a prompt, d: text width, m: learned latents,
-# k: context width. The first four and `i` follow from the manifest, the others from first use.
+# k: context width, q: tags. The first four and `i` follow from the manifest, the others from first
+# use.
 _F, _I = "float32", "int64"
 _CONTRACT: dict[str, tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]]]] = {
     "lr_encoder": ({"lr": ("1 3 t t", _F)}, {"lr_latent": ("1 c l l", _F)}),
@@ -53,6 +54,7 @@ _CONTRACT: dict[str, tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]
     "hr_encoder": ({"image": ("1 3 o o", _F)}, {"latent": ("1 c l l", _F)}),
     "depth": ({"image": ("1 3 s s", _F)}, {"depth": ("1 1 s s", _F)}),
     "segmentation": ({"image": ("1 3 s s", _F)}, {"classes": ("1 s s", _I)}),
+    "captioner": ({"image": ("1 3 s s", _F)}, {"scores": ("1 q", _F)}),
 }
 _MAY_LACK = {("unet", "guidance")}  # an input only where w is one
 
@@ -87,11 +89,14 @@ def check_components(manifest: Manifest) -> None:
             raise BundleError(f"component {name!r} is unknown; the roles are {known}")
         if component.name != name:
             raise BundleError(f"component {name!r} calls itself {component.name!r}")
-        if name not in _CONTRACT:  # a captioner's outputs are its own affair
-            continue
         inputs, outputs = _CONTRACT[name]
         _check_tensors(name, "input", component.inputs, inputs, sizes)
         _check_tensors(name, "output", component.outputs, outputs, sizes)
+    tagger = components.get("captioner")
+    if tagger is not None and len(tagger.labels) != sizes["q"]:
+        raise BundleError(
+            f"component 'captioner' has {len(tagger.labels)} labels for {sizes['q']} scores"
+        )
 
 
 def _check_tensors(

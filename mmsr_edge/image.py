@@ -32,6 +32,7 @@ __all__ = [
     "FileFormat",
     "Picture",
     "check_output",
+    "check_place",
     "load_image",
     "open_image",
     "save_image",
@@ -286,11 +287,25 @@ def check_output(
             f"{target}: {size[0]} x {size[1]} pixels are more than the {form.longest} a side that "
             f"{form.name} can hold; use .png or .tif"
         )
+    check_place(target, overwrite=overwrite)
+    return form
+
+
+def check_place(path: ImagePath, *, overwrite: bool = True) -> None:
+    """Find out whether a file could be put there.
+
+    Args:
+        path: of the file.
+        overwrite: whether one may already be there.
+
+    Raises:
+        OutputError: for a missing or read-only folder, and a file that may not be replaced.
+    """
+    target = Path(path)
     try:
         _check_place(target, overwrite)
     except PermissionError as error:  # a folder above may not be entered
         raise OutputError(f"{target} cannot be written: {error.strerror}") from None
-    return form
 
 
 def _check_place(target: Path, overwrite: bool) -> None:

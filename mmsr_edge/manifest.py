@@ -112,6 +112,8 @@ class ComponentSpec:
     """What it gives, in order."""
     artifacts: tuple[Artifact, ...]
     """The forms it is available in."""
+    labels: tuple[str, ...] = ()
+    """What its classes (segmentation) or its scores (tagger) stand for, by index."""
 
     def __post_init__(self) -> None:
         for kind, tensors in (("input", self.inputs), ("output", self.outputs)):

@@ -118,6 +118,8 @@ class PictureRun:
     ) -> None:
         """See `MultimodalPipeline.start`."""
         self.settings = settings
+        self.positive = settings.positive
+        """The prompt; until a tile is denoised, tags may be added to it."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
         """Wall time by component; "load" is the opening of sessions."""
         self.calls: Counter[str] = Counter()
@@ -196,8 +198,8 @@ class PictureRun:
             for name in MAPS
             if (given := maps.get(name)) is not None
         }
-        present = np.array([[bool(settings.positive), *(name in tokens for name in MAPS)]], "f4")
-        positive = self._context(settings.positive, tokens, present)
+        present = np.array([[bool(self.positive), *(name in tokens for name in MAPS)]], "f4")
+        positive = self._context(self.positive, tokens, present)
         # At w = 0 the negative prediction has no weight (Eq. 3-4), so it is not made.
         guidance = settings.guidance if settings.guidance_scale > 0 else None
         if guidance is None or takes_guidance(self.pipeline.manifest):

@@ -22,6 +22,7 @@ from mmsr_edge.errors import BundleError, Cancelled
 from mmsr_edge.image import check_output, load_image, save_image, to_pil
 from mmsr_edge.modalities.maps import map_image
 from mmsr_edge.modalities.picture_maps import collect_maps
+from mmsr_edge.modalities.picture_tags import collect_tags
 from mmsr_edge.pipeline import MultimodalPipeline, PictureRun
 from mmsr_edge.runtimes.base import SessionOptions
 from mmsr_edge.runtimes.registry import open_session, select_backend
@@ -74,6 +75,8 @@ class Result:
     """The maps used, by name; None: absent. Each can be given back as the next picture's map."""
     caption: str
     """The prompt as the text encoder got it; empty when there was no text."""
+    tags: dict[str, float]
+    """What the tagger found, surest first, with its scores; empty unless the prompt is "auto"."""
     timings: dict[str, float]
     """Seconds by component; "load" is the opening of sessions, "total" is the whole call."""
     calls: dict[str, int]
@@ -139,7 +142,7 @@ class Upscaler:
         self,
         image: ImageSource,
         *,
-        prompt: str | None = None,
+        prompt: str | None = "auto",
         negative_prompt: str | None = None,
         steps: int | None = None,
         guidance: str | None = "default",
@@ -208,6 +211,7 @@ class Upscaler:
         report = _Reporter(progress, len(plan), settings.steps)
         report("maps", 0, 0)
         warnings: list[str] = []
+        tags = collect_tags(picture.rgb, run, warnings)
         maps = collect_maps(picture.rgb, options, run, warnings)
         canvas = self._canvas(picture.rgb, maps, plan, settings, options.seed, run, report)
 
@@ -224,7 +228,8 @@ class Upscaler:
         return Result(
             image=enlarged,
             maps={name: map_image(whole.values) if whole else None for name, whole in maps.items()},
-            caption=settings.positive,
+            caption=run.positive,
+            tags=tags,
             timings=timings,
             calls=dict(run.calls),
             seed=int(options.seed),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
     Map = npt.NDArray[np.float32]
 
-__all__ = ["PictureMap", "collect_maps"]
+__all__ = ["PictureMap", "collect_maps", "see_whole"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ def _edges(rgb: Array, run: PictureRun) -> Map:
 
 
 def _depth(rgb: Array, run: PictureRun) -> Map | None:
-    depth = _whole(rgb, run, "depth")
+    depth = see_whole(rgb, run, "depth")
     if depth is None:
         return None
     if not np.isfinite(depth).all():
@@ -118,12 +118,19 @@ def _depth(rgb: Array, run: PictureRun) -> Map | None:
 
 
 def _segmentation(rgb: Array, run: PictureRun) -> Map | None:
-    classes = _whole(rgb, run, "segmentation")
-    return None if classes is None else segmentation_map(classes[0])
+    classes = see_whole(rgb, run, "segmentation")
+    if classes is None:
+        return None
+    if not classes.any():
+        raise _UnusableMapError("the network finds nothing that it knows")
+    return segmentation_map(classes[0])
 
 
-def _whole(rgb: Array, run: PictureRun, component: str) -> Array | None:
-    """The output of a network that sees the whole picture, squeezed to its input's square."""
+def see_whole(rgb: Array, run: PictureRun, component: str) -> Array | None:
+    """The output of a network that sees the whole picture, squeezed to its input's square.
+
+    None where the bundle has no such network.
+    """
     spec = run.pipeline.manifest.components.get(component)
     if spec is None:
         return None

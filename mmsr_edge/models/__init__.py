@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from mmsr_edge.models.components import COMPONENTS, build_component, build_networks
+from mmsr_edge.models.components import (
+    COMPONENTS,
+    build_component,
+    build_networks,
+    preset_components,
+)
 from mmsr_edge.models.presets import PRESETS, Preset, preset
 
-__all__ = ["COMPONENTS", "PRESETS", "Preset", "build_component", "build_networks", "preset"]
+__all__ = [
+    "COMPONENTS",
+    "PRESETS",
+    "Preset",
+    "build_component",
+    "build_networks",
+    "preset",
+    "preset_components",
+]

@@ -14,6 +14,10 @@ from typing import Literal
 
 from mmsr_edge.errors import OptionError
 from mmsr_edge.manifest import SamplerSpec, TextSpec
+from mmsr_edge.models.caption import TaggerConfig
+from mmsr_edge.models.depth import DepthConfig
+from mmsr_edge.models.segmentation import SegmentationConfig
+from mmsr_edge.models.trunk import TrunkConfig
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,12 @@ class Preset:
     """The MMLC."""
     unet: UNetConfig
     """The denoiser."""
+    depth: DepthConfig | None
+    """Estimates depth; None: converted from a published checkpoint instead."""
+    segmentation: SegmentationConfig | None
+    """Finds regions; None likewise."""
+    captioner: TaggerConfig | None
+    """Finds tags; None likewise."""
     sampler: SamplerSpec
     """Noise schedule of training, and how to sample by default."""
     positive: str = ""
@@ -159,6 +169,9 @@ SHARP = "sharp detailed photo"
 BLURRY = "blurry noisy low quality photo"
 """How training captions a target that was blurred on purpose."""
 
+MICRO_TRUNK = TrunkConfig(widths=(4, 4, 8), blocks=(0, 1, 0))
+"""Of the smallest preset's classifiers."""
+
 # fmt: off
 PRESETS: dict[str, Preset] = {
     "micro": Preset(
@@ -174,6 +187,9 @@ PRESETS: dict[str, Preset] = {
             (16, 32), attention=(False, True),
             layers_per_block=1, heads=(2, 4), norm_groups=4,
         ),
+        depth=DepthConfig(widths=(4, 4, 8), blocks=(0, 1, 1), decoder=(8, 4, 4)),
+        segmentation=SegmentationConfig(classes=3, trunk=MICRO_TRUNK, width=4),
+        captioner=TaggerConfig(tags=4, trunk=MICRO_TRUNK, width=8),
         sampler=ZERO_SNR, positive=SHARP, negative=BLURRY,
     ),
     "nano": Preset(
@@ -189,6 +205,9 @@ PRESETS: dict[str, Preset] = {
             (64, 128, 256, 256), attention=(False, True, True, False),
             layers_per_block=1, heads=(2, 4, 8, 8),
         ),
+        depth=DepthConfig(),
+        segmentation=SegmentationConfig(classes=35),
+        captioner=TaggerConfig(tags=240),
         sampler=ZERO_SNR, positive=SHARP, negative=BLURRY,
     ),
     "sd2": Preset(
@@ -205,6 +224,7 @@ PRESETS: dict[str, Preset] = {
             (320, 640, 1280, 1280), attention=(True, True, True, False),
             layers_per_block=2, heads=(5, 10, 20, 20),
         ),
+        depth=None, segmentation=None, captioner=None,
         sampler=SD2, positive=SHARP, negative=BLURRY,
     ),
 }

@@ -116,6 +116,7 @@ def write_checkpoint(
     precision: FloatPrecision = "fp16",
     name: str | None = None,
     sampler: SamplerSpec | None = None,
+    labels: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Path:
     """Write networks as a checkpoint; the folder appears whole or not at all.
 
@@ -129,6 +130,7 @@ def write_checkpoint(
         precision: of the file; computation is float32 either way.
         name: of the model; None: the preset's.
         sampler: None: the preset's.
+        labels: names of classes and tags by component; see `ComponentSpec`.
 
     Raises:
         BundleError: components are missing, or a weight does not fit the precision.
@@ -140,7 +142,9 @@ def write_checkpoint(
         for key, network in networks.items():
             inputs, outputs = tensor_specs(network.cpu().eval(), key, p)
             artifact = write_weights(network, root, key, precision)
-            components[key] = ComponentSpec(key, inputs, outputs, (artifact,))
+            components[key] = ComponentSpec(
+                key, inputs, outputs, (artifact,), (labels or {}).get(key, ())
+            )
         manifest = Manifest(
             name=name or preset_name,
             version=version,

@@ -1,13 +1,10 @@
-"""Modality maps for training crops, and prompts that say what can be computed.
+"""Modality maps and words for training crops, from the networks that the device will run.
 
-Edges are Canny's, on the HR crop as in the paper (Sec. 3), or half of the time on the LR crop, as
-they will be on the device.
-
-Depth and segmentation are *stand-ins* here: no network that predicts them is at hand yet. Regions
-(Felzenszwalb and Huttenlocher 2004) are clustered by colour and texture over all photographs into
-classes, and a region is as near as its lowest point is low in the picture, the classic cue of
-ground contact. They have the form of the real maps (flat regions with the picture's borders, a
-ramp towards the horizon), which is what the tokenizer and the connector learn to read.
+The device looks at a whole picture and cuts a tile's maps out of what it sees (Sec. 3). So does
+training: around each crop lies a window, a random part of the photograph; the networks see the
+window squeezed to a square, and the crop's maps are cut from theirs. Half of the windows are seen
+at full quality, as the paper's training does, and half degraded, as they will be on the device;
+the edges, Canny's, come from the crop itself at either quality.
 """
 
 from __future__ import annotations
@@ -20,140 +17,126 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from skimage.color import rgb2lab
-from skimage.segmentation import felzenszwalb
-from sklearn.cluster import KMeans
 from torch import Tensor
+from torch.nn import functional as F
 
+from mmsr_edge.modalities.caption import choose_tags, describe, write_prompt
 from mmsr_edge.modalities.edges import detect_edges
 from mmsr_edge.modalities.maps import PALETTE, edge_map
 from mmsr_edge.training.data import Crop, Photos
+from mmsr_edge.training.degrade import DegradeConfig, degrade
+from mmsr_edge.training.modalities import Modalities
 
 SIDE = 256
-"""Side of a map."""
-CLASSES = 20
-"""Region clusters, numbered from 1: 0 is no class, as in PASCAL VOC."""
-WORKING_SIDE = 384
-"""Longer side of the picture on which regions are found."""
+"""Side of a map, and of what the networks see."""
+WIDEST = 4.0
+"""Largest side of a window in sides of its crop."""
+DEGRADED = 2 * SIDE
+"""Side of a window when it is degraded by a factor of four; the networks see the result doubled."""
 
 
 @dataclass(frozen=True)
-class PhotoMaps:
-    """Whole-picture stand-in maps of one photograph."""
+class Seen:
+    """What is known of a batch of crops besides their pixels."""
 
-    classes: NDArray[np.uint8]
-    """[h, w] class per pixel."""
-    nearness: NDArray[np.float32]
-    """[h, w] in [0, 1], near = 1."""
+    maps: Tensor
+    """[B, 3, 3, 256, 256] in [-1, 1]: crop, map, channel, row, column."""
+    words: list[str]
+    """Tags and computed words, as the device writes them."""
 
 
-def _regions(photo: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]:
-    """Region labels [h, w], a feature row per region, and nearness [h, w]."""
-    image = Image.fromarray(photo.permute(1, 2, 0).cpu().numpy())
-    image.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.BOX)
-    rgb = np.asarray(image)
-    labels = felzenszwalb(rgb, scale=300, sigma=0.8, min_size=120)
-    lab = rgb2lab(rgb)
-    texture = np.abs(np.diff(lab[..., 0], axis=1, append=lab[:, -1:, 0]))
-    rows = np.linspace(0, 1, labels.shape[0])[:, None] * np.ones_like(labels, dtype=np.float64)
-    counts = np.bincount(labels.ravel())
-
-    def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.bincount(labels.ravel(), values.ravel()) / counts
-
-    features = np.stack(
-        [*(mean(lab[..., i]) for i in range(3)), 4 * mean(texture), 40 * mean(rows)], 1
+def draw_window(crop: Crop, shape: tuple[int, int], rng: np.random.Generator) -> Crop:
+    """A square of 1 to `WIDEST` times the crop's side around it, within a photo of `shape`."""
+    side = min(round(crop.size * rng.uniform(1, WIDEST)), *shape)
+    top, left = (
+        int(rng.integers(max(0, start + crop.size - side), min(start, length - side) + 1))
+        for start, length in zip((crop.top, crop.left), shape, strict=True)
     )
-    lowest = np.zeros(len(counts))
-    np.maximum.at(lowest, labels.ravel(), rows.ravel())
-    nearness = 0.7 * lowest[labels] + 0.3 * rows
-    return labels, features, nearness.astype(np.float32)
+    return Crop(crop.photo, top, left, side, flip=False)
 
 
-def photo_maps(photos: Photos, seed: int = 0) -> dict[str, PhotoMaps]:
-    """Stand-in maps for each photograph, by its path; its shrunk copy shares them."""
-    first = {str(p): i for i, p in reversed(list(enumerate(photos.paths)))}
-    found = {path: _regions(photos.images[i]) for path, i in first.items()}
-    everything = np.concatenate([features for _, features, _ in found.values()])
-    clusters = KMeans(CLASSES, n_init=2, random_state=seed).fit(everything)
-    return {
-        path: PhotoMaps((clusters.predict(features)[labels] + 1).astype(np.uint8), nearness)
-        for path, (labels, features, nearness) in found.items()
-    }
-
-
-def _cut(
-    map: NDArray[np.generic], crop: Crop, shape: tuple[int, int], how: Image.Resampling
-) -> Image.Image:
-    """The part of a whole-picture map under `crop` of a picture of `shape`, SIDE×SIDE."""
-    y, x = (m / p for m, p in zip(map.shape, shape, strict=True))
-    box = (crop.left * x, crop.top * y, (crop.left + crop.size) * x, (crop.top + crop.size) * y)
-    cut = Image.fromarray(map).resize((SIDE, SIDE), how, box=box)
-    return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.flip else cut
+def cut(map: NDArray[np.generic], crop: Crop, window: Crop, how: Image.Resampling) -> Image.Image:
+    """The part of a window's map [SIDE, SIDE] under `crop`, at the same size, mirrored with it."""
+    scale = SIDE / window.size
+    left, top = (crop.left - window.left) * scale, (crop.top - window.top) * scale
+    box = (left, top, left + crop.size * scale, top + crop.size * scale)
+    part = Image.fromarray(map).resize((SIDE, SIDE), how, box=box)
+    return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.flip else part
 
 
 class MapMaker:
-    """Makes the maps of crops.
+    """Makes the maps and words of crops.
 
     Args:
         photos: where the crops come from.
-        seed: of the choice between HR and LR edges.
+        modalities: the networks that look at them, on the photos' device.
+        seed: of everything random.
     """
 
-    def __init__(self, photos: Photos, seed: int = 0) -> None:
-        self.photos = photos
-        self.maps = photo_maps(photos)
+    def __init__(self, photos: Photos, modalities: Modalities, seed: int = 0) -> None:
+        self.photos, self.networks = photos, modalities.networks
+        self.tags = modalities.labels["captioner"]
         self.rng = np.random.default_rng(seed)
+        self.g = torch.Generator(photos.device).manual_seed(seed)
         self.workers = ThreadPoolExecutor()
 
-    def __call__(self, crops: Sequence[Crop], hr: Tensor, lr: Tensor) -> Tensor:
-        """Depth, segmentation and edge maps of a batch of crops.
+    @torch.no_grad()
+    def __call__(self, crops: Sequence[Crop], hr: Tensor, lr: Tensor) -> Seen:
+        """Look at a batch of crops.
 
         Args:
             crops: where they were taken.
             hr: their pixels [B, 3, H, W] in [-1, 1].
             lr: the degraded ones [B, 3, H/4, W/4].
-
-        Returns:
-            [B, 3, 3, 256, 256] in [-1, 1]: crop, map, channel, row, column; on `hr`'s device.
         """
-        from_hr = self.rng.random(len(crops)) < 0.5
-        sharp, coarse = hr.cpu(), lr.cpu()
-        seen = [sharp[i] if from_hr[i] else coarse[i] for i in range(len(crops))]
-        return torch.stack(list(self.workers.map(self._one, crops, seen))).to(hr.device)
+        shapes = [tuple(self.photos.images[crop.photo].shape[1:]) for crop in crops]
+        windows = [draw_window(c, s, self.rng) for c, s in zip(crops, shapes, strict=True)]
+        sharp = self.rng.random(len(crops)) < 0.5
+        views = self._views(windows, sharp)
+        depth = self.networks["depth"](views)[:, 0].float().cpu().numpy()
+        classes = self.networks["segmentation"](views).to(torch.uint8).cpu().numpy()
+        scores = self.networks["captioner"](views).float().cpu().numpy()
+        pixels = views.permute(0, 2, 3, 1).cpu().numpy()
+        fine, coarse = hr.cpu(), lr.cpu()
+        seen = [fine[i] if sharp[i] else coarse[i] for i in range(len(crops))]
+        maps = self.workers.map(self._maps, crops, windows, depth, classes, seen)
+        return Seen(
+            torch.stack(list(maps)).to(hr.device),
+            [
+                write_prompt(choose_tags(s, self.tags), describe(p, window.size / SIDE))
+                for s, p, window in zip(scores, pixels, windows, strict=True)
+            ],
+        )
 
-    def _one(self, crop: Crop, seen: Tensor) -> Tensor:
-        whole = self.maps[str(self.photos.paths[crop.photo])]
-        _, h, w = self.photos.images[crop.photo].shape
-        depth = np.asarray(_cut(whole.nearness, crop, (h, w), Image.Resampling.BILINEAR))
-        classes = np.asarray(_cut(whole.classes, crop, (h, w), Image.Resampling.NEAREST))
+    def _views(self, windows: Sequence[Crop], sharp: NDArray[np.bool_]) -> Tensor:
+        """Windows as the networks see them, [B, 3, SIDE, SIDE] in [-1, 1]."""
+        views = []
+        for window, fine in zip(windows, sharp, strict=True):
+            part = self.photos.take(window)[None].float() / 127.5 - 1
+            side = SIDE if fine else DEGRADED
+            part = F.interpolate(part, (side, side), mode="bilinear", antialias=True)
+            if not fine:
+                part = F.interpolate(
+                    degrade(part, DegradeConfig(), self.g), (SIDE, SIDE), mode="bilinear"
+                )
+            views.append(part)
+        return torch.cat(views).clamp(-1, 1).contiguous(memory_format=torch.channels_last)
+
+    def _maps(
+        self,
+        crop: Crop,
+        window: Crop,
+        depth: NDArray[np.float32],
+        classes: NDArray[np.uint8],
+        seen: Tensor,
+    ) -> Tensor:
+        near = np.asarray(cut(depth, crop, window, Image.Resampling.BILINEAR))
+        colours = PALETTE[np.asarray(cut(classes, crop, window, Image.Resampling.NEAREST))]
         pixels = seen.permute(1, 2, 0).numpy()
         edges = edge_map(detect_edges(pixels, SIDE / len(pixels)))
-        colours = PALETTE[classes].astype(np.float32) / 127.5 - 1
-        planes = [np.repeat(depth[..., None] * 2 - 1, 3, axis=-1), colours, edges]
+        planes = [
+            np.repeat(near[..., None] * 2 - 1, 3, axis=-1),
+            colours.astype(np.float32) / 127.5 - 1,
+            edges,
+        ]
         return torch.from_numpy(np.stack(planes)).permute(0, 3, 1, 2).float()
-
-
-_COLOURS = {
-    "red": (220, 40, 40), "orange": (240, 150, 40), "yellow": (235, 220, 60),
-    "green": (60, 150, 60), "blue": (60, 90, 200), "purple": (140, 60, 160),
-    "pink": (240, 150, 180), "brown": (120, 80, 50), "white": (240, 240, 240),
-    "grey": (128, 128, 128), "black": (20, 20, 20),
-}  # fmt: skip
-
-
-def describe(hr: Tensor) -> str:
-    """Words for the light, contrast, colours and texture of `hr` [3, H, W] in [-1, 1]."""
-    small = torch.nn.functional.interpolate(hr[None].float(), (16, 16), mode="area")[0]
-    rgb = ((small + 1) * 127.5).permute(1, 2, 0).reshape(-1, 3).cpu().numpy()
-    names = list(_COLOURS)
-    table = np.array([_COLOURS[n] for n in names], dtype=np.float64)
-    nearest = ((rgb[:, None] - table[None]) ** 2).sum(-1).argmin(1)
-    common = np.bincount(nearest, minlength=len(names)).argsort()[::-1][:2]
-    light, spread = rgb.mean(), rgb.std()
-    words = ["dark" if light < 85 else "bright" if light > 170 else "daylight"]
-    words += ["contrast"] if spread > 65 else ["soft"] if spread < 25 else []
-    words += [names[i] for i in common]
-    busy = float((hr[:, 1:] - hr[:, :-1]).abs().mean())
-    words += ["fine", "texture"] if busy > 0.12 else ["smooth"] if busy < 0.03 else []
-    return " ".join(words)

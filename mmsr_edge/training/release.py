@@ -1,7 +1,7 @@
 r"""From training runs to a checkpoint: a bundle of torch weights, ready for `export_all.py`.
 
     python -m mmsr_edge.training.release --preset nano --autoencoder RUN --tokenizer RUN \
-        --diffusion RUN --photos DIR --version 0.1.0 --out weights/nano
+        --diffusion RUN --modalities RUN RUN RUN --photos DIR --version 0.1.0 --out weights/nano
 
 Weights are the runs' moving averages, at fp16. `sources.json` in the photographs' folder, when it
 is there, becomes the provenance in the manifest.
@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from mmsr_edge.errors import OptionError
 from mmsr_edge.manifest import Provenance
-from mmsr_edge.models.components import COMPONENTS, build_component
+from mmsr_edge.models.components import build_component, preset_components
 from mmsr_edge.models.presets import preset
 from mmsr_edge.training.checkpoint import DENOISER, load_states, write_checkpoint
+from mmsr_edge.training.modalities import add_modalities, load_labels
 
 
 def provenance(photos: Path, notes: str) -> Provenance:
@@ -59,10 +60,11 @@ def gather(preset_name: str, states: dict[str, dict[str, Tensor]]) -> dict[str, 
     Raises:
         OptionError: naming components that no run trained.
     """
-    missing = [n for n in COMPONENTS if n not in states]
+    names = preset_components(preset(preset_name))
+    missing = [n for n in names if n not in states]
     if missing:
         raise OptionError(f"no weights for {', '.join(missing)}")
-    networks = {n: build_component(n, preset_name) for n in COMPONENTS}
+    networks = {n: build_component(n, preset_name) for n in names}
     for name, module in networks.items():
         module.load_state_dict(states[name])
     return networks
@@ -76,12 +78,17 @@ def main() -> None:
     parser.add_argument("--preset", default="nano")
     for name in ("autoencoder", "tokenizer", "diffusion", "photos", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    add_modalities(parser)
     parser.add_argument("--version", required=True, help="of the weights")
     parser.add_argument("--notes", default="", help="what a user of the weights should know")
     parser.add_argument("--steps", type=int, help="default steps of the bundle, not the preset's")
     parser.add_argument("--guidance-scale", type=float, help="default w; 0 means no guidance")
     args = parser.parse_args()
-    states = load_states(args.autoencoder)
+    states, labels = {}, {}
+    for folder in args.modalities:
+        states |= load_states(folder)
+        labels |= load_labels(folder)
+    states |= load_states(args.autoencoder)
     # Codes that were revived jump; their average lies between two places, so: the last weights.
     states |= load_states(args.tokenizer, ema=False)
     last = load_states(args.diffusion)
@@ -103,6 +110,7 @@ def main() -> None:
         provenance=provenance(args.photos, args.notes),
         precision="fp16",
         sampler=sampler,
+        labels=labels,
     )
 
 

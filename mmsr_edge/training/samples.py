@@ -12,12 +12,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mmsr_edge.config import join_words
 from mmsr_edge.manifest import TextSpec
 from mmsr_edge.modalities.prompt import encode_prompt
 from mmsr_edge.training.data import Photos
 from mmsr_edge.training.degrade import DegradeConfig, degrade, filter_each, gaussian_kernels
-from mmsr_edge.training.maps import MapMaker, describe
+from mmsr_edge.training.maps import MapMaker
+from mmsr_edge.training.modalities import Modalities
 from mmsr_edge.training.run import autocast
+
+WORDS = 0.8
+"""Share of the samples whose prompt says more than how good the picture is."""
 
 
 @dataclass
@@ -62,6 +67,7 @@ class Encoder:
     Args:
         folder: of photographs.
         frozen: `hr_encoder`, `lr_encoder`, `tokenizer`.
+        modalities: what looks at the crops.
         crop: HR pixels of a side.
         negative: share of blurred targets.
         device: where all of it happens.
@@ -72,6 +78,7 @@ class Encoder:
         self,
         folder: Path,
         frozen: dict[str, nn.Module],
+        modalities: Modalities,
         text: TextSpec,
         crop: int,
         negative: float,
@@ -79,7 +86,7 @@ class Encoder:
         seed: int,
     ) -> None:
         self.photos = Photos(folder, device, seed=seed)
-        self.maker = MapMaker(self.photos, seed)
+        self.maker = MapMaker(self.photos, modalities, seed)
         self.frozen, self.text, self.crop, self.negative = frozen, text, crop, negative
         self.g = torch.Generator(device).manual_seed(seed)
         self.device = device
@@ -92,15 +99,16 @@ class Encoder:
         """Encode `count` fresh samples."""
         hr, crops = self.photos.batch(count, self.crop)
         lr = degrade(hr, DegradeConfig(), self.g)
-        maps = self.maker(crops, hr, lr)
+        seen = self.maker(crops, hr, lr)
         bad = self._rand(count) < self.negative
-        with_words = self._rand(count) < 0.5
+        with_words = self._rand(count) < WORDS
         prompts = []
         for i in range(count):
-            words = [self.text.negative if bad[i] else self.text.positive] + (
-                [describe(hr[i])] if with_words[i] else []
+            prompt = join_words(
+                seen.words[i] if with_words[i] else "",
+                self.text.negative if bad[i] else self.text.positive,
             )
-            prompts.append(torch.from_numpy(encode_prompt(" ".join(words), self.text))[0])
+            prompts.append(torch.from_numpy(encode_prompt(prompt, self.text))[0])
         sigma = 1.0 + 2.0 * self._rand(count)
         blurred = filter_each(hr, gaussian_kernels(sigma, sigma, torch.zeros_like(sigma)))
         target = torch.where(bad[:, None, None, None], blurred, hr)
@@ -108,10 +116,13 @@ class Encoder:
         with autocast(self.device):
             z_hr = self.frozen["hr_encoder"](target.contiguous(memory_format=fold))
             z_lr = self.frozen["lr_encoder"](lr.contiguous(memory_format=fold))
-            _, indices = self.frozen["tokenizer"](maps.flatten(0, 1).contiguous(memory_format=fold))
+            maps = seen.maps.flatten(0, 1).contiguous(memory_format=fold)
+            _, indices = self.frozen["tokenizer"](maps)
         ids = torch.stack(prompts).to(self.device)
-        pixels, seen = (((x + 1) * 127.5).round().to(torch.uint8) for x in (target, lr))
-        return Samples(z_hr.float(), z_lr.float(), indices.reshape(count, 3, -1), ids, pixels, seen)
+        pixels, small = (((x + 1) * 127.5).round().to(torch.uint8) for x in (target, lr))
+        return Samples(
+            z_hr.float(), z_lr.float(), indices.reshape(count, 3, -1), ids, pixels, small
+        )
 
 
 class Pool:

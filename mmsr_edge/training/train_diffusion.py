@@ -1,7 +1,7 @@
 r"""Train the denoiser, the connector and the text encoder together.
 
     python -m mmsr_edge.training.train_diffusion \
-        --photos DIR --autoencoder RUN --tokenizer RUN --out RUN
+        --photos DIR --autoencoder RUN --tokenizer RUN --modalities RUN RUN RUN --out RUN
 
 Classifier-free training as in Sec. 3.1: each modality is replaced by its m∅ with p = 0.1, the text
 too. The target is v = √ᾱ·ε − √(1−ᾱ)·z_0 on a schedule rescaled to zero terminal SNR (Lin et al.
@@ -23,6 +23,7 @@ from mmsr_edge.models.presets import preset
 from mmsr_edge.models.tokenizer import Tokenizer
 from mmsr_edge.training.checkpoint import load_states
 from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse
+from mmsr_edge.training.modalities import add_modalities, load_modalities
 from mmsr_edge.training.options import add_run_options, run_config
 from mmsr_edge.training.run import Run, autocast, pick_device
 from mmsr_edge.training.samples import Encoder, Pool
@@ -80,6 +81,7 @@ def main() -> None:
     )
     parser.add_argument("--autoencoder", type=Path, required=True, help="run of train_autoencoder")
     parser.add_argument("--tokenizer", type=Path, required=True, help="run of train_tokenizer")
+    add_modalities(parser)
     parser.add_argument("--init", type=Path, help="another run, to start from its averaged weights")
     add_run_options(parser, DiffusionStage(), steps=3000, learning_rate=3e-4, warmup=100, ema=0.998)
     args = parser.parse_args()
@@ -100,9 +102,9 @@ def main() -> None:
         net.load_state_dict(load_states(args.init)["denoiser"])
     run = Run(args.out, config, stage, {"denoiser": net})
     text = preset(stage.preset).text_spec()
-    encoder = Encoder(
-        args.photos, frozen, text, stage.crop, stage.negative, device, config.seed + run.step
-    )
+    seen = load_modalities(args.modalities, stage.preset, device)
+    seed = config.seed + run.step
+    encoder = Encoder(args.photos, frozen, seen, text, stage.crop, stage.negative, device, seed)
     if not net.residual_scale.any():
         net.residual_scale.copy_(residual_scale(encoder))
     train(Pool(encoder, stage.pool, stage.reuse), run, stage, device)

@@ -1,7 +1,7 @@
 r"""Finish the model through its decoder: what few steps give is judged as a picture.
 
     python -m mmsr_edge.training.train_finish --photos DIR --lpips DIR \
-        --autoencoder RUN --tokenizer RUN --diffusion RUN --out RUN
+        --autoencoder RUN --tokenizer RUN --diffusion RUN --modalities RUN RUN RUN --out RUN
 
 Trained on v alone, one step from pure noise gives the mean of all that the LR picture could have
 been: a blur. Here the denoiser and the decoder learn together, the HR encoder being kept, from
@@ -32,6 +32,7 @@ from mmsr_edge.models.tokenizer import Tokenizer
 from mmsr_edge.training.checkpoint import load_states
 from mmsr_edge.training.critic import Critic
 from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse
+from mmsr_edge.training.modalities import add_modalities, load_modalities
 from mmsr_edge.training.options import add_run_options, run_config
 from mmsr_edge.training.picture_loss import PictureLoss
 from mmsr_edge.training.run import Run, autocast, pick_device, start_from
@@ -162,6 +163,7 @@ def main() -> None:
         parser.add_argument(
             f"--{name}", type=Path, required=True, help=f"run of train_{name}, or a checkpoint"
         )
+    add_modalities(parser)
     parser.add_argument(
         "--lpips", type=Path, required=True, help="folder with alexnet.ckpt, vgg16.ckpt"
     )
@@ -194,8 +196,16 @@ def main() -> None:
         trained["lr_encoder"] = copy.deepcopy(networks["lr_encoder"]).requires_grad_(True).train()
     run = Run(args.out, config, stage, trained)
     text = preset(stage.preset).text_spec()
+    seen = load_modalities(args.modalities, stage.preset, device)
     encoder = Encoder(
-        args.photos, networks, text, stage.crop, stage.negative, device, config.seed + run.step
+        args.photos,
+        networks,
+        seen,
+        text,
+        stage.crop,
+        stage.negative,
+        device,
+        config.seed + run.step,
     )
     picture = PictureLoss(args.lpips, stage, critic).to(device)
     train(Pool(encoder, stage.pool, stage.reuse), picture, run, stage, device)

@@ -20,11 +20,13 @@ from torch import Tensor
 
 from mmsr_edge.models.presets import preset
 from mmsr_edge.models.tokenizer import Tokenizer, nearest_codes
+from mmsr_edge.training.checkpoint import load_states
 from mmsr_edge.training.data import Photos
 from mmsr_edge.training.degrade import DegradeConfig, degrade
 from mmsr_edge.training.maps import MapMaker
+from mmsr_edge.training.modalities import Modalities, add_modalities, load_modalities
 from mmsr_edge.training.options import add_run_options, run_config
-from mmsr_edge.training.run import Run, autocast, pick_device
+from mmsr_edge.training.run import Run, autocast, pick_device, start_from
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,16 @@ class TokenizerStage:
     """Steps between searches for unused codes."""
 
 
-def map_batches(photos: Photos, stage: TokenizerStage, seed: int) -> Iterator[Tensor]:
+def map_batches(
+    photos: Photos, modalities: Modalities, stage: TokenizerStage, seed: int
+) -> Iterator[Tensor]:
     """Pieces of depth, segmentation and edge maps: [3·batch, 3, side, side]."""
-    maker = MapMaker(photos, seed)
+    maker = MapMaker(photos, modalities, seed)
     g = torch.Generator(photos.device).manual_seed(seed)
     while True:
         hr, crops = photos.batch(stage.batch, stage.crop)
         lr = degrade(hr, DegradeConfig(), g)
-        maps = maker(crops, hr, lr).flatten(0, 1)
+        maps = maker(crops, hr, lr).maps.flatten(0, 1)
         top, left = (int(torch.randint(256 - stage.side + 1, ())) for _ in range(2))
         yield maps[:, :, top : top + stage.side, left : left + stage.side]
 
@@ -75,10 +79,8 @@ def revive(codebook: Tensor, counts: Tensor, features: Tensor) -> int:
     return len(dead)
 
 
-def train(photos: Path, run: Run, stage: TokenizerStage, device: torch.device) -> None:
+def train(batches: Iterator[Tensor], run: Run, stage: TokenizerStage, device: torch.device) -> None:
     """Run the stage; `run.trained["tokenizer"]` learns."""
-    seed = run.config.seed + run.step
-    batches = map_batches(Photos(photos, device, seed=seed), stage, seed)
     tokenizer = run.trained["tokenizer"]
     assert isinstance(tokenizer, Tokenizer)
     vq = tokenizer.vq
@@ -87,7 +89,7 @@ def train(photos: Path, run: Run, stage: TokenizerStage, device: torch.device) -
     for step in run:
         maps = next(batches).contiguous(memory_format=torch.channels_last)
         if step == stage.warm:
-            place_codebook(tokenizer, batches, seed)
+            place_codebook(tokenizer, batches, run.config.seed)
         with autocast(device):
             h = vq.quant_conv(vq.encoder(maps)).float()
             commitment = h.new_zeros(())
@@ -119,6 +121,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_modalities(parser)
+    parser.add_argument("--init", type=Path, help="a run or checkpoint to start from")
     add_run_options(parser, TokenizerStage(), steps=600, learning_rate=5e-4, warmup=50, ema=0.99)
     args = parser.parse_args()
     config, stage = run_config(args, TokenizerStage)
@@ -127,7 +131,13 @@ def main() -> None:
     network = Tokenizer(preset(stage.preset).tokenizer).to(
         device, memory_format=torch.channels_last
     )
-    train(args.photos, Run(args.out, config, stage, {"tokenizer": network.train()}), stage, device)
+    if args.init:
+        start_from({"tokenizer": network}, load_states(args.init, ema=False))
+    run = Run(args.out, config, stage, {"tokenizer": network.train()})
+    seed = config.seed + run.step
+    photos = Photos(args.photos, device, seed=seed)
+    seen = load_modalities(args.modalities, stage.preset, device)
+    train(map_batches(photos, seen, stage, seed), run, stage, device)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,11 @@ TENSORS: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]
 OPTIONAL: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]] = {
     "depth": ({"image": (1, 3, MAP, MAP)}, {"depth": (1, 1, MAP, MAP)}),
     "segmentation": ({"image": (1, 3, MAP, MAP)}, {"classes": (1, MAP, MAP)}),
+    "captioner": ({"image": (1, 3, MAP, MAP)}, {"scores": (1, 3)}),
+}
+LABELS = {
+    "segmentation": ("tomatoes", "grass", "sky"),
+    "captioner": ("tomato", "meadow", "sea"),
 }
 INTEGERS = {"ids", "indices", "classes"}
 
@@ -187,6 +192,12 @@ def _segmentation(g: _Graph) -> None:
     g.op("ArgMax", "image", to="classes", axis=1, keepdims=0)
 
 
+def _captioner(g: _Graph) -> None:
+    """The surest tag is that of the strongest of red, green and blue."""
+    mean = g.op("ReduceMean", "image", g.constant([2, 3]), keepdims=0)
+    g.op("Softmax", g.op("Mul", mean, g.constant(np.array([4], np.float32))), to="scores", axis=1)
+
+
 _BUILD = {
     "lr_encoder": _lr_encoder,
     "tokenizer": _tokenizer,
@@ -196,6 +207,7 @@ _BUILD = {
     "decoder": _decoder,
     "depth": _depth,
     "segmentation": _segmentation,
+    "captioner": _captioner,
 }
 
 
@@ -251,7 +263,9 @@ def make_bundle(root: Path, *, optional: bool = False, **sampler: Any) -> Path:
         onnx.save(model, str(folder / "model.onnx"))
         inputs, outputs = tensors
         artifact = Artifact("onnx", "fp32", (describe_file(root, f"{name}/model.onnx"),))
-        components[name] = ComponentSpec(name, _specs(inputs), _specs(outputs), (artifact,))
+        components[name] = ComponentSpec(
+            name, _specs(inputs), _specs(outputs), (artifact,), LABELS.get(name, ())
+        )
     text = TextSpec("hashed-words", VOCABULARY, LENGTH, positive="sharp", negative="blurry, noisy")
     write_manifest(root, make_manifest(components, replace(SAMPLER, **sampler), text))
     return root

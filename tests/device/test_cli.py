@@ -104,13 +104,16 @@ def test_every_option_arrives(run: Run, source: Path, root: Path, tmp_path: Path
         assert picture is not None
         with Image.open(maps / f"in_{name}.png") as written:
             np.testing.assert_array_equal(np.asarray(written), np.asarray(picture))
+    said = json.loads((maps / "in_tags.json").read_text())
+    assert said == {"caption": "a dog, sharp", "tags": {}}
 
 
 def test_maps_are_switched_off_by_none(run: Run, source: Path, tmp_path: Path) -> None:
     maps = tmp_path / "maps"
-    off = ("--depth", "none", "--segmentation", "none", "--edges", "none")
+    off = ("--depth", "none", "--segmentation", "none", "--edges", "none", "--prompt", "none")
     assert run("upscale", source, "--save-maps", maps, *off, "--guidance", "none")[0] == 0
-    assert not list(maps.iterdir())
+    assert [path.name for path in maps.iterdir()] == ["in_tags.json"]
+    assert json.loads((maps / "in_tags.json").read_text()) == {"caption": "", "tags": {}}
 
 
 def test_quiet_is_quiet_and_warnings_are_not(run: Run, tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ def test_upscale_offers_the_options_with_the_same_defaults() -> None:
 def test_what_is_left_open_comes_from_the_bundle(manifest: Manifest) -> None:
     assert resolve(UpscaleOptions(), manifest) == RunSettings(
         positive="sharp",
+        tagged=True,
         negative="blurry, noisy",
         steps=2,
         guidance=None,
@@ -106,6 +107,7 @@ def test_what_is_given_wins(manifest: Manifest) -> None:
     )
     assert resolve(options, manifest) == RunSettings(
         positive="a dog, sharp",
+        tagged=False,
         negative="",
         steps=7,
         guidance="m0-cfg",

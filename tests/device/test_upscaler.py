@@ -13,6 +13,7 @@ from bundle_factory import CHANNELS, RESIDUAL_SCALE, SCALE, TILE, make_bundle, r
 from PIL import Image
 
 from mmsr_edge import (
+    BackendError,
     BundleError,
     Cancelled,
     ImageError,
@@ -316,13 +317,48 @@ def test_the_bundles_own_networks_make_depth_and_segmentation(tmp_path: Path) ->
     assert "depth" not in switched_off.calls
     flat = upscaler(np.full((40, 40, 3), 9, np.uint8), edges=None)
     assert flat.maps["depth"] is None
-    assert flat.warnings == ["depth is left out: the network finds the same depth everywhere"]
+    assert flat.maps["segmentation"] is None
+    assert flat.warnings == [
+        "depth is left out: the network finds the same depth everywhere",
+        "segmentation is left out: the network finds nothing that it knows",
+    ]
 
 
 def test_the_caption_is_what_the_text_encoder_got(upscaler: Upscaler) -> None:
-    picture = photo(20, 20)
+    picture = np.full((20, 20, 3), 128, np.uint8)
     assert upscaler(picture, prompt="a disc").caption == "a disc, sharp"
-    assert upscaler(picture).caption == "sharp"
+    # Without a tagger, the words that need none.
+    assert upscaler(picture).caption == "daylight, soft, grey, smooth, sharp"
+    assert upscaler(picture, prompt="").caption == "sharp"
+    assert upscaler(picture, prompt=None).caption == ""
+
+
+def test_tags_become_the_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upscaler = Upscaler(make_bundle(tmp_path, optional=True), "onnxruntime", threads=1)
+    red = np.full((40, 300, 3), (220, 40, 40), np.uint8)
+    result = upscaler(red)
+    assert result.calls["captioner"] == 1 and result.timings["words"] > 0
+    means = red[0, 0] / 127.5 - 1
+    sure = np.exp(4 * means) / np.exp(4 * means).sum()
+    assert result.tags == {"tomato": pytest.approx(sure[0], abs=1e-4)}  # the others are unlikely
+    assert result.caption == "tomato, daylight, soft, red, smooth, sharp"
+    assert (pixels(result) == pixels(upscaler(red, prompt=result.caption[:-7]))).all()
+    mine = upscaler(red, prompt="a fire engine")
+    assert (mine.caption, mine.tags, mine.calls.get("captioner")) == (
+        "a fire engine, sharp", {}, None
+    )  # fmt: skip
+    assert upscaler(red, prompt=None).calls.get("text_encoder") is None
+
+    def fail(component: str, *rest: Any) -> Any:
+        if component == "captioner":
+            raise BackendError("out of luck")
+        return run(component, *rest)
+
+    run = upscaler.pipeline.run
+    monkeypatch.setattr(upscaler.pipeline, "run", fail)
+    result = upscaler(red)
+    assert result.caption == "daylight, soft, red, smooth, sharp"
+    assert result.warnings[0] == "tags are left out: out of luck"
 
 
 # --- Progress and cancellation ------------------------------------------------------------------

@@ -69,6 +69,12 @@ def lpips_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+MICRO_LABELS = {
+    "segmentation": ("none", "sky", "ground"),
+    "captioner": ("cat", "tree", "house", "sea"),
+}
+
+
 def make_checkpoint(out: Path, seed: int) -> Path:
     """Write a `micro` checkpoint with random weights, sampled in two steps."""
     import torch
@@ -81,6 +87,7 @@ def make_checkpoint(out: Path, seed: int) -> Path:
     networks = build_networks("micro")
     with torch.no_grad():  # as loud as a trained decoder: its picture fills [-1, 1]
         networks["decoder"].out[0].weight.mul_(6)
+        networks["depth"].out.weight.mul_(30)
     return write_checkpoint(
         networks,
         out,
@@ -89,6 +96,7 @@ def make_checkpoint(out: Path, seed: int) -> Path:
         residual_scale=[0.5] * 4,
         provenance=Provenance("CC0-1.0", ({"name": "random numbers"},)),
         sampler=replace(preset("micro").sampler, steps=2),
+        labels=MICRO_LABELS,
     )
 
 

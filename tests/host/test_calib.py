@@ -36,8 +36,9 @@ def test_every_component_is_recorded_with_the_inputs_it_takes(
     checkpoint: Path, recorded: CalibrationSet
 ) -> None:
     manifest = open_bundle(checkpoint).manifest
-    assert set(recorded.inputs) == set(REQUIRED)
-    for name in REQUIRED:
+    used = set(manifest.components) - {"hr_encoder"}
+    assert set(recorded.inputs) == used and set(REQUIRED) < used
+    for name in used:
         for feeds in recorded.calls(name):
             for spec in manifest.components[name].inputs:
                 assert feeds[spec.name].shape == spec.shape

@@ -47,7 +47,8 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 def test_a_bundle_holds_what_was_asked_for(exported: Path) -> None:
     components = open_bundle(exported).manifest.components
-    assert tuple(components) == REQUIRED  # hr_encoder stays at home
+    # The pipeline's order; hr_encoder stays at home.
+    assert tuple(components) == ("depth", "segmentation", "captioner", *REQUIRED)
     for name, spec in components.items():
         forms = {(a.format, a.precision) for a in spec.artifacts}
         assert forms == FORMS["int8" if component(name).quantization else "float"], name
@@ -269,6 +270,7 @@ def test_weights_of_two_checkpoints_are_not_mixed(
         residual_scale=manifest.latent.residual_scale,
         provenance=manifest.provenance,
         sampler=manifest.sampler,
+        labels={name: spec.labels for name, spec in manifest.components.items()},
     )
     out = shutil.copytree(exported, tmp_path / "micro")
     command = ["--checkpoint", str(other), "--out", str(out), "--components", "lr_encoder"]
@@ -281,7 +283,7 @@ def test_weights_of_two_checkpoints_are_not_mixed(
     [
         ({"formats": ("coreml",)}, r"'coreml' is not supported; there are onnx \(read by"),
         ({"precisions": ("int4",)}, "'int4' is not supported; there are fp32, fp16, int8"),
-        ({"components": ("vae",)}, "'vae' is not supported; there are lr_encoder"),
+        ({"components": ("vae",)}, "'vae' is not supported; there are depth, "),
         ({"precisions": ("int8",)}, "int8 needs recorded inputs"),
         ({"quantization": {"tokenizer": {}}}, "'tokenizer' is never quantized"),
         ({"quantization": {"unet": {"sample": 3}}}, "did you mean 'samples'"),

@@ -7,7 +7,7 @@ import torch
 from transformers import CLIPTextModel
 
 from mmsr_edge.errors import OptionError
-from mmsr_edge.models import COMPONENTS, PRESETS, build_component, build_networks, preset
+from mmsr_edge.models import PRESETS, build_component, build_networks, preset, preset_components
 from mmsr_edge.models.tokenizer import Tokenizer, nearest_codes
 
 
@@ -80,7 +80,7 @@ def test_the_paper_size_preset_follows_the_paper() -> None:
     with torch.device("meta"):
         sizes = {
             n: sum(q.numel() for q in build_component(n, "sd2").parameters())
-            for n in COMPONENTS
+            for n in preset_components(p)
             if n != "unet"
         }
     assert sizes["text_encoder"] == pytest.approx(

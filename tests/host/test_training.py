@@ -183,8 +183,9 @@ def test_revived_codes_are_features() -> None:
 
 
 def test_all_stages_train_and_release_a_checkpoint(
-    photos: Path, lpips_weights: Path, tmp_path: Path
+    photos: Path, lpips_weights: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
+    seen = ("--modalities", checkpoint)
     small = ("--photos", photos, "--preset", "micro", "--warmup", 1, "--log-every", 1)
     runs = {n: tmp_path / n for n in ("autoencoder", "tokenizer", "diffusion")}
     judged = ("--lpips", lpips_weights, "--vgg-taps", 4, "--vgg-crop", 32, "--critic-weight", 0.1)
@@ -196,8 +197,10 @@ def test_all_stages_train_and_release_a_checkpoint(
     for name, same in (("hr_encoder", True), ("lr_encoder", False), ("decoder", False)):
         equal = all(torch.equal(v, moved[name][k]) for k, v in kept[name].items())
         assert equal is same, name
-    run_stage("train_tokenizer", runs["tokenizer"], *small, "--steps", 4, "--batch", 1, "--warm", 2)
-    before = ("--autoencoder", runs["autoencoder"], "--tokenizer", runs["tokenizer"])
+    run_stage(
+        "train_tokenizer", runs["tokenizer"], *small, *seen, "--steps", 4, "--batch", 1, "--warm", 2
+    )
+    before = (*seen, "--autoencoder", runs["autoencoder"], "--tokenizer", runs["tokenizer"])
     last = ("--steps", 3, "--batch", 2, "--pool", 8)
     run_stage("train_diffusion", tmp_path / "noisy", *small, *before, *last)
     ours = ("--diffusion", tmp_path / "noisy", *judged, "--diffused", 1, "--reconstructed", 1)
@@ -205,12 +208,13 @@ def test_all_stages_train_and_release_a_checkpoint(
 
     (photos / "sources.json").write_text('[{"source": "scikit-learn", "licence": "CC-BY-2.0"}]')
     out = tmp_path / "checkpoint"
-    named = [str(v) for n, run in runs.items() for v in (f"--{n}", run)]
+    named = [str(v) for n, run in runs.items() for v in (f"--{n}", run)] + list(map(str, seen))
     release = [sys.executable, "-m", f"{STAGES}.release", "--preset", "micro", "--version", "0"]
     release += [*named, "--photos", str(photos), "--out", str(out)]
     subprocess.run(release, check=True, timeout=120)
     manifest = open_bundle(out).manifest
     assert manifest.provenance.sources[0]["name"] == "scikit-learn"
+    assert manifest.components["captioner"].labels == ("cat", "tree", "house", "sea")
     scale = manifest.latent.residual_scale
     assert scale is not None and len(scale) == 4 and min(scale) > 0
     # The decoder that is released is the one that was finished.
@@ -219,7 +223,7 @@ def test_all_stages_train_and_release_a_checkpoint(
         assert torch.equal(value, finished[key].half().float()), key
 
     # A checkpoint stands in for the runs that it was made from; the anchor lets E_lr learn.
-    released = [v for n in runs for v in (f"--{n}", out)]
+    released = ["--modalities", out, *(v for n in runs for v in (f"--{n}", out))]
     again = tmp_path / "again"
     ours = (*judged, "--diffused", 1, "--reconstructed", 1, "--anchor-weight", 0.1)
     run_stage("train_finish", again, *small, *released, *last, *ours)
@@ -232,8 +236,21 @@ def test_all_stages_train_and_release_a_checkpoint(
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGTERM"), reason="needs SIGTERM")
-def test_a_terminated_stage_saves_and_resumes(photos: Path, tmp_path: Path) -> None:
-    options = ("--photos", photos, "--preset", "micro", "--batch", 1, "--warm", 1)
+def test_a_terminated_stage_saves_and_resumes(
+    photos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    options = (
+        "--modalities",
+        checkpoint,
+        "--photos",
+        photos,
+        "--preset",
+        "micro",
+        "--batch",
+        1,
+        "--warm",
+        1,
+    )
     options += ("--warmup", 1, "--log-every", 1)
     command = stage_command("train_tokenizer", tmp_path, *options, "--steps", 100000)
     process = subprocess.Popen(command)

@@ -1,0 +1,111 @@
+"""The depth student: one picture → how near each pixel is, relative to the rest of the picture.
+
+A small residual encoder down to a thirty-second of a halved picture, and a light decoder that
+climbs back over skip connections. The picture is halved first: what it shows of depth is in its
+layout, and LR pictures have no finer detail. Plain 3×3 convolutions with batch norm, which folds
+into them, and ReLU: every runtime has them, and they quantize well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class DepthConfig:
+    """Sizes of the depth student."""
+
+    widths: tuple[int, ...] = (16, 32, 64, 96, 128)
+    """Feature maps at 1/2, 1/4, … of the squeezed picture."""
+    blocks: tuple[int, ...] = (0, 1, 1, 2, 2)
+    """Residual blocks at each of these sizes."""
+    decoder: tuple[int, ...] = (96, 64, 32, 16, 8)
+    """Feature maps on the way up, from the second smallest size to the squeezed picture's own."""
+    squeeze: int = 2
+    """The picture is averaged over squares of this side first."""
+
+
+def _conv(c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(c_out, momentum=0.05))
+
+
+class Residual(nn.Module):
+    """Two convolutions beside an identity (He et al. 2016)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = _conv(width, width), _conv(width, width)
+        nn.init.zeros_(self.second[1].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, width, H, W] → the same."""
+        return F.relu(x + self.second(F.relu(self.first(x))))
+
+
+class Rise(nn.Module):
+    """Double the size, add what the encoder had there, filter."""
+
+    def __init__(self, c_in: int, c_skip: int, c_out: int) -> None:
+        super().__init__()
+        self.narrow = _conv(c_in, c_out, 1)
+        self.skip = _conv(c_skip, c_out, 1)
+        self.filter = _conv(c_out, c_out)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """x [B, c_in, H, W], skip [B, c_skip, 2H, 2W] → [B, c_out, 2H, 2W]."""
+        up = F.interpolate(self.narrow(x), scale_factor=2.0, mode="bilinear", align_corners=False)
+        return F.relu(self.filter(F.relu(up + self.skip(skip))))
+
+
+class Depth(nn.Module):
+    """The network; see the module's head."""
+
+    def __init__(self, config: DepthConfig) -> None:
+        super().__init__()
+        self.squeeze = config.squeeze
+        inputs = (3, *config.widths[:-1])
+        self.down = nn.ModuleList(
+            nn.Sequential(_conv(i, o, stride=2), nn.ReLU(), *(Residual(o) for _ in range(n)))
+            for i, o, n in zip(inputs, config.widths, config.blocks, strict=True)
+        )
+        # What is near depends on the whole picture: its mean is told to every place.
+        self.whole = nn.Conv2d(config.widths[-1], config.widths[-1], 1)
+        below = (config.widths[-1], *config.decoder[:-1])
+        self.up = nn.ModuleList(
+            Rise(i, s, o) for i, s, o in zip(below, reversed(inputs), config.decoder, strict=True)
+        )
+        self.out = nn.Conv2d(config.decoder[-1], 1, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Nearness of every pixel.
+
+        Args:
+            image: [B, 3, 256, 256], RGB in [-1, 1]: a whole picture squeezed to a square.
+
+        Returns:
+            [B, 1, 256, 256] in [0, 1], near = 1: the square root of inverse depth after that was
+            scaled to the picture's own range; 0 is the sky or the farthest thing.
+        """
+        x = F.avg_pool2d(image, self.squeeze) if self.squeeze > 1 else image
+        skips = []
+        for stage in self.down:
+            skips.append(x)
+            x = stage(x)
+        x = F.relu(x + self.whole(x.mean((2, 3), keepdim=True)))
+        for rise, skip in zip(self.up, reversed(skips), strict=True):
+            x = rise(x, skip)
+        x = self.out(x)
+        if self.squeeze > 1:
+            factor = float(self.squeeze)
+            x = F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+        return torch.sigmoid(x)
+
+
+def build_depth(config: DepthConfig) -> Depth:
+    """The depth student with fresh weights."""
+    return Depth(config)
