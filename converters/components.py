@@ -112,8 +112,8 @@ UNET_FLOAT = (
 ENCODER_FLOAT = (r"^quarter\.1$|\bconv_in$", r"^out$|\bconv_out$|\bquant_conv$")
 DECODER_FLOAT = (r"^eighth\.0$|\bconv_in$|\bpost_quant_conv$", r"^out\.0$|\bconv_out$")
 
-# The layer that reads pixels (under its BatchNorm's name, when that was folded into it), and the one
-# that answers.
+# The layer that reads pixels, and the one that answers. A convolution that a BatchNorm was folded
+# into goes by the BatchNorm's name.
 DEPTH_FLOAT = (r"^down\.0\.0\.[01]$", r"^out$")
 CLASSIFIER_FLOAT = (r"^trunk\.stages\.0\.0\.[01]$", r"^head$")
 
