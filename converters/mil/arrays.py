@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,14 +143,14 @@ def slice_by_size(x: Tensor, begin: Ints, size: Ints) -> Tensor:
 @operation("pad")
 def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0) -> Tensor:
     """Pad the last axes; `pad` has (before, after) for each of them, the outer one first."""
-    modes = {"reflect": "reflect", "replicate": "edge"}
+    modes: dict[str, Any] = {"reflect": "reflect", "replicate": "edge"}
     for i in range(len(pad) // 2):
         axis = x.ndim - len(pad) // 2 + i
         before, after = pad[2 * i : 2 * i + 2]
         if mode == "constant":
             x = F.pad(x, [0, 0] * (x.ndim - 1 - axis) + [before, after], value=constant_val)
         elif mode in modes:
-            index = np.pad(np.arange(x.shape[axis]), (before, after), modes[mode])
+            index = np.pad(np.arange(x.shape[axis]), (before, after), mode=modes[mode])
             x = x.index_select(axis, torch.from_numpy(index))
         else:
             raise BackendError(f"mode {mode!r} is not known to the interpreter")
@@ -219,9 +220,7 @@ _UPDATES: dict[str, Callable[..., None]] = {
 }
 
 
-def _update(
-    data: Tensor, where: tuple[Tensor | slice, ...], updates: Tensor, mode: str
-) -> Tensor:
+def _update(data: Tensor, where: tuple[Tensor | slice, ...], updates: Tensor, mode: str) -> Tensor:
     result = data.numpy().copy()
     place = tuple(w.numpy() if isinstance(w, Tensor) else w for w in where)
     if mode == "update":
@@ -340,7 +339,10 @@ def topk(
     del sort  # sorted they are as good as in any order
     k = x.shape[axis] if k == -1 else k
     values, indices = x.sort(dim=axis, descending=not ascending, stable=True)
-    parts = (values.narrow(axis, 0, k), indices.narrow(axis, 0, k).to(cast_type(output_indices_dtype)))
+    parts = (
+        values.narrow(axis, 0, k),
+        indices.narrow(axis, 0, k).to(cast_type(output_indices_dtype)),
+    )
     return parts if return_indices else parts[:1]
 
 

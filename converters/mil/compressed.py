@@ -51,13 +51,15 @@ def constexpr_blockwise_shift_scale(
 def constexpr_lut_to_dense(
     indices: Tensor, lut: Tensor, shape: Ints | None = None, vector_axis: int | None = None
 ) -> Tensor:
-    """Palettes. iOS 16: one, indices packed, `shape` given. iOS 18: one per block of the indices."""
+    """iOS 16: one palette, indices packed, `shape` given. iOS 18: a palette per block."""
     if shape is not None:
         bits = int(math.log2(lut.numel()))
         packed = indices.numpy()
         if packed.size != math.ceil(bits * math.prod(shape) / 8):
             raise BackendError(f"{packed.size} bytes do not hold {shape} indices of {bits} bits")
-        return lut[torch.from_numpy(unpack_bits(packed, bits, math.prod(shape))).long()].reshape(shape)
+        return lut[torch.from_numpy(unpack_bits(packed, bits, math.prod(shape))).long()].reshape(
+            shape
+        )
     if lut.shape[-1] != 1 or vector_axis is not None:
         raise BackendError("palettes of vectors are not known to the interpreter")
     table = lut[..., 0]

@@ -260,9 +260,7 @@ def upsample_nearest_neighbor(
 
 
 @operation()
-def resize_nearest_neighbor(
-    x: Tensor, target_size_height: int, target_size_width: int
-) -> Tensor:
+def resize_nearest_neighbor(x: Tensor, target_size_height: int, target_size_width: int) -> Tensor:
     return _nearest(_nearest(x, -2, target_size_height), -1, target_size_width)
 
 
@@ -330,7 +328,9 @@ def resample(
     size = torch.tensor([x.shape[-1], x.shape[-2]])
     grid = coordinates.float()
     if coordinates_mode == "unnormalized":  # pixel numbers, to where grid_sample has them
-        grid = (2 * grid / (size - 1).clamp(min=1) - 1) if align_corners else (2 * grid + 1) / size - 1
+        grid = (
+            (2 * grid / (size - 1).clamp(min=1) - 1) if align_corners else (2 * grid + 1) / size - 1
+        )
     elif coordinates_mode == "normalized_zero_to_one":
         grid = 2 * grid - 1
     elif coordinates_mode != "normalized_minus_one_to_one":

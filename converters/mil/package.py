@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mmsr_edge.errors import BundleError, missing_extra
+from mmsr_edge.converters.to_coreml import import_coremltools
+from mmsr_edge.errors import BundleError
 
 WEIGHTS_PREFIX = "@model_path/"
 """How a program writes "the folder that the model file is in"."""
@@ -67,11 +68,10 @@ def open_package(root: Path) -> Package:
 
 
 def _parse(path: Path) -> Any:
-    try:
-        from coremltools.proto import Model_pb2
-        from google.protobuf.message import DecodeError
-    except ModuleNotFoundError:
-        raise missing_extra("coremltools", "coreml") from None
+    import_coremltools()
+    from coremltools.proto import Model_pb2
+    from google.protobuf.message import DecodeError
+
     spec = Model_pb2.Model()
     try:
         spec.ParseFromString(path.read_bytes())

@@ -75,7 +75,6 @@ class MILProgram:
         function = _main(package)
         self._arguments = {i.name: value_type(i.type) for i in function.inputs}
         block = function.block_specializations[function.opset]
-        self._results = tuple(block.outputs)
         self._check_known(block)
         for proto in block.operations:
             self._decode(proto)
@@ -86,6 +85,7 @@ class MILProgram:
             for name in values
             if isinstance(name, str)
         }
+        self._last_use.update(dict.fromkeys(block.outputs, len(self._operations)))
 
     @classmethod
     def open(cls, path: Path) -> MILProgram:
@@ -118,8 +118,7 @@ class MILProgram:
             for given in operation.inputs.values():
                 for name in given:
                     if isinstance(name, str) and self._last_use[name] == i:
-                        if name not in self._results:
-                            values.pop(name, None)
+                        values.pop(name, None)
         results = {}
         for port in self.outputs:
             value = values[port.name]
@@ -187,19 +186,15 @@ class MILProgram:
                 key: [self._constant(value)] for key, value in attributes.items()
             }
             for key, argument in proto.inputs.items():
-                inputs[key] = [
-                    self._bound(binding, key) for binding in argument.arguments
-                ]
+                inputs[key] = [self._bound(binding, key) for binding in argument.arguments]
         except (BundleError, KeyError) as error:
             raise BundleError(f"{self.package.name!r}, {proto.type} {name!r}: {error}") from None
         operation = Operation(proto.type, name, inputs, outputs)
+        self.kinds[proto.type] += 1
         if proto.type.startswith("constexpr_"):
             self._constants.update(self._run(operation, self._constants))
         else:
-            self.kinds[proto.type] += 1
             self._operations.append(operation)
-            return
-        self.kinds[proto.type] += 1
 
     def _bound(self, binding: Any, key: str) -> str | Value:
         if binding.WhichOneof("binding") == "value":
@@ -224,9 +219,7 @@ def _look_up(values: Mapping[str, Value], item: str | Value) -> Value:
 
 def _declared(result: Tensor, declared: ValueType, where: str) -> Tensor:
     """A result as the program keeps it: its shape and kind checked, rounded to its precision."""
-    kinds = [
-        (t == torch.bool, t.is_floating_point) for t in (result.dtype, declared.dtype)
-    ]
+    kinds = [(t == torch.bool, t.is_floating_point) for t in (result.dtype, declared.dtype)]
     if tuple(result.shape) != declared.shape or kinds[0] != kinds[1]:
         found = f"{str(result.dtype).removeprefix('torch.')} {list(result.shape)}"
         raise BundleError(f"{where} is {found}, the program declares {declared}")

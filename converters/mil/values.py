@@ -106,11 +106,9 @@ def constant(proto: Any, load: Load) -> Value:
         field = tensor.WhichOneof("value")
         if declared.element == "STRING":
             return str(tensor.strings.values[0])
-        values = getattr(tensor, field).values if field else ()
-        if field == "bytes":
-            array = np.frombuffer(values, _PACKED.get(declared.element, "<u1"))
-        else:
-            array = np.array(values)
+        values: Any = getattr(tensor, field).values if field else []
+        packed = _PACKED.get(declared.element, "<u1")
+        array = np.frombuffer(values, packed) if field == "bytes" else np.array(values)
     if array.size != count:
         raise BundleError(f"a constant has {array.size} elements, its type says {declared}")
     return torch.tensor(array.reshape(declared.shape)).to(declared.dtype)
