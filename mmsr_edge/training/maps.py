@@ -25,6 +25,7 @@ from skimage.segmentation import felzenszwalb
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from mmsr_edge.modalities import caption
 from mmsr_edge.modalities.edges import detect_edges
 from mmsr_edge.modalities.maps import PALETTE, edge_map
 from mmsr_edge.training.data import Crop, Photos
@@ -134,26 +135,6 @@ class MapMaker:
         return torch.from_numpy(np.stack(planes)).permute(0, 3, 1, 2).float()
 
 
-_COLOURS = {
-    "red": (220, 40, 40), "orange": (240, 150, 40), "yellow": (235, 220, 60),
-    "green": (60, 150, 60), "blue": (60, 90, 200), "purple": (140, 60, 160),
-    "pink": (240, 150, 180), "brown": (120, 80, 50), "white": (240, 240, 240),
-    "grey": (128, 128, 128), "black": (20, 20, 20),
-}  # fmt: skip
-
-
 def describe(hr: Tensor) -> str:
-    """Words for the light, contrast, colours and texture of `hr` [3, H, W] in [-1, 1]."""
-    small = torch.nn.functional.interpolate(hr[None].float(), (16, 16), mode="area")[0]
-    rgb = ((small + 1) * 127.5).permute(1, 2, 0).reshape(-1, 3).cpu().numpy()
-    names = list(_COLOURS)
-    table = np.array([_COLOURS[n] for n in names], dtype=np.float64)
-    nearest = ((rgb[:, None] - table[None]) ** 2).sum(-1).argmin(1)
-    common = np.bincount(nearest, minlength=len(names)).argsort()[::-1][:2]
-    light, spread = rgb.mean(), rgb.std()
-    words = ["dark" if light < 85 else "bright" if light > 170 else "daylight"]
-    words += ["contrast"] if spread > 65 else ["soft"] if spread < 25 else []
-    words += [names[i] for i in common]
-    busy = float((hr[:, 1:] - hr[:, :-1]).abs().mean())
-    words += ["fine", "texture"] if busy > 0.12 else ["smooth"] if busy < 0.03 else []
-    return " ".join(words)
+    """The words that a device finds for `hr` [3, H, W] in [-1, 1]."""
+    return " ".join(caption.describe(hr.permute(1, 2, 0).float().cpu().numpy()))

@@ -1,0 +1,71 @@
+"""The trunk of the small classifiers: a narrow residual network (He et al. 2016, ResNet).
+
+It begins with a stride of four. Dense convolutions, although the phones' networks have depthwise
+ones: at these sizes a processor trains and runs them faster, for all that they multiply more. Every
+layer is a convolution that a BatchNorm folds into, and a ReLU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SIDE = 256
+"""Side of the pictures that these networks see."""
+
+
+@dataclass(frozen=True)
+class TrunkConfig:
+    """Sizes of the trunk."""
+
+    widths: tuple[int, ...] = (24, 48, 96, 160)
+    """Channels at a quarter, an eighth, … of the picture's side."""
+    blocks: tuple[int, ...] = (1, 1, 2, 1)
+    """Residual blocks at each of these sizes."""
+
+
+def conv_norm(
+    inputs: int, outputs: int, size: int = 1, stride: int = 1, relu: bool = True
+) -> nn.Sequential:
+    """Convolution without bias, BatchNorm, and ReLU where wanted."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+    ]
+    return nn.Sequential(*layers, *([nn.ReLU()] if relu else []))
+
+
+class Residual(nn.Module):
+    """Two 3×3 convolutions, added to their input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = conv_norm(width, width, 3)
+        self.second = conv_norm(width, width, 3, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, width, h, w] to the same."""
+        return F.relu(x + self.second(self.first(x)))
+
+
+class Trunk(nn.Module):
+    """Features at a quarter, an eighth, … of the picture's side."""
+
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList()
+        inputs = 3
+        for i, (width, count) in enumerate(zip(config.widths, config.blocks, strict=True)):
+            down = conv_norm(inputs, width, 3, 2) if i else conv_norm(inputs, width, 5, 4)
+            self.stages.append(nn.Sequential(down, *(Residual(width) for _ in range(count))))
+            inputs = width
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Features of `image` [B, 3, 256, 256], RGB in [-1, 1]: one tensor a size, finest first."""
+        x, features = image, []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features
