@@ -1,0 +1,118 @@
+"""Train the segmentation network on DeepLab's classes and on materials.
+
+    python -m mmsr_edge.training.teachers --teacher regions --photos DIR --teachers DIR --out LABELS
+    python -m mmsr_edge.training.materials --regions LABELS --out MATERIALS
+    (look at MATERIALS/sheet.png and write MATERIALS/names.json)
+    python -m mmsr_edge.training.train_segmentation --photos LABELS --materials MATERIALS \\
+        --out RUN --minutes 30
+
+Writes `labels.json`, the names of the classes, into the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmsr_edge.models.segmentation import Segmentation, SegmentationConfig, build_segmentation
+from mmsr_edge.models.trunk import SIDE
+from mmsr_edge.training.materials import LABEL_SIDE, class_names, region_labels
+from mmsr_edge.training.options import add_run_options, run_config
+from mmsr_edge.training.run import Run, autocast, load_run, pick_device, start_from
+from mmsr_edge.training.views import Views
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class SegmentationStage:
+    """Settings of this stage."""
+
+    batch: int = 16
+    """Views a step."""
+    crop: int = 128
+    """Smallest side that a view is cut to."""
+    rare: float = 0.3
+    """Power of a class's share by which its loss is divided: 0 treats all pixels alike."""
+
+
+def class_weights(labels: Array, classes: int, power: float) -> Array:
+    """Weight of each class [classes], 1 on average over all pixels; 0 where it never occurs."""
+    share = np.bincount(labels.ravel(), minlength=classes) / labels.size
+    # Below a thousandth of all pixels a class is taken to be as rare as that: it may be an error.
+    weights = np.where(share > 0, np.maximum(share, 1e-3) ** -power, 0)
+    return np.asarray(weights / (weights * share).sum(), np.float32)
+
+
+def cut(images: Tensor, labels: Tensor, smallest: int) -> tuple[Tensor, Tensor]:
+    """The same random square of pictures [B, 3, 256, 256] and labels [B, 64, 64], at full size."""
+    step = SIDE // LABEL_SIDE
+    side = int(torch.randint(smallest // step, LABEL_SIDE + 1, ()))
+    top, left = (int(torch.randint(LABEL_SIDE - side + 1, ())) for _ in range(2))
+    part = images[:, :, top * step : (top + side) * step, left * step : (left + side) * step]
+    images = F.interpolate(part, (SIDE, SIDE), mode="bilinear")
+    labels = labels[:, top : top + side, left : left + side]
+    small = F.interpolate(labels[:, None].float(), (LABEL_SIDE, LABEL_SIDE), mode="nearest")
+    if torch.rand(()) < 0.5:
+        images, small = images.flip(-1), small.flip(-1)
+    return images, small[:, 0].long()
+
+
+def train(
+    arrays: tuple[Array, Array], run: Run, stage: SegmentationStage, device: torch.device
+) -> None:
+    """Run the stage; `run.trained["segmentation"]` learns."""
+    network = run.trained["segmentation"]
+    assert isinstance(network, Segmentation)
+    views = Views(arrays[0], device, run.config.seed + run.step)
+    labels = torch.from_numpy(arrays[1]).to(device)
+    classes = network.head.out_channels
+    weights = torch.from_numpy(class_weights(arrays[1], classes, stage.rare)).to(device)
+    for _ in run:
+        rows, images = views.batch(stage.batch)
+        images, truth = cut(images, labels[rows], stage.crop)
+        with autocast(device):
+            logits = network.logits(images.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(logits.float(), truth, weights, label_smoothing=0.05)
+        right = (logits.argmax(1) == truth).float().mean()
+        run.update(loss, right=right)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--materials", type=Path, required=True, help="named clusters")
+    parser.add_argument("--trunk", type=Path, help="run of the tagger, whose trunk to start from")
+    add_run_options(
+        parser, SegmentationStage(), steps=2000, learning_rate=2e-3, warmup=50, ema=0.995
+    )
+    args = parser.parse_args()
+    config, stage = run_config(args, SegmentationStage)
+    device = pick_device(config.device)
+    torch.manual_seed(config.seed)
+    names = class_names(json.loads((args.materials / "names.json").read_text()))
+    views, labels, _ = region_labels(args.photos, args.materials, held_out=False)
+    network = build_segmentation(SegmentationConfig(len(names)))
+    if args.trunk:
+        taught = load_run(args.trunk)["tagger"]
+        trunk = {k.removeprefix("trunk."): v for k, v in taught.items() if k.startswith("trunk.")}
+        start_from({"trunk": network.trunk}, {"trunk": trunk})
+    network = network.to(device, memory_format=torch.channels_last).train()
+    run = Run(args.out, config, stage, {"segmentation": network})
+    (args.out / "labels.json").write_text(json.dumps(names, indent=1))
+    train((views, labels), run, stage, device)
+
+
+if __name__ == "__main__":
+    main()
