@@ -110,13 +110,13 @@ def restore_low_pass(output: Array, reference: Array, rounds: int = 4) -> npt.ND
     """Change `output` so that averaged over blocks it is `reference`: iterated back-projection.
 
     Irani & Peleg, *Improving resolution by image registration* (1991), Eq. 4, with the block mean
-    as the imaging process and bicubic as the back-projection; what is left after the rounds is
-    spread evenly over each block. Detail within a block stays, as far as the range allows.
+    as the imaging process and bicubic as the back-projection. What is left after the rounds is
+    added evenly to each block, and where that leaves the range, the detail within it is reduced.
 
     Args:
         output: RGB [sH, sW, 3] in [−1, 1], s a whole number.
         reference: RGB [H, W, 3] in [−1, 1].
-        rounds: of back-projection; more make what is spread evenly less.
+        rounds: of back-projection; more leave less to be added evenly.
 
     Returns:
         float32 [sH, sW, 3] in [−1, 1].
@@ -130,9 +130,17 @@ def restore_low_pass(output: Array, reference: Array, rounds: int = 4) -> npt.ND
             plane = Image.fromarray(np.ascontiguousarray(missing[..., channel]))
             result[..., channel] += np.asarray(plane.resize(size, Image.Resampling.BICUBIC))
         np.clip(result, -1, 1, out=result)
-    missing = reference - block_means(result, scale)
-    result += missing.repeat(scale, axis=0).repeat(scale, axis=1)
-    return result.clip(-1, 1)
+    height, width = reference.shape[:2]
+    blocks = result.reshape(height, scale, width, scale, 3)
+    blocks -= blocks.mean(axis=(1, 3), keepdims=True)
+    mean = reference[:, None, :, None]
+    room = np.minimum(
+        (1 - mean) / blocks.max(axis=(1, 3), keepdims=True).clip(1e-6),
+        (1 + mean) / (-blocks.min(axis=(1, 3), keepdims=True)).clip(1e-6),
+    )
+    blocks *= room.clip(0, 1)
+    blocks += mean
+    return result
 
 
 class Fidelity:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError, features
 
 from mmsr_edge.errors import ImageError, MMSRError, OutputError
 from mmsr_edge.metadata import Metadata, enlarged, upright
@@ -206,16 +206,18 @@ def _low_bytes(path: Path) -> Image.Image | None:
             warnings.simplefilter("ignore")
             opened = Image.open(path)
         with opened:
-            if len(opened.tile) != 1 or "transparency" in opened.info:
-                return None
-            tile = opened.tile[0]
             # The name of how bytes are laid out, alone (PNG) or before more arguments (TIFF).
-            alone = isinstance(tile.args, str)
-            raw, *rest = [tile.args] if alone else list(tile.args or ())
-            other = _OTHER_BYTES.get(str(raw))
-            if other is None:
+            layouts = {
+                tile.args if isinstance(tile.args, str) else tile.args[0]  # type: ignore[index]
+                for tile in opened.tile
+            }
+            other = _OTHER_BYTES.get(layouts.pop()) if len(layouts) == 1 else None
+            if other is None or "transparency" in opened.info:
                 return None
-            opened.tile = [tile._replace(args=other if alone else (other, *rest))]
+            opened.tile = [
+                tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:]))  # type: ignore[index]
+                for tile in opened.tile
+            ]
             opened.load()
             return upright(opened)
     except Exception:  # a file of another build than those known: eight bits it is
@@ -391,7 +393,15 @@ def save_image(image: Image.Image, path: ImagePath) -> None:
     form = check_output(path, size=image.size, transparent=alpha is not None and not opaque)
     if opaque and not form.alpha:
         image = image.convert(image.mode.removesuffix("A"))
-    kept = Metadata.of(image.info).options()
+    kept: dict[str, Any] = Metadata.of(image.info).options()
+    if form.name == "PNG" and "xmp" in kept:
+        kept["pnginfo"] = PngImagePlugin.PngInfo()
+        kept["pnginfo"].add_itxt("XML:com.adobe.xmp", kept.pop("xmp").decode(errors="replace"))
+    if form.name == "TIFF" and "xmp" in kept:
+        exif = Image.Exif()
+        exif.load(kept.get("exif", b""))
+        exif[TiffImagePlugin.XMP] = kept.pop("xmp")
+        kept["exif"] = exif.tobytes()
     if form is _JPEG:
         for name, limit in _JPEG_SEGMENT.items():
             if len(kept.get(name, b"")) > limit:

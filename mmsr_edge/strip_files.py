@@ -89,16 +89,17 @@ class PngWriter(StripWriter):
             self._chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + metadata.xmp)
 
     def write(self, strip: Array) -> None:
-        count = len(strip)
+        self._left -= len(strip)
         raw = strip.astype(">u2" if self._bits == 16 else np.uint8, copy=False)
-        here = np.ascontiguousarray(raw).reshape(count, -1).view(np.uint8)
-        above = np.concatenate([self._above, here[:-1]])
-        self._above = here[-1:].copy()
-        rows = np.empty((count, 1 + here.shape[1]), np.uint8)
-        rows[:, 0], rows[:, 1:] = self._filtered(here, above)
-        self._left -= count
-        if data := self._deflate.compress(rows.tobytes()):
-            self._chunk(b"IDAT", data)
+        whole = np.ascontiguousarray(raw).reshape(len(strip), -1).view(np.uint8)
+        for top in range(0, len(whole), 16):  # filtering takes ten times what it is given
+            here = whole[top : top + 16]
+            above = np.concatenate([self._above, here[:-1]])
+            self._above = here[-1:].copy()
+            rows = np.empty((len(here), 1 + here.shape[1]), np.uint8)
+            rows[:, 0], rows[:, 1:] = self._filtered(here, above)
+            if data := self._deflate.compress(rows.data):
+                self._chunk(b"IDAT", data)
 
     def finish(self) -> None:
         if self._left:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ROWS", "Enlarger", "Rows", "resize_strips", "windowed"]
 
-ROWS = 128
+ROWS = 64
 """Rows of a strip where there is a choice: enough to make the overlaps cheap."""
 
 _SUPPORT = {Image.Resampling.BICUBIC: 2.0, Image.Resampling.LANCZOS: 3.0}
@@ -75,8 +75,7 @@ def windowed(
     for top in range(0, height, ROWS):
         bottom = min(top + ROWS, height)
         first, stop = max(top - halo, 0), min(bottom + halo, height)
-        result = work(rows.take(first, stop), first, stop)
-        yield result[top - first : bottom - first]
+        yield work(rows.take(first, stop), first, stop)[top - first : bottom - first]
 
 
 class Enlarger:

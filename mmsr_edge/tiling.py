@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmsr_edge.strips import ROWS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -213,8 +215,8 @@ def blend(
                 raise ValueError(f"a tile of {values.shape} does not fit the plan's {target.shape}")
             weights = plan.row_weights[row][:, None] * plan.column_weights[column]
             target += values * weights[..., None]
-        end = plan.tops[row + 1] if row + 1 < len(plan.tops) else plan.height
-        done, canvas = canvas[: end - top], canvas[end - top :]
-        below = np.zeros((len(done), plan.width, channels), np.float32)
-        canvas = np.concatenate([canvas, below])
-        yield done
+        done = (plan.tops[row + 1] if row + 1 < len(plan.tops) else plan.height) - top
+        for first in range(0, done, ROWS):
+            yield canvas[first : min(first + ROWS, done)].copy()
+        canvas[: plan.size - done] = canvas[done:]
+        canvas[plan.size - done :] = 0

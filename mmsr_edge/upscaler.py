@@ -31,7 +31,7 @@ from mmsr_edge.pipeline import MultimodalPipeline, PictureRun
 from mmsr_edge.runtimes.base import SessionOptions
 from mmsr_edge.runtimes.registry import open_session, select_backend
 from mmsr_edge.strip_files import CanvasWriter, StripWriter, open_writer
-from mmsr_edge.strips import ROWS, Rows
+from mmsr_edge.strips import Rows
 from mmsr_edge.target import resolve_target
 from mmsr_edge.tiling import TilePlan, blend, pad, plan_tiles
 
@@ -332,9 +332,8 @@ class Upscaler:
         for strip in blend(outputs, placed):
             kept = strip[: height - row, :width]
             row += len(strip)
-            # In pieces, for every step that follows makes several copies.
-            for top in range(0, len(kept), ROWS):
-                yield kept[top : top + ROWS]
+            if len(kept):
+                yield kept
 
     def _windows(
         self,

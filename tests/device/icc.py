@@ -47,7 +47,9 @@ def rgb_profile(
 ) -> bytes:
     """A profile by curve and matrix; 563 is the gamma of Adobe RGB."""
     tags = {b"wtpt": _xyz(D50)}
-    tags |= {name: _xyz(xyz) for name, xyz in zip((b"rXYZ", b"gXYZ", b"bXYZ"), colorants, strict=True)}
+    tags |= {
+        name: _xyz(xyz) for name, xyz in zip((b"rXYZ", b"gXYZ", b"bXYZ"), colorants, strict=True)
+    }
     tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), tone)
     return _profile(b"RGB ", tags | {name.encode(): value for name, value in extra.items()})
 

@@ -614,3 +614,16 @@ def test_outputs_that_cannot_be(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match=message):
             image.check_output(tmp_path / name, **options)
     assert image.check_output(tmp_path / "a.png").name == "PNG"
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".avif"])
+def test_xmp_goes_round(suffix: str, tmp_path: Path) -> None:
+    picture = Image.fromarray(noise(4, 4, 3))
+    picture.info["xmp"] = b"<x:xmpmeta>what</x:xmpmeta>"
+    picture.info["exif"] = exif_with(1)
+    image.save_image(picture, tmp_path / f"out{suffix}")
+    loaded = image.load_image(tmp_path / f"out{suffix}")
+    assert loaded.xmp == picture.info["xmp"]
+    exif = Image.Exif()
+    exif.load(loaded.exif or b"")
+    assert exif[COPYRIGHT] == "someone"
