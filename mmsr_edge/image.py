@@ -40,6 +40,7 @@ __all__ = [
     "check_output",
     "load_image",
     "open_image",
+    "picture_size",
     "replacing",
     "save_image",
     "to_pil",
@@ -48,6 +49,8 @@ __all__ = [
 MAX_PIXELS = 64_000_000
 """Largest input, width x height. A small file can claim to be a huge picture (a decompression
 bomb), and four times the side is sixteen times the memory."""
+
+_ORIENTATION = 0x0112
 
 ImagePath: TypeAlias = "str | os.PathLike[str]"
 
@@ -137,6 +140,24 @@ def open_image(
     path = Path(source)
     with _opened(path, max_pixels) as opened:
         return _decode(opened, str(path), first_frame, max_pixels)
+
+
+def picture_size(path: ImagePath, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(width, height) of a file once it is upright, from its header alone.
+
+    Raises:
+        ImageError: as `load_image` does, where the header tells.
+    """
+    with _opened(Path(path), max_pixels) as image:
+        width, height = image.size
+        _check_size(str(path), width, height, max_pixels)
+        try:
+            turned = image.getexif().get(_ORIENTATION, 1) in {5, 6, 7, 8}
+        except Exception:  # damaged EXIF, which `load_image` does without
+            turned = False
+        if image.format == "TIFF":  # which Pillow turns by itself
+            turned = False
+        return (height, width) if turned else (width, height)
 
 
 def _opened(path: Path, max_pixels: int) -> Image.Image:

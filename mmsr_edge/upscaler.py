@@ -151,6 +151,7 @@ class Upscaler:
             )
         selection = select_backend(backend, self.bundle, precision)
         self.backend = selection.backend.name
+        self.precision = precision
         self.passed_over = selection.passed_over
         cache = None if cache_dir is None else Path(cache_dir)
         options = SessionOptions(threads=threads, cache_dir=cache)
