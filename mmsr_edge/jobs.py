@@ -276,12 +276,12 @@ class _Job:
         self.overwrite, self.cancel, self.progress = overwrite, cancel, progress
         self.model = f"{manifest.name} {manifest.version}"
         self.settings = {item.name: getattr(options, item.name) for item in fields(options)}
-        # The manifest holds the hash of every file of the model.
+        # The manifest holds the hash of every file of the model; memory changes no pixel.
         identity = {
             "manifest": _sha256(upscaler.bundle.root / "manifest.json"),
             "backend": upscaler.backend,
             "precision": upscaler.precision,
-            "settings": self.settings,
+            "settings": {**self.settings, "max_memory_mb": None},
         }
         text = json.dumps(identity, sort_keys=True, default=dict)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
