@@ -38,6 +38,7 @@ from mmsr_edge.training.materials import (
     probabilities,
     region_labels,
 )
+from mmsr_edge.training.modalities import load_labels
 from mmsr_edge.training.run import load_run
 from mmsr_edge.training.teachers import VOC, read_labels
 from mmsr_edge.training.train_tagger import by_name, restrict, softmax
@@ -92,9 +93,9 @@ def top(scores: Array, count: int) -> list[set[int]]:
 
 def report_tags(args: argparse.Namespace) -> None:
     """Agreement of the tagger."""
-    names = json.loads((args.run / "labels.json").read_text())
+    names = list(load_labels(args.run)["captioner"])
     tagger = build_tagger(TaggerConfig(len(names))).eval()
-    tagger.load_state_dict(load_run(args.run)["tagger"])
+    tagger.load_state_dict(load_run(args.run)["captioner"])
     arrays, photos = read_labels(args.labels, held_out=True)
     arrays, photos = pick(arrays, photos, args.views)
     everything = json.loads((args.labels / "names.json").read_text())
@@ -171,7 +172,7 @@ def scores_of(table: Array) -> tuple[float, Array, float]:
 
 def report_regions(args: argparse.Namespace) -> None:
     """Agreement of the segmentation network."""
-    names = json.loads((args.run / "labels.json").read_text())
+    names = list(load_labels(args.run)["segmentation"])
     if names != class_names(json.loads((args.materials / "names.json").read_text())):
         raise SystemExit("the run was trained with other materials")
     network = build_segmentation(SegmentationConfig(len(names))).eval()

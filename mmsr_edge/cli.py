@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsr_edge import __version__
+from mmsr_edge.cli_jobs import add_jobs, add_size, is_job, run_jobs
 from mmsr_edge.errors import Cancelled, MMSRError, OptionError, OutputError
 
 if TYPE_CHECKING:
@@ -27,9 +28,9 @@ OK, FAILED, USAGE, CANCELLED = 0, 1, 2, 130
 _EPILOG = """\
 exit codes:
   0    done
-  1    it could not be done: the message on stderr says why
+  1    it, or one of several files, could not be done: the message on stderr says why
   2    wrong usage: an unknown option, or a value outside its range
-  130  cancelled with Ctrl-C; no output file is left behind
+  130  cancelled with Ctrl-C; no unfinished file is left behind
 """
 
 
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_upscale(commands.add_parser("upscale", help="enlarge a picture", **form))
+    _add_upscale(commands.add_parser("upscale", help="enlarge a picture, or many", **form))
     _add_info(commands.add_parser("info", help="show the model and the backends", **form))
     return parser
 
@@ -75,9 +76,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _add_upscale(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_upscale)
     add = parser.add_argument
-    add("input", metavar="IN", type=Path, help="the picture")
-    add("-o", "--output", metavar="OUT", type=Path, help="default: IN_x4.png, beside IN")
+    add("input", metavar="IN", nargs="+", help="the picture; or several, folders, patterns")
+    add("-o", "--output", metavar="OUT", help="default: IN_x4.png, beside IN; of several, a folder")
     add("--overwrite", action="store_true", help="replace OUT if it exists")
+    add_size(parser)
+    add_jobs(parser)
     _add_model(parser)
     add("--backend", default="auto", help="openvino, onnxruntime, coreml or torch (default: auto)")
     add("--precision", default="auto", help="int8, fp16 or fp32 (default: auto)")
@@ -105,6 +108,8 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     add("--edges", default="auto", metavar="FILE|none|auto", help="edge map (default: Canny)")
     add("--seed", type=int, default=0, help="same seed, same picture (default: 0)")
     add("--no-color-fix", action="store_true", help="keep the colours the model gives")
+    add("--fidelity", action="store_true", help="change nothing that the input shows")
+    add("--max-memory", type=float, metavar="MB", help="refuse what would take more")
     add("--save-maps", type=Path, metavar="DIR", help="also write the maps and tags that were used")
     add("-q", "--quiet", action="store_true", help="print errors only")
 
@@ -119,37 +124,26 @@ def _upscale(arguments: argparse.Namespace) -> int:
     from mmsr_edge.image import check_output, check_place, save_image
     from mmsr_edge.upscaler import Upscaler
 
-    temperature = _temperature(arguments.temperature)
     upscaler = Upscaler(
         arguments.model,
         arguments.backend,
         precision=arguments.precision,
         threads=arguments.threads,
     )
-    source: Path = arguments.input
-    scale = upscaler.bundle.manifest.scale
-    output: Path = arguments.output or source.with_name(f"{source.stem}_x{scale}.png")
+    if is_job(arguments):
+        with _cancel_on_interrupt() as cancel:
+            return run_jobs(upscaler, arguments, _options(arguments), cancel)
+    arguments.input = source = Path(arguments.input[0])
+    scale = upscaler.bundle.manifest.scale if arguments.scale is None else arguments.scale
+    beside = source.with_name(f"{source.stem}_x{scale:g}{arguments.format or '.png'}")
+    output = Path(arguments.output or beside)
     check_output(output, overwrite=arguments.overwrite)
     map_files = _map_files(arguments)
     for file in map_files.values():
         check_place(file, overwrite=arguments.overwrite)
     with _cancel_on_interrupt() as cancel, _bar(quiet=arguments.quiet) as progress:
         result = upscaler.upscale(
-            source,
-            prompt=None if arguments.prompt == "none" else arguments.prompt,
-            negative_prompt=arguments.negative_prompt,
-            steps=arguments.steps,
-            guidance=None if arguments.guidance == "none" else arguments.guidance,
-            guidance_scale=arguments.guidance_scale,
-            temperature=temperature,
-            depth=_map(arguments.depth),
-            segmentation=_map(arguments.segmentation),
-            edges=_map(arguments.edges),
-            seed=arguments.seed,
-            color_fix=not arguments.no_color_fix,
-            progress=progress,
-            cancel=cancel,
-            output=output,
+            source, **_options(arguments), progress=progress, cancel=cancel, output=output
         )
     for name, file in map_files.items():
         if name == "tags":
@@ -159,10 +153,35 @@ def _upscale(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         for warning in result.warnings:
             print(f"mmsr-edge: warning: {warning}", file=sys.stderr)
-        width, height = result.image.size
+        width, height = result.size
         seconds = result.timings["total"]
         print(f"{output}: {width}x{height}, {result.backend}, {seconds:.1f} s")
     return OK
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of `Upscaler.upscale` that the command line names."""
+    return {
+        "prompt": None if arguments.prompt == "none" else arguments.prompt,
+        "negative_prompt": arguments.negative_prompt,
+        "steps": arguments.steps,
+        "guidance": None if arguments.guidance == "none" else arguments.guidance,
+        "guidance_scale": arguments.guidance_scale,
+        "temperature": _temperature(arguments.temperature),
+        "depth": _map(arguments.depth),
+        "segmentation": _map(arguments.segmentation),
+        "edges": _map(arguments.edges),
+        "seed": arguments.seed,
+        "color_fix": not arguments.no_color_fix,
+        "fidelity": arguments.fidelity,
+        "scale": arguments.scale,
+        "width": arguments.width,
+        "height": arguments.height,
+        "fit": arguments.fit,
+        "bits": arguments.bits,
+        "first_frame": arguments.first_frame,
+        "max_memory_mb": arguments.max_memory,
+    }
 
 
 def _map_files(arguments: argparse.Namespace) -> dict[str, Path]:

@@ -21,6 +21,7 @@ from PIL import Image
 from mmsr_edge.contract import MODALITIES
 from mmsr_edge.errors import OptionError
 from mmsr_edge.sampler import GUIDANCE
+from mmsr_edge.target import FITS, SCALE_RANGE
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -84,6 +85,24 @@ class UpscaleOptions:
     """Of the noise, in `SEED_RANGE`; the same seed gives the same picture."""
     color_fix: bool = True
     """Give the result the colours of the input."""
+    fidelity: bool = False
+    """Change nothing that the input shows: averaged over the block of each pixel of the input, the
+    result is the input to within `color.FIDELITY_PSNR`. Its noise and artefacts stay, too."""
+    scale: float | None = None
+    """Factor in `target.SCALE_RANGE`, fractions too. None: the model's."""
+    width: int | None = None
+    """Width of the result in pixels, in place of `scale`."""
+    height: int | None = None
+    """Height of the result in pixels, in place of `scale`."""
+    fit: str | None = None
+    """With both `width` and `height`: "inside" (None), as large as goes into them, or "cover":
+    just that size, what sticks out cut off."""
+    bits: int | None = None
+    """Bits a channel of a PNG or TIFF: 8 or 16. None: those of the input."""
+    first_frame: bool = False
+    """Take the first frame of an animation, or page of a document, rather than refuse it."""
+    max_memory_mb: float | None = None
+    """Most memory in MB that the picture may take, beside the networks. None: no limit."""
 
     def __post_init__(self) -> None:
         _text("prompt", self.prompt)
@@ -106,8 +125,32 @@ class UpscaleOptions:
         for name in MAPS:
             _map(name, getattr(self, name))
         _integer("seed", self.seed, *SEED_RANGE)
-        if not isinstance(self.color_fix, bool):
-            raise OptionError(f"color_fix is {self.color_fix!r}; it must be True or False")
+        for name in ("color_fix", "fidelity", "first_frame"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name} is {getattr(self, name)!r}; it must be True or False")
+        if self.fidelity and not self.color_fix:
+            raise OptionError("fidelity keeps the colours, which color_fix=False forbids; drop one")
+        self._check_target()
+        if self.bits not in (None, 8, 16):
+            raise OptionError(f"bits is {self.bits!r}; it must be 8, 16 or None")
+        if self.max_memory_mb is not None:
+            _number("max_memory_mb", self.max_memory_mb, (1, 1e9))
+
+    def _check_target(self) -> None:
+        if self.scale is not None:
+            _number("scale", self.scale, SCALE_RANGE)
+        for name in ("width", "height"):
+            value = getattr(self, name)
+            if value is not None:
+                _integer(name, value, 1, None)
+                if self.scale is not None:
+                    raise OptionError(
+                        f"scale is {self.scale!r} and {name} is {value!r}; give one of the two"
+                    )
+        if self.fit not in (None, *FITS):
+            raise OptionError(f"fit is {self.fit!r}; it must be {' or '.join(map(repr, FITS))}")
+        if self.fit is not None and (self.width is None or self.height is None):
+            raise OptionError(f"fit is {self.fit!r}, which needs both width and height")
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any]) -> UpscaleOptions:

@@ -1,4 +1,4 @@
-"""Pixels: every kind that Pillow and numpy know, as the RGB floats the networks take.
+"""Pixels: every kind that Pillow and numpy know, as the RGB floats the networks take, and back.
 
 RGB is float32 [H, W, 3] in [−1, 1]; opacity is kept apart, float32 [H, W] in [0, 1].
 """
@@ -6,7 +6,7 @@ RGB is float32 [H, W, 3] in [−1, 1]; opacity is kept apart, float32 [H, W] in 
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -19,39 +19,77 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
     Floats = npt.NDArray[np.float32]
 
-__all__ = ["from_array", "from_pil", "to_bytes"]
+__all__ = ["Pixels", "from_array", "from_pil", "quantize", "to_bytes"]
 
 _WIDE_GREYS = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+_GREYS = {"1", "L", "LA", "La", *_WIDE_GREYS}
 _NOT_RGB = {"CMYK", "LAB"}
 _FULL_RANGE = {"bool": 1, "uint8": 255, "uint16": 65535}
 
 
-def from_pil(image: Image.Image) -> tuple[Floats, Floats | None, bytes | None]:
-    """RGB, opacity where there is any, and the colour profile where it is one of RGB colours.
+class Pixels(NamedTuple):
+    """What a picture shows, apart from how it was stored."""
 
-    CMYK and grey that have a profile of their kind, and Lab, go to sRGB by colour management.
+    rgb: Floats
+    """[H, W, 3] in [−1, 1]; of a grey picture, the same thing three times."""
+    alpha: Floats | None
+    """Opacity [H, W] in [0, 1], where there is such a channel."""
+    icc: bytes | None
+    """The colour profile that `rgb` is in, one of RGB colours or of grey; None: sRGB."""
+    grey: bool
+    """Whether it is one channel, and its profile, where it has one, of grey."""
+    bits: int
+    """8 or 16 of them tell all that the numbers held."""
+
+
+def from_pil(image: Image.Image, low: Image.Image | None = None) -> Pixels:
+    """The pixels of a decoded image.
+
+    CMYK that has a profile of its kind, and Lab, go to sRGB by colour management.
+
+    Args:
+        image: of any mode.
+        low: of 16-bit colours, of which Pillow knows the upper eight bits only, the lower ones.
 
     Raises:
         ImageError: for floats or 32-bit integers beyond the range of a picture.
     """
     icc: bytes | None = image.info.get("icc_profile")
+    grey = image.mode in _GREYS and _space(icc) != b"RGB "
+    if image.mode in _GREYS and _space(icc) not in {b"RGB ", b"GRAY"}:
+        icc = None  # of another picture
     if image.mode in _WIDE_GREYS:
         # Read as numbers: Pillow converts these to RGB by cutting them off at 255.
-        grey = _unit(np.asarray(image), f"an image of mode {image.mode}")
-        return _signed(grey[..., None]), None, icc if _space(icc) == b"RGB " else None
+        values = _unit(np.asarray(image), f"an image of mode {image.mode}")
+        return Pixels(_signed(values[..., None]), None, icc, grey, 16)
+    if low is not None:
+        return _deep(image, low, icc)
     alpha = None
     if _has_alpha(image):
-        image = image.convert("LA" if image.mode in {"1", "L", "LA", "La"} else "RGBA")
+        image = image.convert("LA" if image.mode in _GREYS else "RGBA")
         *colours, opacity = image.split()
         alpha = np.asarray(opacity, np.float32) / np.float32(255)
         image = colours[0] if len(colours) == 1 else Image.merge("RGB", colours)
-    image, icc = _as_rgb(image, icc)
-    rgb = _signed(np.asarray(image).astype(np.float32) / np.float32(255))
-    return (rgb if alpha is None else _fill_hidden(rgb, alpha)), alpha, icc
+    image, icc = (image.convert("L"), icc) if grey else _as_rgb(image, icc)
+    values = np.asarray(image).astype(np.float32)
+    rgb = _signed((values[..., None] if grey else values) / np.float32(255))
+    return Pixels(rgb if alpha is None else _fill_hidden(rgb, alpha), alpha, icc, grey, 8)
 
 
-def from_array(array: Array) -> tuple[Floats, Floats | None]:
-    """RGB, and opacity where there is any, of [H, W] or [H, W, 1 … 4].
+def _deep(image: Image.Image, low: Image.Image, icc: bytes | None) -> Pixels:
+    """RGB or RGBA of 16 bits from its upper and lower bytes."""
+    values = np.asarray(image).astype(np.float32) * np.float32(256)
+    values += np.asarray(low)
+    values /= np.float32(65535)
+    icc = icc if _space(icc) == b"RGB " else None
+    if values.shape[2] == 3:
+        return Pixels(_signed(values), None, icc, False, 16)
+    alpha = np.ascontiguousarray(values[..., 3])
+    return Pixels(_fill_hidden(_signed(values[..., :3]), alpha), alpha, icc, False, 16)
+
+
+def from_array(array: Array) -> Pixels:
+    """The pixels of [H, W] or [H, W, 1 … 4].
 
     Two channels are grey and alpha, four RGB and alpha. uint8 and uint16 count as fractions of
     their full range; bool and floats in [0, 1] as they are.
@@ -66,10 +104,18 @@ def from_array(array: Array) -> tuple[Floats, Floats | None]:
             "[height, width, channels] with 1 to 4 channels, the last one of 2 or 4 being alpha"
         )
     unit = _unit(planes, "an array")
+    grey, bits = unit.shape[2] < 3, 8 if array.dtype.itemsize == 1 else 16
     if unit.shape[2] in {1, 3}:
-        return _signed(unit), None
+        return Pixels(_signed(unit), None, None, grey, bits)
     alpha = np.ascontiguousarray(unit[..., -1])
-    return _fill_hidden(_signed(unit[..., :-1]), alpha), alpha
+    return Pixels(_fill_hidden(_signed(unit[..., :-1]), alpha), alpha, None, grey, bits)
+
+
+def quantize(unit: Floats, bits: int) -> Array:
+    """Floats in [0, 1], any shape, as the nearest uint8 or uint16; what lies beyond is clipped."""
+    full = (1 << bits) - 1
+    numbers: Array = np.round(unit * np.float32(full)).clip(0, full).astype(f"u{bits // 8}")
+    return numbers
 
 
 def to_bytes(values: Floats) -> npt.NDArray[np.uint8]:
@@ -118,8 +164,7 @@ def _as_rgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, bytes |
     """The image in mode RGB, and the profile that then holds; None is sRGB."""
     if _space(icc) == b"RGB " and image.mode not in _NOT_RGB:
         return image.convert("RGB"), icc
-    own = {"CMYK": b"CMYK", "L": b"GRAY"}.get(image.mode)
-    if image.mode == "LAB" or (icc and _space(icc) == own):
+    if image.mode == "LAB" or (image.mode == "CMYK" and _space(icc) == b"CMYK"):
         managed = _managed(image, icc)
         if managed is not None:
             return managed, None

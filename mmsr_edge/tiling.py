@@ -1,8 +1,9 @@
 """Tiling: a picture of any size as overlapping windows of one fixed size, and back again.
 
 What size the windows have is data, `TileSpec` in a bundle's manifest. `plan_tiles` places them;
-`Blender` joins what came out of them. Positions are on one grid for low-resolution pixels, latents
-and output pixels alike: `TilePlan.scaled` takes a plan from one to the other.
+`blend` joins what came out of them, a row of windows at a time, so that no canvas is held whole.
+Positions are on one grid for low-resolution pixels, latents and output pixels alike:
+`TilePlan.scaled` takes a plan from one to the other.
 
 The feathering weights of a plan are separable and sum to exactly one, so that no canvas of weights
 is kept and a flat picture stays flat.
@@ -18,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmsr_edge.strips import ROWS
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import numpy.typing as npt
 
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["Blender", "Tile", "TilePlan", "feather", "pad", "plan_tiles"]
+__all__ = ["Tile", "TilePlan", "blend", "feather", "pad", "plan_tiles"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Tile:
         return self.left, self.top, self.left + self.size, self.top + self.size
 
     def of(self, picture: Array) -> Array:
-        """The window's view of `picture` [height, width, ...]."""
+        """The window's view of `picture` [height, width, ...]; less where that ends before."""
         return picture[self.top : self.top + self.size, self.left : self.left + self.size]
 
 
@@ -183,37 +186,37 @@ def feather(positions: tuple[int, ...], size: int) -> npt.NDArray[np.float32]:
     return weights.astype(np.float32)
 
 
-class Blender:
-    """Joins windows into a canvas: what is added is weighted, what comes out is their mean."""
+def blend(
+    plan: TilePlan, windows: Iterable[tuple[Tile, Array]], channels: int = 3
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Join windows into a picture, which comes in strips of whole rows as they are done.
 
-    def __init__(self, plan: TilePlan, channels: int = 3) -> None:
-        self._plan = plan
-        self._canvas = np.zeros((plan.height, plan.width, channels), np.float32)
-        self._missing = {(tile.row, tile.column) for tile in plan}
+    Args:
+        plan: of the windows.
+        windows: each tile of `plan`, in its order, with its values [size, size, channels].
+        channels: of the values.
 
-    def add(self, tile: Tile, values: Array) -> None:
-        """Add the window `values` [size, size, channels] at `tile`, a tile of this very plan.
+    Yields:
+        float32 [n, width, channels], from top to bottom: the weighted mean of what covers a pixel.
 
-        Raises:
-            ValueError: for a wrong shape, or a tile that the plan lacks or that was added before.
-        """
-        target = tile.of(self._canvas)
-        if values.shape != target.shape:
-            raise ValueError(f"a tile of {values.shape} does not fit the plan's {target.shape}")
-        try:
-            self._missing.remove((tile.row, tile.column))
-        except KeyError:
-            raise ValueError(f"{tile} was added before, or is not of this plan") from None
-        rows = self._plan.row_weights[tile.row]
-        columns = self._plan.column_weights[tile.column]
-        target += values * (rows[:, None] * columns)[..., None]
-
-    def finish(self) -> npt.NDArray[np.float32]:
-        """The joined canvas: float32 [height, width, channels].
-
-        Raises:
-            ValueError: when a tile of the plan was never added.
-        """
-        if self._missing:
-            raise ValueError(f"{len(self._missing)} of {len(self._plan)} tiles were never added")
-        return self._canvas
+    Raises:
+        ValueError: for a wrong shape, a tile that is not the next one, and when tiles are missing.
+    """
+    given = iter(windows)
+    canvas = np.zeros((plan.size, plan.width, channels), np.float32)
+    for row, top in enumerate(plan.tops):
+        for column, left in enumerate(plan.lefts):
+            expected = Tile(row, column, top, left, plan.size)
+            tile, values = next(given, (None, canvas))
+            if tile != expected:
+                raise ValueError(f"{tile or 'nothing'} came in place of {expected}")
+            target = canvas[:, left : left + plan.size]
+            if values.shape != target.shape:
+                raise ValueError(f"a tile of {values.shape} does not fit the plan's {target.shape}")
+            weights = plan.row_weights[row][:, None] * plan.column_weights[column]
+            target += values * weights[..., None]
+        done = (plan.tops[row + 1] if row + 1 < len(plan.tops) else plan.height) - top
+        for first in range(0, done, ROWS):
+            yield canvas[first : min(first + ROWS, done)].copy()
+        canvas[: plan.size - done] = canvas[done:]
+        canvas[plan.size - done :] = 0

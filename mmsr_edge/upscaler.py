@@ -2,41 +2,51 @@
 
 The picture is cut into overlapping tiles of the size that the networks take. Maps are made once,
 of the whole picture, and cropped per tile, so that a tile knows its surroundings; noise is drawn
-once for the whole latent canvas, so that neighbours agree where they overlap.
+once for the whole latent canvas, so that neighbours agree where they overlap. What the networks
+make goes on in strips of whole rows, and where the file's format allows, right into the file, so
+that a large picture takes little more memory than a small one.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from mmsr_edge.bundle import open_bundle
-from mmsr_edge.color import match_low_frequencies
+from mmsr_edge.color import FIDELITY_PSNR, Fidelity
 from mmsr_edge.config import MapOption, UpscaleOptions, resolve
-from mmsr_edge.errors import BundleError, Cancelled
-from mmsr_edge.image import check_output, load_image, save_image, to_pil
+from mmsr_edge.errors import BundleError, Cancelled, OptionError
+from mmsr_edge.finishing import Finishing, shown_colours
+from mmsr_edge.image import FORMATS, check_output, load_image, open_image
 from mmsr_edge.modalities.maps import map_image
 from mmsr_edge.modalities.picture_maps import collect_maps
 from mmsr_edge.modalities.picture_tags import collect_tags
 from mmsr_edge.pipeline import MultimodalPipeline, PictureRun
 from mmsr_edge.runtimes.base import SessionOptions
 from mmsr_edge.runtimes.registry import open_session, select_backend
-from mmsr_edge.tiling import Blender, TilePlan, pad, plan_tiles
+from mmsr_edge.strip_files import CanvasWriter, StripWriter, open_writer
+from mmsr_edge.strips import Rows
+from mmsr_edge.target import resolve_target
+from mmsr_edge.tiling import TilePlan, blend, pad, plan_tiles
 
 if TYPE_CHECKING:
     import os
     import threading
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import numpy.typing as npt
     from PIL import Image
 
     from mmsr_edge.config import RunSettings
+    from mmsr_edge.image import Picture
+    from mmsr_edge.metadata import Metadata
     from mmsr_edge.modalities.picture_maps import PictureMap
     from mmsr_edge.runtimes.base import Session
 
@@ -69,8 +79,10 @@ class Progress:
 class Result:
     """An upscaled picture and how it came about."""
 
-    image: Image.Image
-    """RGB or RGBA; colour profile and EXIF, where the input has them, are in `info`."""
+    size: tuple[int, int]
+    """(width, height) of the result."""
+    output: Path | None
+    """The file it was written to."""
     maps: dict[str, Image.Image | None]
     """The maps used, by name; None: absent. Each can be given back as the next picture's map."""
     caption: str
@@ -87,6 +99,23 @@ class Result:
     """Name of the runtime."""
     warnings: list[str]
     """What did not go as asked, but did not prevent a result."""
+    low_pass_psnr: float | None = None
+    """In fidelity mode: how near the result's block means came to the input, in dB, peak 1."""
+    canvas: Image.Image | None = field(default=None, repr=False)
+    """The picture, unless it went into the file by rows and was never held whole."""
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """The picture: L, LA, RGB or RGBA; profile, EXIF and XMP, where there are any, in `info`.
+
+        Read from `output` the first time, where it was written by rows.
+
+        Raises:
+            ImageError: when that file is gone by then.
+        """
+        if self.canvas is not None:
+            return self.canvas
+        return open_image(str(self.output), max_pixels=self.size[0] * self.size[1])
 
 
 class Upscaler:
@@ -125,6 +154,7 @@ class Upscaler:
             )
         selection = select_backend(backend, self.bundle, precision)
         self.backend = selection.backend.name
+        self.precision = precision
         self.passed_over = selection.passed_over
         cache = None if cache_dir is None else Path(cache_dir)
         options = SessionOptions(threads=threads, cache_dir=cache)
@@ -153,6 +183,14 @@ class Upscaler:
         edges: MapOption = "auto",
         seed: int = 0,
         color_fix: bool = True,
+        fidelity: bool = False,
+        scale: float | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        fit: str | None = None,
+        bits: int | None = None,
+        first_frame: bool = False,
+        max_memory_mb: float | None = None,
         progress: Callable[[Progress], None] | None = None,
         cancel: threading.Event | None = None,
         output: str | os.PathLike[str] | None = None,
@@ -163,10 +201,12 @@ class Upscaler:
         Args:
             image: a path, a PIL image, or an array: see `mmsr_edge.image.load_image`.
             prompt, negative_prompt, steps, guidance, guidance_scale, temperature, depth,
-                segmentation, edges, seed, color_fix: see `mmsr_edge.config.UpscaleOptions`.
+                segmentation, edges, seed, color_fix, fidelity, scale, width, height, fit, bits,
+                first_frame, max_memory_mb: see `mmsr_edge.config.UpscaleOptions`.
             progress: called after every sampler step, in this thread; what it raises ends the call.
             cancel: once set, the call ends before its next network call.
-            output: also write the result there, in one step; an existing file is replaced.
+            output: also write the result there, in one step; an existing file is replaced. PNG and
+                TIFF are written by rows, and the result is then not held in memory.
 
         Raises:
             OptionError: an option is unknown, or outside its range.
@@ -175,23 +215,21 @@ class Upscaler:
             Cancelled: `cancel` was set. There is then no output file, or the one from before.
             BackendError, BundleError: a network could not be opened or run.
         """
+        given = locals()
+        names = [option.name for option in fields(UpscaleOptions)]
+        options = UpscaleOptions.from_mapping({name: given[name] for name in names} | unknown)
+        path = None if output is None else Path(output)
+        return self._upscale(image, options, path, progress, cancel)
+
+    def _upscale(
+        self,
+        image: ImageSource,
+        options: UpscaleOptions,
+        output: Path | None,
+        progress: Callable[[Progress], None] | None,
+        cancel: threading.Event | None,
+    ) -> Result:
         began = time.perf_counter()
-        options = UpscaleOptions.from_mapping(
-            {
-                "prompt": prompt,
-                "negative_prompt": negative_prompt,
-                "steps": steps,
-                "guidance": guidance,
-                "guidance_scale": guidance_scale,
-                "temperature": temperature,
-                "depth": depth,
-                "segmentation": segmentation,
-                "edges": edges,
-                "seed": seed,
-                "color_fix": color_fix,
-                **unknown,
-            }
-        )
         manifest = self.bundle.manifest
         settings = resolve(options, manifest)
 
@@ -199,34 +237,41 @@ class Upscaler:
             if cancel is not None and cancel.is_set():
                 raise Cancelled("cancelled by the caller")
 
-        picture = load_image(image)
-        height, width = picture.rgb.shape[:2]
-        scale = manifest.scale
-        if output is not None:
-            transparent = picture.alpha is not None and bool((picture.alpha < 1).any())
-            check_output(output, size=(width * scale, height * scale), transparent=transparent)
+        picture = load_image(image, first_frame=options.first_frame)
+        finishing, metadata = self._finishing(picture, options, output)
+        size = finishing.target.size
+        seen, profile = shown_colours(picture)
 
         run = self.pipeline.start(settings, check)
-        plan = plan_tiles(height, width, manifest.tile)
+        plan = plan_tiles(picture.size[1], picture.size[0], manifest.tile)
         report = _Reporter(progress, len(plan), settings.steps)
         report("maps", 0, 0)
         warnings: list[str] = []
-        tags = collect_tags(picture.rgb, run, warnings)
-        maps = collect_maps(picture.rgb, options, run, warnings)
-        canvas = self._canvas(picture.rgb, maps, plan, settings, options.seed, run, report)
-
-        report("finishing", len(plan), settings.steps)
-        canvas = canvas[: height * scale, : width * scale]
-        if options.color_fix:
-            match_low_frequencies(canvas, picture.rgb, out=canvas)
-        enlarged = to_pil(canvas, picture)
-        check()
-        if output is not None:
-            save_image(enlarged, output)
+        tags = collect_tags(seen, run, warnings)
+        maps = collect_maps(seen, options, run, warnings)
+        strips = self._strips(seen, maps, plan, settings, options.seed, run, report)
+        measure = (
+            Fidelity(picture.rgb if finishing.keep_profile else seen, manifest.scale)
+            if options.fidelity
+            else None
+        )
+        with _writer(output, size, finishing, metadata) as writer:
+            for strip in finishing.rows(strips, seen, profile, measure):
+                check()
+                writer.write(strip)
+            report("finishing", len(plan), settings.steps)
+            check()
+        psnr = None if measure is None else measure.psnr
+        if psnr is not None and psnr < FIDELITY_PSNR:
+            warnings.append(
+                f"fidelity: the result's low-pass equals the input to {psnr:.1f} dB only, not to "
+                f"{FIDELITY_PSNR:g}: too much of the picture is at the ends of the range"
+            )
         timings = {**run.seconds, "total": time.perf_counter() - began}
         report("done", len(plan), settings.steps)
         return Result(
-            image=enlarged,
+            size=size,
+            output=output,
             maps={name: map_image(whole.values) if whole else None for name, whole in maps.items()},
             caption=run.positive,
             tags=tags,
@@ -235,9 +280,45 @@ class Upscaler:
             seed=int(options.seed),
             backend=self.backend,
             warnings=warnings,
+            low_pass_psnr=psnr,
+            canvas=writer.image if isinstance(writer, CanvasWriter) else None,
         )
 
-    def _canvas(
+    def _finishing(
+        self, picture: Picture, options: UpscaleOptions, output: Path | None
+    ) -> tuple[Finishing, Metadata]:
+        """What the result will be and carry, after a look at whether it can be written."""
+        target = resolve_target(options, picture.size, self.bundle.manifest.scale)
+        form = None if output is None else FORMATS.get(output.suffix.lower())
+        deep = form is not None and form.strips
+        # Grey that has to become RGB leaves its grey profile behind.
+        grey = picture.grey and (form is None or form.grey)
+        finishing = Finishing(
+            picture=picture,
+            scale=self.bundle.manifest.scale,
+            target=target,
+            color_fix=options.color_fix,
+            fidelity=options.fidelity,
+            grey=grey,
+            keep_profile=grey or not picture.grey,
+            bits=(options.bits or picture.bits) if deep else 8,
+        )
+        if output is not None:
+            pixel_bytes = finishing.channels * finishing.bits // 8
+            check_output(
+                output,
+                size=target.size,
+                transparent=picture.transparent,
+                pixel_bytes=pixel_bytes,
+            )
+        if options.bits == 16 and not deep:
+            raise OptionError(
+                f"bits is 16, which {output or 'a PIL image'} cannot hold; write a .png or .tif"
+            )
+        metadata = picture.metadata(target.size)
+        return finishing, metadata if finishing.keep_profile else replace(metadata, icc=None)
+
+    def _strips(
         self,
         rgb: Array,
         maps: Mapping[str, PictureMap | None],
@@ -246,33 +327,70 @@ class Upscaler:
         seed: int,
         run: PictureRun,
         report: _Reporter,
-    ) -> Array:
-        """The blended tiles: float32 [H, W, 3] in [-1, 1], padding included."""
+    ) -> Iterator[Array]:
+        """The blended tiles: strips of float32 [n, sW, 3] in [-1, 1], sH rows together."""
+        scale = self.bundle.manifest.scale
+        outputs = plan.scaled(scale)
+        windows = self._windows(rgb, maps, plan, settings, seed, run, report)
+        placed = zip(outputs, windows, strict=True)
+        height, width = (side * scale for side in rgb.shape[:2])
+        row = 0
+        for strip in blend(outputs, placed):
+            kept = strip[: height - row, :width]
+            row += len(strip)
+            if len(kept):
+                yield kept
+
+    def _windows(
+        self,
+        rgb: Array,
+        maps: Mapping[str, PictureMap | None],
+        plan: TilePlan,
+        settings: RunSettings,
+        seed: int,
+        run: PictureRun,
+        report: _Reporter,
+    ) -> Iterator[Array]:
+        """The pictures of the tiles in the plan's order: float32 [o, o, 3] in [-1, 1]."""
         manifest = self.bundle.manifest
         latents = plan.scaled(Fraction(manifest.scale, manifest.latent.factor))
-        outputs = plan.scaled(manifest.scale)
-        generator = np.random.Generator(np.random.Philox(seed))
-        shape = (latents.height, latents.width, manifest.latent.channels)
-        noise = generator.standard_normal(shape, np.float32)
-        padded = pad(rgb, plan.height, plan.width)
+        noise = Rows(_noise(latents, manifest.latent.channels, seed))
         side = self.pipeline.map_side
-        blender = Blender(outputs)
-        for number, (tile, latent_tile, output_tile) in enumerate(
-            zip(plan, latents, outputs, strict=True), start=1
-        ):
+        for number, (tile, latent_tile) in enumerate(zip(plan, latents, strict=True), start=1):
             crops = {
                 name: whole.crop(tile.box, side, rgb.shape[:2])
                 for name, whole in maps.items()
                 if whole is not None
             }
             report("sampling", number, 0)
-            lr, start = _to_nchw(tile.of(padded)), _to_nchw(latent_tile.of(noise))
+            band = noise.take(latent_tile.top, latent_tile.top + latent_tile.size)
+            start = _to_nchw(band[:, latent_tile.left : latent_tile.left + latent_tile.size])
+            lr = _to_nchw(pad(tile.of(rgb), tile.size, tile.size))
             for step in run.denoise(lr, crops, start):
                 report("sampling", number, step.index + 1)
                 latent = step.latent
             report("decoding", number, settings.steps)
-            blender.add(output_tile, run.decode(latent)[0].transpose(1, 2, 0))
-        return blender.finish()
+            yield run.decode(latent)[0].transpose(1, 2, 0)
+
+
+@contextmanager
+def _writer(
+    output: Path | None, size: tuple[int, int], finishing: Finishing, metadata: Metadata
+) -> Iterator[StripWriter]:
+    if output is None:
+        canvas = CanvasWriter(size, finishing.channels, metadata)
+        yield canvas
+        canvas.finish()
+    else:
+        with open_writer(output, size, finishing.channels, finishing.bits, metadata) as writer:
+            yield writer
+
+
+def _noise(latents: TilePlan, channels: int, seed: int) -> Iterator[Array]:
+    """Of the whole latent canvas, [height, width, channels], row by row of one generator."""
+    generator = np.random.Generator(np.random.Philox(seed))
+    for _ in range(latents.height):
+        yield generator.standard_normal((1, latents.width, channels), np.float32)
 
 
 class _Reporter:

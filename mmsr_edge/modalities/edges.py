@@ -8,17 +8,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from mmsr_edge.blur import gaussian_blur
+from mmsr_edge.strips import Enlarger
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
     Array = npt.NDArray[Any]
     Points = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
 
 __all__ = ["canny", "detect_edges"]
+
+_ROWS = 256  # worked on at a time, for everything but the connecting
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
@@ -37,13 +41,12 @@ def canny(
         high: a pixel above this gradient is an edge. Both in units of the Sobel response, which
             for a step of height 1 before smoothing is 4.
     """
-    if image.ndim == 3:
-        image = image @ _LUMA
-    grey = gaussian_blur(np.asarray(image, np.float32) * 0.5 + 0.5, sigma)
-    down, right = _sobel(grey), _sobel(grey.T).T
-    strength = np.hypot(down, right)
-    thin = _local_maxima(down, right, strength, low)
-    return _connected(strength, thin, high)
+
+    def rows(first: int, stop: int) -> Array:
+        part = image[first:stop]
+        return part @ _LUMA if image.ndim == 3 else part
+
+    return _canny(rows, (image.shape[0], image.shape[1]), sigma, low, high)
 
 
 def detect_edges(picture: Array, scale: float = 2.0) -> npt.NDArray[np.float32]:
@@ -56,14 +59,34 @@ def detect_edges(picture: Array, scale: float = 2.0) -> npt.NDArray[np.float32]:
         picture: RGB [H, W, 3] in [−1, 1].
         scale: map pixels to a picture pixel; 2 for tiles of 128 and maps of 256.
     """
-    size = (max(round(picture.shape[1] * scale), 1), max(round(picture.shape[0] * scale), 1))
-    planes = [
-        Image.fromarray(np.ascontiguousarray(picture[..., c], np.float32)).resize(
-            size, Image.Resampling.BICUBIC
-        )
-        for c in range(3)
-    ]
-    return canny(np.stack([np.asarray(plane) for plane in planes], axis=-1).clip(-1, 1))
+    size = (max(round(picture.shape[0] * scale), 1), max(round(picture.shape[1] * scale), 1))
+    larger = Enlarger(picture, size)
+    return _canny(lambda first, stop: larger.rows(first, stop).clip(-1, 1) @ _LUMA, size)
+
+
+def _canny(
+    rows: Callable[[int, int], Array],
+    shape: tuple[int, int],
+    sigma: float = 1.4,
+    low: float = 0.1,
+    high: float = 0.2,
+) -> npt.NDArray[np.float32]:
+    """`canny` of a grey picture of `shape`, of which `rows` gives [first, stop) in [−1, 1]."""
+    height = shape[0]
+    halo = int(4 * sigma + 0.5) + 2  # rows that a pixel's edge depends on, above and below it
+    found = []
+    for top in range(0, height, _ROWS):
+        bottom = min(top + _ROWS, height)
+        first, stop = max(top - halo, 0), min(bottom + halo, height)
+        grey = gaussian_blur(np.asarray(rows(first, stop), np.float32) * 0.5 + 0.5, sigma)
+        down, right = _sobel(grey), _sobel(grey.T).T
+        strength = np.hypot(down, right)
+        y, x = _local_maxima(down, right, strength, low)
+        kept = (y >= top - first) & (y < bottom - first)
+        y, x = y[kept], x[kept]
+        found.append((y + first, x, strength[y, x] >= high))
+    y, x, strong = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return _connected(shape, (y, x), strong)
 
 
 def _sobel(grey: Array) -> Array:
@@ -97,9 +120,9 @@ def _local_maxima(down: Array, right: Array, strength: Array, low: float) -> Poi
     return y[keep], x[keep]
 
 
-def _connected(strength: Array, thin: Points, high: float) -> npt.NDArray[np.float32]:
-    """Of the `thin` pixels, those that reach one of at least `high` through their 8 neighbours."""
-    height, width = strength.shape
+def _connected(shape: tuple[int, int], thin: Points, strong: Array) -> npt.NDArray[np.float32]:
+    """Of the `thin` pixels, those that reach a `strong` one through their 8 neighbours."""
+    height, width = shape
     # A frame of one pixel, so that neighbours of flat indices never wrap around.
     stride = width + 2
     indices = (thin[0] + 1) * stride + thin[1] + 1
@@ -107,7 +130,7 @@ def _connected(strength: Array, thin: Points, high: float) -> npt.NDArray[np.flo
     waiting[indices] = True
     edges = np.zeros_like(waiting)
     around = np.array([-stride - 1, -stride, -stride + 1, -1, 1, stride - 1, stride, stride + 1])
-    front = indices[strength[thin] >= high]
+    front = indices[strong]
     while front.size:
         edges[front] = True
         waiting[front] = False

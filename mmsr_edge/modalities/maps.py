@@ -17,6 +17,7 @@ from PIL import Image
 
 from mmsr_edge.errors import ImageError
 from mmsr_edge.image import load_image, open_image
+from mmsr_edge.pixels import to_bytes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -163,7 +164,7 @@ def _reach(start: float, stop: float, size: int, length: int) -> tuple[npt.NDArr
 
 def map_image(whole: Map) -> Image.Image:
     """A map as an 8-bit RGB picture, to look at or to give back as the next picture's map."""
-    return Image.fromarray(np.round((whole + 1) * 127.5).clip(0, 255).astype(np.uint8))
+    return Image.fromarray(to_bytes(whole))
 
 
 def _opened(source: MapSource) -> Image.Image | Array:
@@ -196,5 +197,6 @@ def _grey(name: str, source: MapSource) -> tuple[npt.NDArray[np.float32], float 
 
 
 def _spread(grey: npt.NDArray[np.float32]) -> Map:
-    """[H, W] in [0, 1] to [H, W, 3] in [−1, 1]."""
-    return np.repeat(grey[..., None] * np.float32(2) - np.float32(1), 3, axis=2)
+    """[H, W] in [0, 1] to [H, W, 3] in [−1, 1], which shares the memory of one channel."""
+    signed = grey * np.float32(2) - np.float32(1)
+    return np.broadcast_to(signed[..., None], (*grey.shape, 3))

@@ -13,6 +13,7 @@ from torch import nn
 
 from mmsr_edge.bundle import load_manifest
 from mmsr_edge.errors import OptionError
+from mmsr_edge.files import write_atomically
 from mmsr_edge.models.components import build_component
 from mmsr_edge.training.checkpoint import load_states
 
@@ -50,6 +51,12 @@ def load_labels(folder: Path) -> dict[str, tuple[str, ...]]:
     if not path.exists():
         return {}
     return {name: tuple(names) for name, names in json.loads(path.read_text()).items()}
+
+
+def write_labels(folder: Path, component: str, names: Sequence[str]) -> None:
+    """Note in a run's folder what the classes or tags of its network are."""
+    text = json.dumps({component: list(names)}, indent=1)
+    write_atomically(folder / "labels.json", lambda path: path.write_text(text))
 
 
 def load_modalities(folders: Sequence[Path], preset_name: str, device: torch.device) -> Modalities:

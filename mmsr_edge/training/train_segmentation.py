@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from mmsr_edge.models.segmentation import Segmentation, SegmentationConfig, build_segmentation
 from mmsr_edge.models.trunk import SIDE
 from mmsr_edge.training.materials import LABEL_SIDE, class_names, region_labels
+from mmsr_edge.training.modalities import write_labels
 from mmsr_edge.training.options import add_run_options, run_config
 from mmsr_edge.training.run import Run, autocast, load_run, pick_device, start_from
 from mmsr_edge.training.views import Views
@@ -105,12 +106,12 @@ def main() -> None:
     views, labels, _ = region_labels(args.photos, args.materials, held_out=False)
     network = build_segmentation(SegmentationConfig(len(names)))
     if args.trunk:
-        taught = load_run(args.trunk)["tagger"]
+        taught = load_run(args.trunk)["captioner"]
         trunk = {k.removeprefix("trunk."): v for k, v in taught.items() if k.startswith("trunk.")}
         start_from({"trunk": network.trunk}, {"trunk": trunk})
     network = network.to(device, memory_format=torch.channels_last).train()
     run = Run(args.out, config, stage, {"segmentation": network})
-    (args.out / "labels.json").write_text(json.dumps(names, indent=1))
+    write_labels(args.out, "segmentation", names)
     train((views, labels), run, stage, device)
 
 

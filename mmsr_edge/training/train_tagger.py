@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from torch.nn import functional as F
 
 from mmsr_edge.errors import OptionError
 from mmsr_edge.models.caption import Tagger, TaggerConfig, build_tagger
+from mmsr_edge.training.modalities import load_labels, write_labels
 from mmsr_edge.training.options import add_run_options, run_config
 from mmsr_edge.training.run import Run, autocast, pick_device
 from mmsr_edge.training.teachers import read_labels
@@ -93,7 +95,7 @@ def restrict(probabilities: Array, kept: Array) -> Array:
 
 
 def read_tagging(
-    labels: Path, stage: TaggerStage, tags: list[str] | None = None
+    labels: Path, stage: TaggerStage, tags: Sequence[str] | None = None
 ) -> tuple[dict[str, Array], list[str]]:
     """Training `views`, `targets` [N, T + 1] and `features` [N, F], and the tags' names.
 
@@ -118,10 +120,10 @@ def read_tagging(
 
 
 def train(arrays: dict[str, Array], run: Run, stage: TaggerStage, device: torch.device) -> None:
-    """Run the stage; `run.trained["tagger"]` and its `projection` learn."""
+    """Run the stage; `run.trained["captioner"]` and its `projection` learn."""
     views = Views(arrays["views"], device, run.config.seed + run.step)
     targets, features = (torch.from_numpy(arrays[k]).to(device) for k in ("targets", "features"))
-    tagger, projection = run.trained["tagger"], run.trained["projection"]
+    tagger, projection = run.trained["captioner"], run.trained["projection"]
     assert isinstance(tagger, Tagger)
     for _ in run:
         rows, images = views.batch(stage.batch)
@@ -154,13 +156,12 @@ def main() -> None:
     config, stage = run_config(args, TaggerStage)
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
-    path = args.out / "labels.json"
-    before = json.loads(path.read_text()) if path.exists() else None
+    before = load_labels(args.out).get("captioner")
     arrays, names = read_tagging(args.photos, stage, before)
     tagger = build_tagger(TaggerConfig(len(names))).to(device, memory_format=torch.channels_last)
     projection = nn.Linear(tagger.head.in_features, arrays["features"].shape[1]).to(device)
-    run = Run(args.out, config, stage, {"tagger": tagger.train(), "projection": projection})
-    path.write_text(json.dumps(names, indent=1))
+    run = Run(args.out, config, stage, {"captioner": tagger.train(), "projection": projection})
+    write_labels(args.out, "captioner", names)
     train(arrays, run, stage, device)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -194,6 +198,145 @@ def test_ctrl_c_leaves_nothing_and_is_130(
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+# --- Sizes, and many pictures -------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a.png", "b.png", "sub/c.png"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(PICTURE).save(path)
+    return tmp_path / "in"
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "name"),
+    [
+        (("--scale", 2.5), (60, 50), "in_x2.5.png"),
+        (("--width", 48), (48, 40), "in_x4.png"),
+        (("--width", 48, "--height", 48, "--fit", "cover"), (48, 48), "in_x4.png"),
+        (("--scale", 2, "--format", ".webp"), (48, 40), "in_x2.webp"),
+    ],
+)
+def test_sizes(
+    run: Run, source: Path, options: tuple[object, ...], size: tuple[int, int], name: str
+) -> None:
+    assert run("upscale", source, *options)[0] == 0
+    with Image.open(source.with_name(name)) as written:
+        assert written.size == size
+
+
+def test_more_options_arrive(run: Run, source: Path, root: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.png"
+    assert run("upscale", source, "-o", target, "--fidelity", "--bits", 16)[0] == 0
+    expected = Upscaler(root, "onnxruntime")(PICTURE, fidelity=True).image
+    with Image.open(target) as written:
+        difference = np.asarray(written, int) - np.asarray(expected, int)  # of the upper bytes
+    assert np.abs(difference).max() <= 1
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "in.gif", save_all=True, append_images=frames[1:])
+    assert "2 frames" in run("upscale", tmp_path / "in.gif")[2]
+    assert run("upscale", tmp_path / "in.gif", "--first-frame")[0] == 0
+
+
+def test_a_folder_goes_into_a_folder_and_is_taken_up_again(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    out, report = tmp_path / "out", tmp_path / "report.json"
+    (folder / "bad.png").write_bytes(b"no picture")
+    command = ("upscale", folder, "-o", out, "-r", "-j", 2, "--report", report)
+    code, said, err = run(*command)
+    assert code == 1
+    assert err.startswith(f"mmsr-edge: {folder / 'bad.png'}: ")
+    lines = said.splitlines()
+    assert sorted(line.split(":")[0] for line in lines[:-1]) == [
+        str(out / name) for name in ("a.png", "b.png", "sub/c.png")
+    ]
+    assert lines[-1].startswith("3 done, 1 failed; ")
+    told = json.loads(report.read_text())
+    assert [file["status"] for file in told["files"]] == ["done", "done", "failed", "done"]
+    (folder / "bad.png").unlink()
+    code, said, err = run(*command)
+    assert (code, err) == (0, "")
+    assert said.splitlines()[-1].startswith("3 skipped; ")
+    assert run(*command, "-q") == (0, "", "")
+
+
+def test_a_dry_run(run: Run, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, said, err = run("upscale", f"{folder}/*.png", "-o", out, "--dry-run", "--scale", 3)
+    assert (code, err) == (0, "")
+    assert said.splitlines()[0] == f"{folder / 'a.png'} -> {out / 'a.png'}: 24x20 -> 72x60"
+    assert said.splitlines()[-1].startswith("2 planned; ")
+    assert not out.exists()
+    code, said, _ = run("upscale", folder / "a.png", "--dry-run")
+    assert said.splitlines()[0].endswith("a_x4.png: 24x20 -> 96x80")
+
+
+def test_ctrl_c_ends_a_job_and_it_can_be_taken_up(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = MultimodalPipeline.run
+    called: list[str] = []
+
+    def call(pipeline: Any, component: str, *rest: Any) -> Any:
+        called.append(component)
+        if called.count("decoder") == 1 and component == "unet":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+        return original(pipeline, component, *rest)
+
+    monkeypatch.setattr(MultimodalPipeline, "run", call)
+    command = ("upscale", folder, "-o", tmp_path / "out", "-r")
+    code, out, err = run(*command)
+    assert code == 130
+    assert out.splitlines()[-1].startswith("1 done, 2 cancelled; ")
+    assert "takes it up again" in err
+    assert [path.name for path in (tmp_path / "out").rglob("*.png")] == ["a.png"]
+    monkeypatch.undo()
+    assert run(*command)[1].splitlines()[-1].startswith("2 done, 1 skipped; ")
+
+
+def test_bars_show_the_time_left_of_each_file_and_of_all(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = io.StringIO()
+    shown.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", shown)
+    assert run("upscale", folder, "-o", tmp_path / "out", "-r")[0] == 0
+    text = shown.getvalue()
+    assert re.search(r"a\.png: \w+ +\d+%\|.*\| \d\d:\d\d<(\d\d:\d\d|\?)", text)
+    assert "3/3 files 100%|" in text
+    assert re.search(r"1/3 files +\d+%\|.*\| \d\d:\d\d<(\d\d:\d\d|\?)", text)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("IN",), 2, "several pictures need a folder for the results: -o DIR"),
+        (("IN", "-o", "FILE"), 1, "is a file; several pictures need a folder"),
+        (("IN", "-o", "OUT", "--save-maps", "OUT"), 2, "--save-maps is for one picture"),
+        (("IN", "-o", "OUT", "--format", ".bmp"), 2, "'.bmp' is unknown"),
+        (("IN", "-o", "OUT", "--edges", "FILE"), 2, "edges is one picture's map"),
+        (("IN", "-o", "OUT", "--jobs", "0"), 2, "workers is 0"),
+        (("IN", "-o", "OUT", "--report", "OUT/no/report.json"), 1, "there is no folder"),
+        (("nothing/*.png", "-o", "OUT"), 2, "no picture is there"),
+        (("FILE", "--scale", "2", "--width", "50"), 2, "give one of the two"),
+        (("FILE", "--scale", "9"), 2, "scale is 9"),
+    ],
+)
+def test_what_a_job_cannot_be(
+    run: Run, folder: Path, tmp_path: Path, options: tuple[str, ...], code: int, said: str
+) -> None:
+    places = {"IN": folder, "FILE": folder / "a.png", "OUT": tmp_path / "out"}
+    given = [str(places.get(option, option)) for option in options]
+    got, out, err = run("upscale", *(g.replace("OUT/", f"{tmp_path}/out/") for g in given))
+    assert (got, out) == (code, "")
+    assert said in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_info_says_what_is_there_and_why_the_rest_is_not(run: Run, root: Path) -> None:
     code, out, err = run("info")
     assert (code, err) == (0, "")
@@ -250,7 +393,7 @@ def test_help_documents_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> No
             main(arguments)
         assert caught.value.code == 0
         shown = capsys.readouterr().out
-        for line in ("0    done", "1    it could not", "2    wrong usage", "130  cancelled"):
+        for line in ("0    done", "1    it, or one of", "2    wrong usage", "130  cancelled"):
             assert line in shown
 
 

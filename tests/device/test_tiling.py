@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from hypothesis import strategies as st
 
 from mmsr_edge import tiling
 from mmsr_edge.bundle import TileSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @st.composite
@@ -81,10 +85,10 @@ def test_a_flat_picture_stays_flat(
     if spec.multiple_of % Fraction(factor).denominator:
         return
     plan = tiling.plan_tiles(height, width, spec).scaled(factor)
-    blender = tiling.Blender(plan)
-    for tile in plan:
-        blender.add(tile, np.full((plan.size, plan.size, 3), value, np.float32))
-    np.testing.assert_allclose(blender.finish(), value, rtol=0, atol=1e-6)
+    window = np.full((plan.size, plan.size, 3), value, np.float32)
+    joined = np.concatenate(list(tiling.blend(plan, ((tile, window) for tile in plan))))
+    assert joined.shape == (plan.height, plan.width, 3)
+    np.testing.assert_allclose(joined, value, rtol=0, atol=1e-6)
 
 
 @settings(max_examples=60, deadline=None)
@@ -95,11 +99,20 @@ def test_tiles_of_a_picture_join_to_that_picture(
     picture = np.random.default_rng(seed).uniform(-1, 1, (height, width, 2)).astype(np.float32)
     plan = tiling.plan_tiles(height, width, spec)
     padded = tiling.pad(picture, plan.height, plan.width)
-    blender = tiling.Blender(plan, channels=2)
-    for tile in plan:
-        blender.add(tile, tile.of(padded))
-    joined = blender.finish()
+    row = 0
+
+    def windows() -> Iterator[tuple[tiling.Tile, np.ndarray]]:
+        for tile in plan:
+            assert row == (0 if tile.row == 0 else tile.top)  # nothing waits that is done
+            yield tile, tile.of(padded)
+
+    strips = []
+    for strip in tiling.blend(plan, windows(), channels=2):
+        strips.append(strip)
+        row += len(strip)
+    joined = np.concatenate(strips)
     assert joined.dtype == np.float32
+    assert joined.shape == padded.shape
     np.testing.assert_allclose(joined[:height, :width], picture, rtol=0, atol=1e-6)
 
 
@@ -107,10 +120,9 @@ def test_a_step_between_two_tiles_becomes_a_ramp() -> None:
     """No output pixel differs from its neighbour by more than the raised cosine's steepest part."""
     plan = tiling.plan_tiles(32, 56, TileSpec(32, 8, 1))
     assert plan.lefts == (0, 24)
-    blender = tiling.Blender(plan, channels=1)
-    for tile in plan:
-        blender.add(tile, np.full((32, 32, 1), float(tile.column), np.float32))
-    row = blender.finish()[0, :, 0]
+    windows = [(tile, np.full((32, 32, 1), float(tile.column), np.float32)) for tile in plan]
+    (strip,) = tiling.blend(plan, windows, channels=1)
+    row = strip[0, :, 0]
     assert (row[:24] == 0).all()
     assert (row[32:] == 1).all()
     assert (np.diff(row) >= 0).all()
@@ -141,15 +153,15 @@ def test_refusals() -> None:
     spec = TileSpec(8, 2, 1)
     plan = tiling.plan_tiles(8, 12, spec)
     first, second = plan
-    blender = tiling.Blender(plan)
     window = np.zeros((8, 8, 3), np.float32)
-    blender.add(first, window)
-    with pytest.raises(ValueError, match="added before"):
-        blender.add(first, window)
-    with pytest.raises(ValueError, match=r"\(8, 7, 3\) does not fit"):
-        blender.add(second, window[:, :7])
-    with pytest.raises(ValueError, match="1 of 2 tiles were never added"):
-        blender.finish()
+    for windows, message in (
+        ([(second, window)], r"column=1, .* came in place of Tile\(row=0, column=0"),
+        ([(first, window), (first, window)], "column=0, .* came in place of .*column=1"),
+        ([(first, window), (second, window[:, :7])], r"\(8, 7, 3\) does not fit"),
+        ([(first, window)], "nothing came in place of .*column=1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            list(tiling.blend(plan, windows))
     with pytest.raises(ValueError, match="multiple of 2"):
         tiling.plan_tiles(9, 9, spec).scaled(Fraction(1, 2))
     with pytest.raises(ValueError, match="0 x 5"):

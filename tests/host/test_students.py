@@ -30,6 +30,7 @@ from mmsr_edge.training.materials import (
     region_labels,
     save_clusters,
 )
+from mmsr_edge.training.modalities import load_labels
 from mmsr_edge.training.run import load_run
 from mmsr_edge.training.teachers import (
     VOC,
@@ -259,9 +260,9 @@ def test_the_tagger_trains_and_resumes(
         command(train_tagger, monkeypatch, *options)
     rows = list(csv.DictReader((tmp_path / "log.csv").open()))
     assert [row["step"] for row in rows] == ["1", "2", "3"]
-    names = json.loads((tmp_path / "labels.json").read_text())
-    assert names == NAMES[1:]
-    build_tagger(TaggerConfig(len(names))).load_state_dict(load_run(tmp_path)["tagger"])
+    names = load_labels(tmp_path)["captioner"]
+    assert list(names) == NAMES[1:]
+    build_tagger(TaggerConfig(len(names))).load_state_dict(load_run(tmp_path)["captioner"])
 
 
 def test_segmentation_trains_and_resumes(
@@ -272,7 +273,7 @@ def test_segmentation_trains_and_resumes(
         command(train_segmentation, monkeypatch, *options, "--steps", steps)
     rows = list(csv.DictReader((tmp_path / "log.csv").open()))
     assert [row["step"] for row in rows] == ["1", "2", "3"]
-    names = json.loads((tmp_path / "labels.json").read_text())
+    names = load_labels(tmp_path)["segmentation"]
     state = load_run(tmp_path)["segmentation"]
     build_segmentation(SegmentationConfig(len(names))).load_state_dict(state)
 

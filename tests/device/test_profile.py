@@ -1,0 +1,77 @@
+"""Colour profiles: against LittleCMS, which knows eight bits, and there and back again."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from icc import ADOBE, PROPHOTO, curve, linear_grey_profile, parametric, rgb_profile
+from PIL import Image, ImageCms
+
+from mmsr_edge.profile import parse_profile
+
+TONES = {
+    "straight": curve(),
+    "gamma": curve(563),
+    "table": curve(*(round(65535 * (i / 30) ** 1.9) for i in range(31))),
+    "para 0": parametric(0, 1.8),
+    "para 1": parametric(1, 2.2, 1.1, -0.1),
+    "para 3": parametric(3, 2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045),
+    "para 4": parametric(4, 2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045, 0, 0),
+}
+COLOURS = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+
+
+def signed(values: np.ndarray) -> np.ndarray:
+    return (values / 127.5 - 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("tone", TONES)
+@pytest.mark.parametrize("colorants", [ADOBE, PROPHOTO], ids=["adobe", "prophoto"])
+def test_what_the_networks_see_is_what_littlecms_makes(tone: str, colorants: tuple) -> None:
+    icc = rgb_profile(colorants, TONES[tone])
+    expected = ImageCms.profileToProfile(
+        Image.fromarray(COLOURS), io.BytesIO(icc), ImageCms.createProfile("sRGB")
+    )
+    profile = parse_profile(icc)
+    assert profile is not None
+    seen = profile.to_srgb(signed(COLOURS))
+    # LittleCMS goes by tables of 16 bits, which are coarse in the dark.
+    difference = np.abs(seen - signed(np.asarray(expected))) * 127.5
+    assert np.quantile(difference, 0.99) < 1
+    assert difference.max() < 3
+
+
+@pytest.mark.parametrize("tone", TONES)
+def test_there_and_back(tone: str) -> None:
+    """Within sRGB nothing is lost, which 16 bits need; what lies beyond is cut off."""
+    profile = parse_profile(rgb_profile(ADOBE, TONES[tone]))
+    assert profile is not None
+    inside = np.random.default_rng(0).uniform(-0.9, 0.9, (150, 9, 3)).astype(np.float32)
+    own = profile.from_srgb(inside)
+    np.testing.assert_allclose(profile.to_srgb(own), inside, rtol=0, atol=2 / 65535)
+    green = np.array([[[-1, 1, -1]]], np.float32)
+    np.testing.assert_allclose(profile.to_srgb(green), [[[-1, 1, -1]]], atol=1e-3)
+    assert profile.from_srgb(profile.to_srgb(green))[0, 0, 0] > -0.5  # less green than it was
+
+
+def test_grey() -> None:
+    profile = parse_profile(linear_grey_profile())
+    assert profile is not None
+    grey = np.full((1, 1, 3), 128 / 127.5 - 1, np.float32)
+    seen = profile.to_srgb(grey)
+    np.testing.assert_allclose(seen, 188 / 127.5 - 1, atol=0.01)  # half the light
+    np.testing.assert_allclose(profile.from_srgb(seen), grey, atol=1e-5)
+
+
+def test_what_needs_no_conversion_or_allows_none() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    good = rgb_profile()
+    assert parse_profile(good) is not None
+    table = rgb_profile(A2B0=b"mft2" + bytes(60))  # by a table of colours, which goes first
+    flat = rgb_profile(tuple([ADOBE[0]] * 3))  # no way back
+    unknown = rgb_profile(tone=b"weird tag")
+    for icc in (None, b"", srgb, good[:140], b"not a profile" * 30, table, flat, unknown):
+        assert parse_profile(icc) is None
+    assert parse_profile(linear_grey_profile(TONES["para 3"])) is None  # grey as sRGB has it
