@@ -207,7 +207,7 @@ PRESETS: dict[str, Preset] = {
         ),
         depth=DepthConfig(),
         segmentation=SegmentationConfig(classes=35),
-        captioner=TaggerConfig(tags=240),
+        captioner=TaggerConfig(tags=103),
         sampler=ZERO_SNR, positive=SHARP, negative=BLURRY,
     ),
     "sd2": Preset(

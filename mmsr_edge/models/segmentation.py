@@ -56,8 +56,7 @@ class Segmentation(nn.Module):
             classes [B, 256, 256] int64; 0 is no class.
         """
         logits = self.logits(image)
-        scale = SIDE / logits.shape[-1]
-        return F.interpolate(logits, scale_factor=scale, mode="bilinear").argmax(1)
+        return F.interpolate(logits, (SIDE, SIDE), mode="bilinear").argmax(1)
 
 
 def build_segmentation(config: SegmentationConfig) -> Segmentation:

@@ -25,6 +25,7 @@ from mmsr_edge.errors import OptionError
 from mmsr_edge.files import write_atomically
 from mmsr_edge.models.trunk import SIDE
 from mmsr_edge.training.data import find_photos
+from mmsr_edge.training.tag_names import tag_names
 
 ONE_THREAD = {"INFERENCE_NUM_THREADS": 1}
 """These networks gain little from more, and on a busy machine threads wait for each other."""
@@ -88,9 +89,9 @@ class Classifier:
         outputs = [_op(model, "Softmax").input_value(0), _op(model, "AvgPool").output(0)]
         model.add_outputs(outputs)
         self.model = core.compile_model(model, "CPU", ONE_THREAD)
-        # All synonyms of a class stand on its line; the first is the plainest.
+        # All synonyms of a class stand on its line; the first is the commonest.
         lines = (folder / self.LABELS).read_text().splitlines()
-        self.names = [line.split(",")[0].strip() for line in lines]
+        self.names = tag_names([line.split(",")[0].strip() for line in lines])
 
     def __call__(self, picture: Image.Image) -> dict[str, Array]:
         """`logits` [1001] (0 is none) and `features` [1280] of a picture, squeezed to a square."""

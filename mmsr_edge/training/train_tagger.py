@@ -28,7 +28,7 @@ from mmsr_edge.errors import OptionError
 from mmsr_edge.models.caption import Tagger, TaggerConfig, build_tagger
 from mmsr_edge.training.modalities import load_labels, write_labels
 from mmsr_edge.training.options import add_run_options, run_config
-from mmsr_edge.training.run import Run, autocast, pick_device
+from mmsr_edge.training.run import Run, autocast, load_run, pick_device, start_from
 from mmsr_edge.training.teachers import read_labels
 from mmsr_edge.training.views import Views
 
@@ -47,7 +47,9 @@ class TaggerStage:
     """Views a step."""
     features: float = 2.0
     """Weight of the teacher's features."""
-    crop: int = 224
+    mix: float = 0.5
+    """Share of the batches whose views are mixed: few photographs are soon known by heart."""
+    crop: int = 160
     """Smallest side that a view is cut to, so that the student sees it shifted and enlarged."""
 
 
@@ -58,7 +60,7 @@ def softmax(logits: Array) -> Array:
 
 
 def by_name(probabilities: Array, names: list[str]) -> tuple[Array, list[str]]:
-    """Join classes that have the same name (to ImageNet, "crane" is a bird and a machine).
+    """Join classes that have the same name.
 
     Args:
         probabilities: [N, classes].
@@ -132,14 +134,20 @@ def train(arrays: dict[str, Array], run: Run, stage: TaggerStage, device: torch.
         images = images[:, :, top : top + side, left : left + side]
         if torch.rand(()) < 0.5:
             images = images.flip(-1)
+        truth, like = targets[rows], features[rows]
+        if torch.rand(()) < stage.mix:
+            # mixup (Zhang et al. 2018), each view with another of the batch.
+            share = float(torch.rand(()))
+            images, truth, like = (
+                share * x + (1 - share) * x.roll(1, 0) for x in (images, truth, like)
+            )
         with autocast(device):
             h = tagger.features(images.contiguous(memory_format=torch.channels_last))
             logits, seen = tagger.head(h), projection(h)
-        truth = targets[rows]
         divergence = (
             F.cross_entropy(logits.float(), truth) + torch.xlogy(truth, truth).sum(1).mean()
         )
-        apart = 1 - F.cosine_similarity(seen.float(), features[rows]).mean()
+        apart = 1 - F.cosine_similarity(seen.float(), like).mean()
         same = (logits.argmax(1) == truth.argmax(1)).float().mean()
         run.update(
             divergence + stage.features * apart, divergence=divergence, apart=apart, top1=same
@@ -151,6 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--start", type=Path, help="run whose weights to start from, all that fit")
     add_run_options(parser, TaggerStage(), steps=2000, learning_rate=2e-3, warmup=50, ema=0.995)
     args = parser.parse_args()
     config, stage = run_config(args, TaggerStage)
@@ -160,7 +169,10 @@ def main() -> None:
     arrays, names = read_tagging(args.photos, stage, before)
     tagger = build_tagger(TaggerConfig(len(names))).to(device, memory_format=torch.channels_last)
     projection = nn.Linear(tagger.head.in_features, arrays["features"].shape[1]).to(device)
-    run = Run(args.out, config, stage, {"captioner": tagger.train(), "projection": projection})
+    networks = {"captioner": tagger.train(), "projection": projection}
+    if args.start:
+        start_from(networks, load_run(args.start))
+    run = Run(args.out, config, stage, networks)
     write_labels(args.out, "captioner", names)
     train(arrays, run, stage, device)
 

@@ -32,6 +32,7 @@ from mmsr_edge.training.materials import (
 )
 from mmsr_edge.training.modalities import load_labels
 from mmsr_edge.training.run import load_run
+from mmsr_edge.training.tag_names import GROUPS, RANGES, tag_names
 from mmsr_edge.training.teachers import (
     VOC,
     draw_views,
@@ -167,6 +168,22 @@ def test_choosing_tags() -> None:
     assert names == ["none", "crane", "dog", "cat"]
     np.testing.assert_allclose(joined[:, 1], [0.15, 0.46])
     np.testing.assert_allclose(softmax(np.array([0.0, np.log(3)])), [0.25, 0.75])
+
+
+def test_relatives_share_a_plain_word() -> None:
+    lines = ["background", *(f"class {i}" for i in range(1000))]
+    lines[1 + 985], lines[1 + 399], lines[1 + 970] = "daisy", "abaya", "alp"
+    tags = tag_names(lines)
+    assert len(tags) == 1001 and tags[0] == "background"
+    # ImageNet's own numbers: tench, Chihuahua to Mexican hairless, timber wolf, puffer, abacus.
+    assert [tags[1 + i] for i in (0, 151, 268, 269, 397, 398)] == [
+        "fish", "dog", "dog", "fox", "fish", "class 398",
+    ]  # fmt: skip
+    assert [tags[1 + i] for i in (985, 399, 970)] == ["flower", "cloth", "mountain"]
+    numbers = [n for rs in RANGES.values() for a, b in rs for n in range(a, b + 1)]
+    assert len(numbers) == len(set(numbers)) and max(numbers) < 1000
+    grouped = [name for group in GROUPS.values() for name in group]
+    assert len(grouped) == len(set(grouped))
 
 
 def test_views_for_training(tags: Path) -> None:
