@@ -12,7 +12,10 @@ Array = NDArray[np.float32]
 
 ROLES: dict[str, tuple[tuple[str, ...], tuple[float, float]]] = {
     "wall": (("plain", "plain", "plain", "noise", "brick", "stripe", "photo"), (0.8, 3.0)),
-    "floor": (("plank", "plank", "check", "plain", "noise", "ground", "brick", "photo"), (0.5, 2.5)),
+    "floor": (
+        ("plank", "plank", "check", "plain", "noise", "ground", "brick", "photo"),
+        (0.5, 2.5),
+    ),
     "ceiling": (("plain", "plain", "plain", "noise", "plank", "check"), (0.8, 3.0)),
     "wood": (("plank", "plain", "plain", "noise", "photo"), (0.3, 1.5)),
     "cloth": (("plain", "plain", "noise", "stripe", "check", "photo"), (0.2, 1.2)),
@@ -107,7 +110,7 @@ class Palette:
         zenith = blue * rng.uniform(0.3, 0.8) if kind < 0.7 else haze * rng.uniform(0.5, 1)
         base = rng.uniform(0.3, 0.9)
         return Light(
-            position=(sun * 5e3).astype(np.float32),
+            position=(sun * 1e3).astype(np.float32),
             colour=(strength * np.array([1.0, 0.95 - 0.3 * low, 0.85 - 0.5 * low])).astype(
                 np.float32
             ),

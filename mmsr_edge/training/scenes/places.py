@@ -269,7 +269,7 @@ def portrait(textures: Textures, rng: Rng) -> Scene:
         if rng.random() < 0.75:
             things.person(at, rng.uniform(0, 6.3))
         else:
-            things.clutter(at + [0, 0, 1], (0.5, 0.5), int(rng.integers(1, 5)), 0.3)
+            things.clutter(at + np.array([0, 0, 1]), (0.5, 0.5), int(rng.integers(1, 5)), 0.3)
     if rng.random() < 0.4:
         scene.focus = (float(rng.uniform(0.8, 3)), float(rng.uniform(2, 8)))
     return scene

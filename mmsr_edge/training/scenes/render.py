@@ -187,7 +187,7 @@ def _shadow(scene: Scene, hits: _Hits) -> Array:
     to = hits.point + 2e-3 * hits.normal - scene.light.position
     length = np.sqrt(dot(to, to))
     t, _ = scene.shapes.hit(scene.light.position, to / length[:, None], length)
-    return (t >= length * (1 - 1e-3)).astype(np.float32)
+    return (t >= length * (1 - 1e-5)).astype(np.float32)
 
 
 def _openness(scene: Scene, point: Array, normal: Array, rng: np.random.Generator) -> Array:
@@ -282,5 +282,3 @@ def _develop(scene: Scene, linear: Array, depth: Array) -> NDArray[np.uint8]:
     out = np.clip(linear * (scene.gain / bright) * np.array(scene.balance, np.float32), 0, None)
     out = out / (1 + 0.15 * out)  # a soft shoulder
     return (np.clip(out, 0, 1) ** (1 / 2.2) * 255).round().astype(np.uint8)
-
-

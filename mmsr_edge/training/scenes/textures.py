@@ -37,7 +37,7 @@ class Material:
 
 
 def spectral_noise(rng: np.random.Generator, side: int, slope: float) -> Array:
-    """Periodic noise [side, side] whose amplitude falls as frequency^-slope; mean 0, deviation 1."""
+    """Periodic noise [side, side], amplitude ∝ frequency^−slope, of mean 0 and deviation 1."""
     f = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None])
     f[0, 0] = np.inf
     phase = np.exp(2j * np.pi * rng.random((side, side)))
@@ -48,7 +48,9 @@ def spectral_noise(rng: np.random.Generator, side: int, slope: float) -> Array:
 def _colour(rng: np.random.Generator) -> Array:
     """A paint: mostly greyish, sometimes strong; linear light."""
     grey = rng.uniform(0.05, 0.85)
-    return np.clip(grey * rng.uniform(0.6, 1.3, 3) ** rng.choice([0.3, 1.0, 3.0], p=[0.5, 0.35, 0.15]), 0.01, 1)
+    return np.clip(
+        grey * rng.uniform(0.6, 1.3, 3) ** rng.choice([0.3, 1.0, 3.0], p=[0.5, 0.35, 0.15]), 0.01, 1
+    )
 
 
 def _pattern(rng: np.random.Generator, kind: str) -> Array:
@@ -139,7 +141,9 @@ class Textures:
         levels = [np.stack(found)]
         while levels[-1].shape[1] > 1:
             t = levels[-1]
-            levels.append((t[:, ::2, ::2] + t[:, 1::2, ::2] + t[:, ::2, 1::2] + t[:, 1::2, 1::2]) / 4)
+            levels.append(
+                (t[:, ::2, ::2] + t[:, 1::2, ::2] + t[:, ::2, 1::2] + t[:, 1::2, 1::2]) / 4
+            )
         self.levels = [level.astype(np.float16) for level in levels]
 
     def draw(self, rng: np.random.Generator, *groups: str) -> int:

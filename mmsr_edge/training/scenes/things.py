@@ -147,7 +147,9 @@ class Things:
     def plant(self, at: Point, yaw: float) -> None:
         """A pot and a bush of leaves."""
         rng, m = self.rng, self.palette.material("leaves")
-        self.part(CYLINDER, at, yaw, (0, 0, 0.15), (0.14, 0.14, 0.15), self.palette.material("thing"))
+        self.part(
+            CYLINDER, at, yaw, (0, 0, 0.15), (0.14, 0.14, 0.15), self.palette.material("thing")
+        )
         for _ in range(int(rng.integers(4, 12))):
             half = rng.uniform(0.03, 0.22, 3) * np.array([1, 0.4, 1])
             offset = rng.normal(0, 0.16, 3) + np.array([0, 0, rng.uniform(0.4, 1.1)])
