@@ -23,8 +23,8 @@ class DepthConfig:
     """Feature maps at 1/2, 1/4, … of the squeezed picture."""
     blocks: tuple[int, ...] = (0, 1, 1, 2, 2)
     """Residual blocks at each of these sizes."""
-    decoder: tuple[int, ...] = (96, 64, 32, 16, 8)
-    """Feature maps on the way up, from the second smallest size to the squeezed picture's own."""
+    decoder: tuple[int, ...] = (96, 64, 32, 24)
+    """Feature maps on the way up, from the second smallest size to the largest."""
     squeeze: int = 2
     """The picture is averaged over squares of this side first."""
 
@@ -76,10 +76,23 @@ class Depth(nn.Module):
         # What is near depends on the whole picture: its mean is told to every place.
         self.whole = nn.Conv2d(config.widths[-1], config.widths[-1], 1)
         below = (config.widths[-1], *config.decoder[:-1])
+        beside = reversed(config.widths[:-1])
         self.up = nn.ModuleList(
-            Rise(i, s, o) for i, s, o in zip(below, reversed(inputs), config.decoder, strict=True)
+            Rise(i, s, o) for i, s, o in zip(below, beside, config.decoder, strict=True)
         )
         self.out = nn.Conv2d(config.decoder[-1], 1, 1)
+
+    def coarse(self, image: Tensor) -> Tensor:
+        """Logits of nearness before they are enlarged: [B, 1, H/(2·squeeze), W/(2·squeeze)]."""
+        x = F.avg_pool2d(image, self.squeeze) if self.squeeze > 1 else image
+        skips = []
+        for stage in self.down:
+            x = stage(x)
+            skips.append(x)
+        x = F.relu(x + self.whole(x.mean((2, 3), keepdim=True)))
+        for rise, skip in zip(self.up, reversed(skips[:-1]), strict=True):
+            x = rise(x, skip)
+        return self.out(x)
 
     def forward(self, image: Tensor) -> Tensor:
         """Nearness of every pixel.
@@ -91,18 +104,10 @@ class Depth(nn.Module):
             [B, 1, 256, 256] in [0, 1], near = 1: the square root of inverse depth after that was
             scaled to the picture's own range; 0 is the sky or the farthest thing.
         """
-        x = F.avg_pool2d(image, self.squeeze) if self.squeeze > 1 else image
-        skips = []
-        for stage in self.down:
-            skips.append(x)
-            x = stage(x)
-        x = F.relu(x + self.whole(x.mean((2, 3), keepdim=True)))
-        for rise, skip in zip(self.up, reversed(skips), strict=True):
-            x = rise(x, skip)
-        x = self.out(x)
-        if self.squeeze > 1:
-            factor = float(self.squeeze)
-            x = F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+        factor = 2.0 * self.squeeze
+        x = F.interpolate(
+            self.coarse(image), scale_factor=factor, mode="bilinear", align_corners=False
+        )
         return torch.sigmoid(x)
 
 

@@ -187,7 +187,7 @@ PRESETS: dict[str, Preset] = {
             (16, 32), attention=(False, True),
             layers_per_block=1, heads=(2, 4), norm_groups=4,
         ),
-        depth=DepthConfig(widths=(4, 4, 8), blocks=(0, 1, 1), decoder=(8, 4, 4)),
+        depth=DepthConfig(widths=(4, 4, 8), blocks=(0, 1, 1), decoder=(8, 4)),
         segmentation=SegmentationConfig(classes=3, trunk=MICRO_TRUNK, width=4),
         captioner=TaggerConfig(tags=4, trunk=MICRO_TRUNK, width=8),
         sampler=ZERO_SNR, positive=SHARP, negative=BLURRY,

@@ -24,12 +24,18 @@ def _add(parser: argparse._ArgumentGroup, config: Any) -> None:
 
 
 def add_run_options(
-    parser: argparse.ArgumentParser, stage: Any, *, steps: int, **defaults: Any
+    parser: argparse.ArgumentParser,
+    stage: Any,
+    *,
+    steps: int,
+    photos: bool = True,
+    **defaults: Any,
 ) -> None:
-    """Add `--photos`, `--out`, every field of `RunConfig` and every field of `stage`."""
-    parser.add_argument(
-        "--photos", type=Path, required=True, help="folder of photographs, searched recursively"
-    )
+    """Add `--photos` (unless false), `--out`, every field of `RunConfig` and of `stage`."""
+    if photos:
+        parser.add_argument(
+            "--photos", type=Path, required=True, help="folder of photographs, searched recursively"
+        )
     parser.add_argument(
         "--out", type=Path, required=True, help="the run's folder; an existing run is resumed"
     )

@@ -1,0 +1,186 @@
+"""The depth student on frames with measured depth, and on photographs.
+
+    python benchmarks/depth_report.py --run RUN --rgbd DIR --photos DIR --out OUT
+
+`--rgbd` has `color/` and `depth/` (16-bit, millimetres, 0 = unknown), files of one stem belonging
+together. They are for measuring: nothing is trained or chosen on them. Writes `depth.csv` (a line
+per frame), `summary.csv`, `rgbd.png` (picture | student | truth) and `photos.png`.
+
+A pair of points counts when its depths differ by more than a ratio. A tie counts one half, so that
+chance is 0.5; "lower is nearer" ties within a row, and is given with such pairs left out, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from ordinal import draw_pairs, lower_is_nearer, ordinal_accuracy
+from PIL import Image
+from quality import Row, read, write_csv
+from tqdm import tqdm
+
+from mmsr_edge.modalities.maps import crop_map
+from mmsr_edge.models.depth import DepthConfig, build_depth
+from mmsr_edge.training.data import find_photos
+from mmsr_edge.training.degrade import DegradeConfig, degrade
+from mmsr_edge.training.run import load_run
+from mmsr_edge.training.scene_data import Scenes
+
+SIDE = 256
+"""The network's input."""
+RATIOS = (1.02, 1.05, 1.1, 1.25)
+"""Depth ratios above which pairs count."""
+
+Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""[1, 3, 256, 256] in [-1, 1] → [1, 1, 256, 256]."""
+
+
+def torch_network(run: Path) -> Network:
+    """The averaged weights of a training run."""
+    network = build_depth(DepthConfig()).eval()
+    network.load_state_dict(load_run(run)["depth"])
+
+    def call(image: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return np.asarray(network(torch.from_numpy(image)).numpy())
+
+    return call
+
+
+def exported_network(path: Path) -> Network:
+    """An ONNX file or OpenVINO IR, run by OpenVINO."""
+    import openvino as ov
+
+    compiled = ov.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda image: np.asarray(compiled(image)[0])
+
+
+def predict(network: Network, picture: Image.Image) -> NDArray[np.float64]:
+    """Nearness at the picture's own size, the way the pipeline asks for it."""
+    rgb = np.asarray(picture, np.float32) / 127.5 - 1
+    out = network(crop_map(rgb, (0, 0, picture.width, picture.height), SIDE))[0, 0]
+    resized = Image.fromarray(out).resize(picture.size, Image.Resampling.BILINEAR)
+    return np.asarray(resized, np.float64)
+
+
+def spoil(picture: Image.Image, seed: int) -> Image.Image:
+    """The picture as super-resolution gets it: a quarter of the size, degraded."""
+    rgb = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    lr = degrade(rgb, DegradeConfig(clean=0.0), torch.Generator().manual_seed(seed))
+    return Image.fromarray(((lr[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+
+
+def measure(
+    network: Network, picture: Image.Image, depth: NDArray[np.float64], count: int, seed: int
+) -> Row:
+    """Ordinal accuracies of one frame, at each of `RATIOS`."""
+    height, width = depth.shape
+    bad = predict(network, spoil(picture, seed))
+    bad_map = Image.fromarray(bad.astype(np.float32)).resize((width, height))
+    maps = {
+        "student": predict(network, picture),
+        "student_on_lr": np.asarray(bad_map, np.float64),
+        "lower": lower_is_nearer(height, width),
+    }
+    row: Row = {}
+    for ratio in RATIOS:
+        near, far = draw_pairs(depth, ratio, count, seed)
+        for name, map_ in maps.items():
+            row[f"{name}@{ratio}"] = ordinal_accuracy(map_, near, far)
+        row[f"lower_without_ties@{ratio}"] = ordinal_accuracy(maps["lower"], near, far, ties=None)
+    return row
+
+
+def grey(map_: NDArray[np.float64]) -> Image.Image:
+    """A map in [0, 1] as a picture."""
+    return Image.fromarray((map_.clip(0, 1) * 255).astype(np.uint8)).convert("RGB")
+
+
+def truth(depth: NDArray[np.float64]) -> Image.Image:
+    """Measured depth in the student's units; unknown is black."""
+    known = depth > 0
+    inverse = np.where(known, 1 / np.where(known, depth, 1), 0)
+    low, high = np.percentile(inverse[known], [2, 98])
+    return grey(np.where(known, np.sqrt(((inverse - low) / (high - low)).clip(0, 1)), 0))
+
+
+def sheet(rows: list[list[Image.Image]], size: tuple[int, int], columns: int) -> Image.Image:
+    """Groups of pictures side by side, `columns` groups in a line."""
+    groups = (rows[i : i + columns] for i in range(0, len(rows), columns))
+    lines = [[picture for group in line for picture in group] for line in groups]
+    out = Image.new("RGB", (max(map(len, lines)) * size[0], len(lines) * size[1]))
+    for y, line in enumerate(lines):
+        for x, picture in enumerate(line):
+            out.paste(picture.resize(size, Image.Resampling.BILINEAR), (x * size[0], y * size[1]))
+    return out
+
+
+def scenes_accuracy(network: Network, folder: Path, count: int) -> float:
+    """On rendered scenes that were held out of training; the sky is farther than all else."""
+    scores = []
+    for path in Scenes.held_out_files(folder):
+        for rgb, inverse in zip(*Scenes.load(path), strict=True):
+            picture = Image.fromarray(rgb.permute(1, 2, 0).numpy())
+            near, far = draw_pairs(1 / inverse[0].double().clamp_min(1e-4).numpy(), 1.05, count)
+            scores.append(ordinal_accuracy(predict(network, picture), near, far))
+    return float(np.mean(scores))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="folder of train_depth's run")
+    source.add_argument("--model", type=Path, help="an ONNX file or OpenVINO IR of the network")
+    parser.add_argument("--rgbd", type=Path, help="frames with measured depth")
+    parser.add_argument("--photos", type=Path, help="photographs to look at")
+    parser.add_argument("--scenes", type=Path, help="folder of rendered scenes")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pairs", type=int, default=20_000, help="a frame and ratio")
+    parser.add_argument("--count", type=int, default=48, help="photographs on the sheet")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    network = torch_network(args.run) if args.run else exported_network(args.model)
+    summary: list[Row] = []
+    if args.scenes:
+        accuracy = scenes_accuracy(network, args.scenes, args.pairs)
+        summary.append({"measure": "student_on_held_out_scenes@1.05", "mean": round(accuracy, 4)})
+    if args.rgbd:
+        rows: list[Row] = []
+        shown = []
+        frames = sorted((args.rgbd / "color").iterdir())
+        for i, path in enumerate(tqdm(frames, desc="frames")):
+            picture = read(path)
+            with Image.open(args.rgbd / "depth" / f"{path.stem}.png") as file:
+                depth = np.asarray(file, np.float64)
+            row = measure(network, picture, depth, args.pairs, args.seed + i)
+            rows.append({"frame": path.stem} | row)
+            if i % 3 == 0:
+                shown.append([picture, grey(predict(network, picture)), truth(depth)])
+        write_csv(args.out / "depth.csv", rows)
+        for name in list(rows[0])[1:]:
+            values = np.array([row[name] for row in rows], np.float64)
+            summary.append(
+                {"measure": name, "mean": round(values.mean(), 4), "worst": round(values.min(), 4)}
+            )
+        sheet(shown, (240, 180), 2).save(args.out / "rgbd.png")
+    if args.photos:
+        paths = find_photos(args.photos)
+        chosen = paths[:: max(1, len(paths) // args.count)][: args.count]
+        shown = [[read(p), grey(predict(network, read(p)))] for p in tqdm(chosen, desc="photos")]
+        sheet(shown, (192, 128), 4).save(args.out / "photos.png")
+    write_csv(args.out / "summary.csv", summary)
+    for row in summary:
+        print(row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Ordinal accuracy: how often a depth map says rightly which of two points is nearer."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Map = NDArray[np.float64]
+
+
+def draw_pairs(
+    depth: Map, ratio: float, count: int, seed: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Random pairs of pixels with known depths that differ by more than `ratio`.
+
+    Args:
+        depth: [H, W], any unit; 0 where it is unknown.
+        ratio: the larger over the smaller depth of a pair is above this.
+        count: pairs.
+        seed: of the draw.
+
+    Returns:
+        Flat indices of the nearer and of the farther pixels, [count] each.
+
+    Raises:
+        ValueError: when there are hardly any such pairs.
+    """
+    rng = np.random.default_rng(seed)
+    known = np.flatnonzero(depth > 0)
+    flat = depth.ravel()
+    near: list[NDArray[np.int64]] = []
+    far: list[NDArray[np.int64]] = []
+    for _ in range(1000 if known.size else 0):
+        a, b = rng.choice(known, (2, count))
+        a, b = np.where(flat[a] <= flat[b], a, b), np.where(flat[a] <= flat[b], b, a)
+        clear = flat[b] > ratio * flat[a]
+        near.append(a[clear])
+        far.append(b[clear])
+        if sum(map(len, near)) >= count:
+            return np.concatenate(near)[:count], np.concatenate(far)[:count]
+    raise ValueError(f"fewer than {count} pairs of points differ in depth by a factor of {ratio}")
+
+
+def ordinal_accuracy(
+    nearness: Map, near: NDArray[np.int64], far: NDArray[np.int64], ties: float | None = 0.5
+) -> float:
+    """Share of pairs that `nearness` orders as they are.
+
+    Args:
+        nearness: [H, W], larger is nearer.
+        near: flat indices of the nearer pixels.
+        far: of the farther ones.
+        ties: what a pair with equal values counts, so that a constant map gets 0.5; None leaves
+            such pairs out.
+
+    Raises:
+        ValueError: when all pairs are ties and ties are left out.
+    """
+    flat = nearness.ravel()
+    difference = flat[near] - flat[far]
+    if ties is None:
+        difference = difference[difference != 0]
+        if not len(difference):
+            raise ValueError("the map has the same value at both points of every pair")
+        return float((difference > 0).mean())
+    return float(((difference > 0) + ties * (difference == 0)).mean())
+
+
+def lower_is_nearer(height: int, width: int) -> Map:
+    """The rule to beat: [height, width], each row nearer than the one above."""
+    return np.repeat(np.arange(height, dtype=np.float64)[:, None], width, axis=1)
