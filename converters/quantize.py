@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from mmsr_edge.converters.compress import compress_weights
 from mmsr_edge.errors import OptionError, ParityError, missing_extra
 
 if TYPE_CHECKING:
@@ -42,17 +43,18 @@ class QuantConfig:
     keep_float: tuple[str, ...] = ()
     """Layers that stay float: regular expressions searched for in torch module paths, such as
     `net.conv_in`. Each must match a layer."""
-    activations: Literal["asymmetric", "symmetric"] = "asymmetric"
-    """Whether activations have a zero point. SiLU's output is one-sided: with one, +2.5 dB."""
+    activations: Literal["asymmetric", "symmetric", "float"] = "asymmetric"
+    """Whether activations have a zero point (SiLU's output is one-sided: with one, +2.5 dB), or
+    stay in float, where only the file's size matters; see `compress`."""
     samples: int = 256
     """Recorded inputs to use at most, spread evenly over those there are."""
     fast_bias_correction: bool = True
     """Correct biases from the statistics at hand, rather than by rerunning the network."""
 
     def __post_init__(self) -> None:
-        if self.activations not in ("asymmetric", "symmetric"):
+        if self.activations not in ("asymmetric", "symmetric", "float"):
             raise OptionError(
-                f"activations {self.activations!r} must be 'asymmetric' or 'symmetric'"
+                f"activations {self.activations!r} must be 'asymmetric', 'symmetric' or 'float'"
             )
         if self.samples < 1:
             raise OptionError(f"samples {self.samples} must be >= 1")
@@ -97,14 +99,18 @@ def quantize(
         ParityError: a weight that should be int8 is still float.
         MissingExtraError: NNCF is not installed.
     """
+    layers = weighted_layers(model)
+    float_paths = _kept(layers.values(), config.keep_float)
+    quantized = {node for node, path in layers.items() if path not in float_paths}
+    if config.activations == "float":
+        result = compress_weights(model, quantized)
+        _check_weights(result, quantized)
+        return result
     if importlib.util.find_spec("nncf") is None:
         raise missing_extra("nncf", "convert")
     chosen = _spread([dict(sample) for sample in samples], config.samples)
     if not chosen:
         raise OptionError("int8 needs recorded inputs, and there are none for this component")
-    layers = weighted_layers(model)
-    float_paths = _kept(layers.values(), config.keep_float)
-    quantized = {node for node, path in layers.items() if path not in float_paths}
     result = _run_nncf(model, chosen, config, quantized)
     _check_weights(result, quantized)
     return result

@@ -8,9 +8,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from mmsr_edge.bundle import open_bundle
 from mmsr_edge.converters.components import COMPONENTS
+from mmsr_edge.converters.compress import compress_weights, round_weights
 from mmsr_edge.converters.quantize import QuantConfig, quantize, weighted_layers
 from mmsr_edge.errors import OptionError, ParityError
 
@@ -58,7 +60,7 @@ def weights(model: onnx.ModelProto) -> dict[str, Any]:
     makers = {name: node for node in model.graph.node for name in node.output}
     found = {}
     for node in model.graph.node:
-        if node.op_type in ("Conv", "Gemm", "MatMul"):
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             source = node.input[1]
             while source in makers and makers[source].op_type in ("DequantizeLinear", "Cast"):
                 source = makers[source].input[0]
@@ -178,3 +180,60 @@ def test_weights_left_in_float_are_found(
 def test_layers_are_found_by_their_torch_names(exported: Path) -> None:
     layers = weighted_layers(load(exported, "decoder", "fp32"))
     assert set(layers.values()) >= INT8_LAYERS["decoder"] | FLOAT_LAYERS["decoder"]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_weights_are_rounded_per_channel(axis: int) -> None:
+    weights = np.random.default_rng(0).standard_normal((6, 5, 3, 3)).astype(np.float32)
+    weights *= np.logspace(-3, 2, weights.shape[axis]).reshape(
+        (-1, 1, 1, 1) if not axis else (1, -1, 1, 1)
+    )
+    np.moveaxis(weights, axis, 0)[2] = 0
+    rounded, scales = round_weights(weights, axis)
+    assert rounded.dtype == np.int8 and scales.shape == (weights.shape[axis],)
+    by_channel = np.moveaxis(rounded, axis, 0).reshape(len(scales), -1)
+    assert (np.abs(by_channel).max(1) == np.where(np.arange(len(scales)) == 2, 0, 127)).all()
+    exact = np.moveaxis(weights, axis, 0).reshape(len(scales), -1)
+    assert (np.abs(by_channel * scales[:, None] - exact) <= 0.5001 * scales[:, None]).all()
+
+
+@pytest.mark.parametrize("kind", ["Conv", "ConvTranspose", "MatMul", "Gemm", "Gemm transposed"])
+def test_compressed_weights_are_unpacked_along_the_right_axis(kind: str) -> None:
+    """Channels differ a thousandfold, so that a wrong axis would be far off."""
+    rng = np.random.default_rng(0)
+    convolution = kind.startswith("Conv")
+    shape = {"Conv": (4, 3, 1, 1), "ConvTranspose": (3, 4, 1, 1), "Gemm transposed": (4, 3)}.get(
+        kind, (3, 4)
+    )
+    outputs = 0 if shape[0] == 4 else 1
+    loud = np.logspace(0, 3, 4).reshape([4 if i == outputs else 1 for i in range(len(shape))])
+    weight = (rng.standard_normal(shape) * loud).astype(np.float32)
+    sizes = ([1, 3, 2, 2], [1, 4, 2, 2]) if convolution else ([2, 3], [2, 4])
+    options = {"transB": 1} if kind == "Gemm transposed" else {}
+    node = onnx.helper.make_node(
+        kind.split(maxsplit=1)[0], ["x", "w"], ["y"], name="layer/node", **options
+    )
+    values = [
+        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, size)
+        for name, size in zip("xy", sizes, strict=True)
+    ]
+    graph = onnx.helper.make_graph(
+        [node], "g", values[:1], values[1:], [numpy_helper.from_array(weight, "w")]
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)])
+    compressed = compress_weights(model, {"layer/node"})
+    onnx.checker.check_model(compressed, full_check=True)
+    assert weights(compressed)["layer"].data_type == TensorProto.INT8
+    x = rng.standard_normal(sizes[0]).astype(np.float32)
+    first, second = (ReferenceEvaluator(m).run(None, {"x": x})[0] for m in (model, compressed))
+    peak = np.abs(first).max(axis=tuple(i for i in range(first.ndim) if i != 1), keepdims=True)
+    assert (np.abs(first - second) < 0.02 * peak).all()
+
+
+def test_small_networks_keep_their_activations(exported: Path) -> None:
+    for name in ("depth", "segmentation", "captioner"):
+        model = load(exported, name, "int8")
+        kinds = {node.op_type for node in model.graph.node}
+        assert "DequantizeLinear" in kinds and "QuantizeLinear" not in kinds, name
+    stored = {path: t.data_type for path, t in weights(load(exported, "depth", "int8")).items()}
+    assert stored["whole"] != TensorProto.INT8 and stored["out"] == TensorProto.INT8
