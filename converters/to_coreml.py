@@ -97,6 +97,7 @@ def convert(
         raise OptionError(
             f"precision {precision!r} is unknown; there are {', '.join(get_args(CoreMLPrecision))}"
         )
+    _check_suffix(out)
     model = to_coreml(network, feeds, outputs, "fp32" if precision == "fp32" else "fp16")
     save_coreml(compress_weights(model, precision), out)
     return out
@@ -233,8 +234,7 @@ def save_coreml(model: Any, out: Path) -> tuple[str, ...]:
         OptionError: `out` has another suffix than .mlpackage.
         OutputError: it cannot be written.
     """
-    if out.suffix != ".mlpackage":
-        raise OptionError(f"{str(out)!r} must end in .mlpackage")
+    _check_suffix(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
@@ -248,6 +248,11 @@ def save_coreml(model: Any, out: Path) -> tuple[str, ...]:
     except OSError as error:
         raise OutputError(f"cannot write {str(out)!r}: {error}") from error
     return package_files(out)
+
+
+def _check_suffix(out: Path) -> None:
+    if out.suffix != ".mlpackage":
+        raise OptionError(f"{str(out)!r} must end in .mlpackage")
 
 
 def _settle(package: Path) -> None:
@@ -299,7 +304,9 @@ def _register_operators() -> None:
     from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
 
     def number(value: Any) -> Any:
-        return getattr(value, "val", value)
+        return (
+            [number(v) for v in value] if isinstance(value, list) else getattr(value, "val", value)
+        )
 
     def resize(context: Any, node: Any) -> None:
         kind, _, overload = node.kind.partition(".")
