@@ -2,9 +2,11 @@
 
 Through `torch.export`, for `torch.jit.trace` fails with numpy ≥ 2.4. At int8 and as palettes only
 the weights are compressed, activations stay float16: to calibrate activations coremltools predicts
-with the model, which needs macOS. Attention is what coremltools makes of it for iOS 17, plain
-matrix products and a softmax; the Neural Engine's own form of it ([B, C, 1, S] with 1×1
-convolutions, one head at a time) is not attempted.
+with the model, which needs macOS. `QuantConfig.keep_float`, which spares layers from int8
+activations, is therefore not regarded; weights alone cost little.
+
+Attention is what coremltools makes of it for iOS 17, plain matrix products and a softmax. The
+Neural Engine's own form of it ([B, C, 1, S], 1×1 convolutions, head by head) is not attempted.
 """
 
 from __future__ import annotations
