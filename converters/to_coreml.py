@@ -37,9 +37,15 @@ PALETTE_BITS = 6
 SMALLEST_COMPRESSED = 2048
 """Weights of no more elements (biases, norms) stay float16: they weigh nothing."""
 
-_WEIGHTED = ("conv", "conv_transpose", "linear", "matmul", "gather")
-"""Operations whose constants are compressed. Others' are no weights: of an attention mask with its
-−∞, neither a scale nor a palette can be made."""
+_WEIGHTS = {
+    "conv": ("weight",),
+    "conv_transpose": ("weight",),
+    "linear": ("weight",),
+    "matmul": ("x", "y"),
+    "gather": ("x",),
+}
+"""Where weights are, by operation and parameter. Other constants are none: of an attention mask
+with its −∞, neither a scale nor a palette can be made."""
 _COPIES = {"aten.alias.default", "aten.detach.default", "aten.lift_fresh_copy.default"}
 """Operators of the export that do nothing, and that coremltools does not have all of."""
 _PADS = {"aten.pad.default", "aten.constant_pad_nd.default"}
@@ -209,9 +215,32 @@ def compress_weights(model: Any, precision: CoreMLPrecision) -> Any:
         )
     else:
         return model
-    config = cto.OptimizationConfig(op_type_configs=dict.fromkeys(_WEIGHTED, settings))
+    # By name: by the operation's type, coremltools takes biases too, and refuses one that another
+    # type shares.
+    names = _weight_names(model.get_spec().mlProgram.functions["main"])
+    config = cto.OptimizationConfig(op_name_configs=dict.fromkeys(names, settings))
     with _quiet():
         return compress(model, config)
+
+
+def _weight_names(function: Any) -> list[str]:
+    """The float16 constants that are weights."""
+    from coremltools.proto import MIL_pb2
+
+    block = function.block_specializations[function.opset]
+    constants = {
+        op.outputs[0].name
+        for op in block.operations
+        if op.type == "const"
+        and op.outputs[0].type.tensorType.dataType == MIL_pb2.DataType.Value("FLOAT16")
+    }
+    taken = {
+        argument.name
+        for op in block.operations
+        for parameter in _WEIGHTS.get(op.type, ())
+        for argument in op.inputs[parameter].arguments
+    }
+    return sorted(constants & taken)
 
 
 def _check_ports(

@@ -52,6 +52,10 @@ def decibels(reference: NDArray[Any], value: NDArray[Any]) -> float:
     return float(20 * np.log10(np.ptp(reference)) - 10 * np.log10(max(mse, 1e-30)))
 
 
+def tensor_of(*shape: int) -> NDArray[Any]:
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
 @pytest.fixture(scope="module")
 def opened(checkpoint: Path) -> Checkpoint:
     return open_checkpoint(checkpoint)
@@ -157,6 +161,31 @@ def test_precisions_and_sizes(exported: Path, opened: Checkpoint, tmp_path: Path
         for package in (palette, int8, half, whole)
     ]
     assert sizes == sorted(set(sizes))
+
+
+class Masked(nn.Module):
+    """A large mask with −∞, and zeros that a norm and a layer without a bias come to share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.layer = nn.GroupNorm(4, 64), nn.Linear(64, 64, bias=False)
+        self.mask = torch.full((64, 64), -torch.inf).triu(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layer(self.norm(x).flatten(2).mT)
+        return torch.softmax(x @ x.mT + self.mask, -1) @ x
+
+
+@pytest.mark.parametrize("precision", ["int8", "palette"])
+def test_nothing_but_weights_is_compressed(precision: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, feeds = Masked().eval(), {"x": tensor_of(1, 64, 8, 8)}
+    with torch.no_grad():
+        expected = network(torch.from_numpy(feeds["x"])).numpy()
+    program = MILProgram.open(convert(network, feeds, ["y"], tmp_path / "a.mlpackage", precision))
+    compressed = [kind for kind in program.kinds.elements() if kind.startswith("constexpr")]
+    assert len(compressed) == 1
+    assert decibels(expected, program.run(feeds)["y"]) >= 35
 
 
 def test_packages_are_reproducible_and_say_nothing_of_the_machine(tmp_path: Path) -> None:
