@@ -17,13 +17,13 @@ from torch.nn import functional as F
 class DepthWeights:
     """Shares of the terms."""
 
-    invariant: float = 1.0
+    invariant: float = 0.3
     """Scale- and shift-invariant distance."""
-    gradient: float = 0.5
+    gradient: float = 0.3
     """Gradients of the aligned difference, at four sizes."""
-    rank: float = 0.3
+    rank: float = 0.6
     """Order of random pairs."""
-    plain: float = 1.0
+    plain: float = 2.0
     """Distance without alignment: it fixes the output's range."""
 
 
@@ -39,11 +39,17 @@ def nearness(inverse: Tensor) -> Tensor:
     return ((inverse - low) / (high - low).clamp_min(1e-4)).clamp(0, 1).sqrt()
 
 
+LEAST_SPREAD = 0.12
+"""Smallest mean |d − median| that is divided by: where most is sky, the little else would count for
+a hundred other pictures."""
+
+
 def aligned(depth: Tensor) -> Tensor:
     """(d − median) / mean |d − median| of each picture: MiDaS, Eqs. 5 and 6."""
     flat = depth.flatten(1)
     centre = flat - flat.median(1, keepdim=True).values
-    return (centre / centre.abs().mean(1, keepdim=True).clamp_min(1e-3)).view_as(depth)
+    spread = centre.abs().mean(1, keepdim=True).clamp_min(LEAST_SPREAD)
+    return (centre / spread).view_as(depth)
 
 
 def invariant_loss(predicted: Tensor, target: Tensor) -> Tensor:

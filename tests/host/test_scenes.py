@@ -80,11 +80,10 @@ def test_a_sphere_is_where_it_should_be() -> None:
     depth = planar_depth(Scene(shapes, None, DAY, camera()), side)
     assert depth[32, 32] == pytest.approx(3, rel=1e-5)
     # |t·d − c|² = 1 with d = (1, u, 0) and planar depth t: (1 + u²)t² − 8t + 15 = 0.
-    u = 48.5 / side * 2 - 1
-    expected = (
-        np.inf if 60 * (1 + u * u) > 64 else (8 - np.sqrt(64 - 60 * (1 + u * u))) / 2 / (1 + u * u)
-    )
-    assert depth[32, 48] == pytest.approx(expected, rel=1e-4)
+    u = 36.5 / side * 2 - 1
+    root = (8 - np.sqrt(64 - 60 * (1 + u * u))) / 2 / (1 + u * u)
+    assert depth[32, 36] == pytest.approx(root, rel=1e-4)
+    assert np.isinf(depth[32, 48])  # u² = 0.24 leaves no root
     seen = np.isfinite(depth[32]).sum() / side  # half-width: tan(asin(1/4))
     assert seen == pytest.approx(np.tan(np.arcsin(0.25)), abs=1.5 / side)
 

@@ -84,6 +84,7 @@ def room(textures: Textures, rng: Rng) -> Scene:
         things.table, things.chair, things.sofa, things.shelf, things.cabinet, things.cabinet,
         things.floor_lamp, things.plant, things.shelf,
     ]  # fmt: skip
+    stands: list[Array] = []
     for _ in range(int(rng.integers(3, 13))):
         thing = standing[int(rng.integers(len(standing)))]
         if rng.random() < 0.65:  # against a wall, facing the room
@@ -95,6 +96,7 @@ def room(textures: Textures, rng: Rng) -> Scene:
             at = np.array([rng.uniform(-0.7, 0.7) * w, rng.uniform(-0.7, 0.7) * d, 0])
             yaw = float(rng.uniform(0, 2 * np.pi))
         thing(at, yaw)
+        stands.append(at)
     if rng.random() < 0.25:
         for _ in range(int(rng.integers(1, 4))):
             at = np.array([rng.uniform(-0.8, 0.8) * w, rng.uniform(-0.8, 0.8) * d, 0])
@@ -107,10 +109,19 @@ def room(textures: Textures, rng: Rng) -> Scene:
         shade = palette.picture((1, 1, 1), "plain", glow=0.9)
         shapes.add(ELLIPSOID, (x, y, h - 0.3), (0.15, 0.15, 0.1), shade)
     eye = np.array([*(rng.uniform(-0.85, 0.85, 2) * (w, d)), rng.uniform(0.5, min(h - 0.3, 2.1))])
-    # Most people photograph the longer way across a room.
-    target = -eye[:2] * rng.uniform(0.2, 1.2) + rng.normal(0, 0.4, 2)
-    yaw = np.arctan2(*(target - eye[:2])[::-1]) + rng.normal(0, 0.35)
-    camera = palette.camera(eye, float(yaw), _tilt(rng, -12, 13), (45, 85))
+    # Most people photograph the longer way across a room, or a piece of furniture from close by.
+    target = np.array([*(-eye[:2] * rng.uniform(0.2, 1.2) + rng.normal(0, 0.4, 2)), 0.0])
+    pitch, width = _tilt(rng, -12, 13), (45.0, 85.0)
+    if rng.random() < 0.4:
+        target = stands[int(rng.integers(len(stands)))] + np.array([0, 0, rng.uniform(0.2, 0.9)])
+        inwards = -target[:2] + rng.normal(0, 0.7, 2) * (w, d)
+        inwards = inwards / (np.linalg.norm(inwards) + 1e-3) * rng.uniform(0.8, 2.6)
+        eye[:2] = np.clip(target[:2] + inwards, (-0.92 * w, -0.92 * d), (0.92 * w, 0.92 * d))
+        gap = float(np.linalg.norm(target[:2] - eye[:2])) + 0.1
+        pitch = float(np.arctan2(target[2] - eye[2], gap) + rng.normal(0, 0.12))
+        width = (45.0, 70.0)
+    yaw = np.arctan2(*(target - eye)[1::-1]) + rng.normal(0, 0.25)
+    camera = palette.camera(eye, float(yaw), pitch, width)
     lamp = np.array([*(rng.uniform(-0.6, 0.6, 2) * (w, d)), h - 0.15])
     return _finish(rng, shapes, None, palette.lamp(lamp, max(w, h)), camera, 0.1)
 
