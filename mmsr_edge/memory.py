@@ -39,7 +39,7 @@ def needed_mb(finishing: Finishing, manifest: Manifest, *, by_rows: bool) -> flo
         per_input += 24  # in sRGB, and what sRGB lacks
     if finishing.picture.alpha is not None:
         per_input += 4 + 28  # opacity; colours, product and opacity to be enlarged
-    fine = manifest.tile.size * finishing.scale * wide * 12  # a row of tiles, being joined
+    fine: float = manifest.tile.size * finishing.scale * wide * 12  # a row of tiles, being joined
     window = (ROWS + 2 * _HALO) * wide * 12
     fine += 5 * window  # the colour fix: held, joined, fixed, and on the way to the file
     channels = finishing.channels

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from icc import linear_grey_profile
 from PIL import Image, ImageCms
+from profile_factory import linear_grey_profile
 
 from mmsr_edge import image, pixels
 from mmsr_edge.errors import ImageError, OutputError
