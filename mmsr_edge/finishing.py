@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmsr_edge.color import HALO, Fidelity, match_low_frequencies, restore_low_pass
+from mmsr_edge.icc import Profile, parse_profile
 from mmsr_edge.pixels import quantize
-from mmsr_edge.profile import Profile, parse_profile
 from mmsr_edge.strips import Enlarger, resize_strips, windowed
 
 if TYPE_CHECKING:

@@ -167,7 +167,7 @@ def _opened(path: Path, max_pixels: int) -> Image.Image:
         with warnings.catch_warnings():
             # Our own limit is below the one at which Pillow warns.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(path)
+            image = Image.open(path)
     except FileNotFoundError as error:
         raise ImageError(f"there is no file {path}") from error
     except UnidentifiedImageError as error:
@@ -180,6 +180,11 @@ def _opened(path: Path, max_pixels: int) -> Image.Image:
         ) from error
     except Exception as error:  # decoders raise almost anything on a damaged header
         raise ImageError(f"{path} cannot be opened: {error}") from error
+    if image.format == "TIFF":
+        # With a name to map into memory, Pillow (13.0) takes the sides of an upright TIFF for
+        # those it is stored with, and scrambles it.
+        image.filename = ""
+    return image
 
 
 def _decode(image: Image.Image, name: str, first_frame: bool, max_pixels: int) -> Image.Image:
@@ -224,20 +229,16 @@ _OTHER_BYTES = {
 def _low_bytes(path: Path) -> Image.Image | None:
     """The lower bytes of a file of 16-bit RGB or RGBA, upright; None for all others."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            opened = Image.open(path)
-        with opened:
+        with _opened(path, MAX_PIXELS) as opened:
             # The name of how bytes are laid out, alone (PNG) or before more arguments (TIFF).
             layouts = {
-                tile.args if isinstance(tile.args, str) else tile.args[0]  # type: ignore[index]
-                for tile in opened.tile
+                tile.args if isinstance(tile.args, str) else tile.args[0] for tile in opened.tile
             }
             other = _OTHER_BYTES.get(layouts.pop()) if len(layouts) == 1 else None
             if other is None or "transparency" in opened.info:
                 return None
             opened.tile = [
-                tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:]))  # type: ignore[index]
+                tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:]))
                 for tile in opened.tile
             ]
             opened.load()

@@ -160,7 +160,8 @@ def find_tasks(
     if suffix is not None and suffix.lower() not in FORMATS:
         raise OptionError(f"format {suffix!r} is unknown; choose {', '.join(FORMATS)}")
     tasks: dict[Path, Task] = {}
-    for given in map(os.fspath, inputs):
+    for name in inputs:
+        given = os.fspath(name)
         found = list(_pictures(given, recursive, output))
         if not found:
             raise OptionError(
@@ -179,7 +180,7 @@ def _pictures(given: str, recursive: bool, output: Path) -> Iterator[tuple[Path,
     path = Path(given)
     results = output.resolve()  # below a folder that is searched, these are no inputs
     if path.is_dir():
-        base, names = path, (path.rglob("*") if recursive else path.glob("*"))
+        base, names = path, list(path.rglob("*") if recursive else path.glob("*"))
     elif path.exists() or not _MAGIC & set(given):
         yield path, Path(path.name)  # also one that is missing: that is the task's own failure
         return
@@ -190,7 +191,8 @@ def _pictures(given: str, recursive: bool, output: Path) -> Iterator[tuple[Path,
                 break
             fixed.append(part)
         base = Path(*fixed) if fixed else Path()
-        names = map(Path, glob.glob(given, recursive=True))  # noqa: PTH207 - absolute ones, too
+        # Path.glob takes no absolute patterns.
+        names = [Path(found) for found in glob.glob(given, recursive=True)]  # noqa: PTH207
     for found in sorted(names):
         if not found.is_file() or found.suffix.lower() not in SUFFIXES:
             continue

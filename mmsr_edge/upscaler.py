@@ -25,13 +25,14 @@ from mmsr_edge.config import MapOption, UpscaleOptions, resolve
 from mmsr_edge.errors import BundleError, Cancelled, OptionError
 from mmsr_edge.finishing import Finishing, shown_colours
 from mmsr_edge.image import FORMATS, check_output, load_image, open_image
+from mmsr_edge.memory import check_memory
 from mmsr_edge.modalities.maps import map_image
 from mmsr_edge.modalities.picture_maps import collect_maps
 from mmsr_edge.modalities.picture_tags import collect_tags
 from mmsr_edge.pipeline import MultimodalPipeline, PictureRun
 from mmsr_edge.runtimes.base import SessionOptions
 from mmsr_edge.runtimes.registry import open_session, select_backend
-from mmsr_edge.strip_files import CanvasWriter, StripWriter, open_writer
+from mmsr_edge.strip_files import CanvasWriter, StripWriter, open_writer, streams
 from mmsr_edge.strips import Rows
 from mmsr_edge.target import resolve_target
 from mmsr_edge.tiling import TilePlan, blend, pad, plan_tiles
@@ -240,6 +241,8 @@ class Upscaler:
         picture = load_image(image, first_frame=options.first_frame)
         finishing, metadata = self._finishing(picture, options, output)
         size = finishing.target.size
+        by_rows = output is not None and streams(output)
+        check_memory(finishing, manifest, options.max_memory_mb, by_rows=by_rows)
         seen, profile = shown_colours(picture)
 
         run = self.pipeline.start(settings, check)

@@ -15,8 +15,8 @@ import pytest
 from bundle_factory import SCALE, make_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from icc import ADOBE, linear_grey_profile, rgb_profile
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
+from profile_factory import ADOBE, linear_grey_profile, rgb_profile
 
 from mmsr_edge import OptionError, OutputError, Upscaler
 from mmsr_edge.color import FIDELITY_PSNR, block_means, delta_e00

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from icc import linear_grey_profile
 from PIL import Image, ImageCms
+from profile_factory import linear_grey_profile
 
 from mmsr_edge import image, pixels
 from mmsr_edge.errors import ImageError, OutputError
@@ -294,6 +294,16 @@ def test_orientation_is_applied_and_the_tag_gone(
     assert exif.get_ifd(EXIF_DIRECTORY)[LENS] == "50 mm"
     # Nothing that describes how a TIFF stored its pixels.
     assert set(exif) <= {COPYRIGHT, EXIF_DIRECTORY}
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK"])
+def test_a_tiff_that_lies_on_its_side_is_not_scrambled(mode: str, tmp_path: Path) -> None:
+    """Pillow maps some modes into memory, and mistakes their sides."""
+    stored = Image.fromarray(noise(5, 9, 3)).convert(mode)
+    stored.save(tmp_path / "in.tif", exif=exif_with(6))
+    expected = stored.transpose(Image.Transpose.ROTATE_270).convert("RGB")
+    loaded = image.load_image(tmp_path / "in.tif")
+    np.testing.assert_allclose(loaded.rgb, signed(np.asarray(expected)), rtol=0, atol=1e-6)
 
 
 def test_the_callers_image_is_not_altered(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from sklearn.datasets import load_sample_image
 
-from mmsr_edge import Upscaler
+from mmsr_edge import Upscaler, tiling
+from mmsr_edge.blur import gaussian_blur
 from mmsr_edge.bundle import open_bundle
 from mmsr_edge.cli import main
-from mmsr_edge.color import delta_e00
+from mmsr_edge.color import block_means, delta_e00
+from mmsr_edge.tiling import plan_tiles
 
 BACKENDS = ["openvino", "onnxruntime"]
 
@@ -82,3 +84,90 @@ def test_the_bundle_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
         assert min(card["psnr"] for card in cards.values()) >= 35
     assert main(["info", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)
+
+
+# --- Seams and colours --------------------------------------------------------------------------
+
+
+def flat() -> NDArray[np.uint8]:
+    return np.full((128, 240, 3), (120, 150, 90), np.uint8)
+
+
+def gradient() -> NDArray[np.uint8]:
+    y, x = np.mgrid[:128, :240]
+    shades = np.stack([40 + 0.6 * x, 60 + y, 200 - 0.3 * (x + y)], axis=-1)
+    return np.asarray(shades.round().astype(np.uint8))
+
+
+def natural() -> NDArray[np.uint8]:
+    photo = Image.fromarray(load_sample_image("flower.jpg")[:384, :]).resize((240, 128))
+    return np.asarray(photo)
+
+
+PICTURES = {"flat": flat, "gradient": gradient, "natural": natural}
+
+
+@pytest.fixture(scope="module")
+def openvino() -> Upscaler:
+    pytest.importorskip("openvino")
+    return Upscaler(backend="openvino", threads=1)
+
+
+def across(picture: NDArray[np.uint8], columns: list[int]) -> float:
+    """Mean gradient across the borders at the left of these columns."""
+    grey = picture.astype(np.float64).mean(axis=-1)
+    return float(np.mean([np.abs(grey[:, c] - grey[:, c - 1]).mean() for c in columns]))
+
+
+def seam_ratio(upscaler: Upscaler, picture: NDArray[np.uint8]) -> float:
+    """Gradient across tile borders ÷ across the same places where they lie inside a tile.
+
+    For the second, the picture is grown to both sides by reflection: its tiles then lie elsewhere.
+    """
+    tile = upscaler.bundle.manifest.tile
+    lefts = plan_tiles(*picture.shape[:2], tile).lefts
+    borders = [left for left in lefts if left] + [left + tile.size for left in lefts[:-1]]
+    shift = 24
+    grown = np.pad(picture, [(0, 0), (shift, shift), (0, 0)], mode="symmetric")
+    others = plan_tiles(*grown.shape[:2], tile).lefts
+    elsewhere = {x for left in others for x in (left, left + tile.size)}
+    assert not {border + shift for border in borders} & elsewhere
+    with_seams = np.asarray(upscaler.upscale(picture).image)
+    without = np.asarray(upscaler.upscale(grown).image)[:, shift * SCALE :]
+    columns = [border * SCALE for border in borders]
+    return across(with_seams, columns) / across(without, columns)
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_tiles_leave_no_seams(openvino: Upscaler, kind: str) -> None:
+    ratio = seam_ratio(openvino, PICTURES[kind]())
+    print(f"{kind}: {ratio:.3f}")
+    assert ratio < 1.1
+
+
+def test_a_seam_would_be_found(openvino: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles that are set side by side, without passing from one to the other."""
+
+    def hard(positions: tuple[int, ...], size: int) -> NDArray[np.float32]:
+        weights = np.ones((len(positions), size), np.float32)
+        for i in range(len(positions) - 1):
+            weights[i, positions[i + 1] - positions[i] :] = 0
+        return weights
+
+    monkeypatch.setattr(tiling, "feather", hard)
+    assert seam_ratio(openvino, gradient()) > 1.1
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_colours_do_not_shift(openvino: Upscaler, kind: str) -> None:
+    """Over areas, as a shift is; single pixels differ by the noise and blur that nano removes."""
+    picture = PICTURES[kind]()[:, :128]
+    reference = picture.astype(np.float32) / 127.5 - 1
+    shown = np.asarray(openvino.upscale(picture).image, np.float32) / 127.5 - 1
+    small = block_means(shown, SCALE)
+    areas = delta_e00(gaussian_blur(small, 2), gaussian_blur(reference, 2))
+    print(f"{kind}: areas {areas:.3f}, pixels {delta_e00(small, reference):.3f}")
+    assert areas < 1
+    faithful = openvino.upscale(picture, fidelity=True)
+    shown = np.asarray(faithful.image, np.float32) / 127.5 - 1
+    assert delta_e00(block_means(shown, SCALE), reference) < 0.5

@@ -1,4 +1,4 @@
-"""Profile: colours of a picture's own space as sRGB, which the networks know, and back.
+"""ICC: colours of a picture's own space as sRGB, which the networks know, and back.
 
 Pillow's LittleCMS converts eight bits at a time and cuts off what the other space lacks. A profile
 made of tone curves and a matrix, as those of cameras, phones and screens are, is a few lines of

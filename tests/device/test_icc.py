@@ -6,10 +6,10 @@ import io
 
 import numpy as np
 import pytest
-from icc import ADOBE, PROPHOTO, curve, linear_grey_profile, parametric, rgb_profile
 from PIL import Image, ImageCms
+from profile_factory import ADOBE, PROPHOTO, curve, linear_grey_profile, parametric, rgb_profile
 
-from mmsr_edge.profile import parse_profile
+from mmsr_edge.icc import parse_profile
 
 TONES = {
     "straight": curve(),
