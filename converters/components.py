@@ -115,8 +115,8 @@ DECODER_FLOAT = (r"^eighth\.0$|\bconv_in$|\bpost_quant_conv$", r"^out\.0$|\bconv
 # The small networks that see the whole picture run once for it. With int8 activations they fall far
 # short of the gates (depth 13 dB, segmentation 89 % of its classes) and are no faster.
 WEIGHTS_ALONE = QuantConfig(activations="float")
-# In float: the layer that reads pixels, which goes by the name of the BatchNorm that was folded into
-# it, and the one that tells every pixel of the whole picture.
+# In float: the layer that reads pixels, which goes by the name of the BatchNorm that was folded
+# into it, and the one that tells every pixel of the whole picture.
 DEPTH_WEIGHTS = QuantConfig(activations="float", keep_float=(r"^down\.0\.0\.[01]$", r"^whole$"))
 
 COMPONENTS: dict[str, Component] = {
