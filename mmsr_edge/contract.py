@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 REQUIRED = ("lr_encoder", "tokenizer", "text_encoder", "connector", "unet", "decoder")
 """Components without which there is no picture."""
 
-OPTIONAL = ("depth", "segmentation", "captioner", "hr_encoder")
+OPTIONAL = ("depth", "segmentation", "captioner", "caption_decoder", "hr_encoder")
 """Components that a bundle may lack: the modality is absent, or comes from the caller."""
 
 MODALITIES = ("text", "depth", "segmentation", "edges")
@@ -23,7 +23,9 @@ MODALITIES = ("text", "depth", "segmentation", "edges")
 
 # Shapes by symbol. t: tile side, c: latent channels, l: latent side, o: output side; s: side of a
 # map, n: tokens to a map, w: their width, i: ids to a prompt, d: text width, m: learned latents,
-# k: context width. The first four and `i` follow from the manifest, the others from first use.
+# k: context width; y: keys and values of all layers of a caption decoder, h: heads, e: their width,
+# p: what it sees of the picture, r: what it remembers of the text, v: its vocabulary. The first
+# four and `i` follow from the manifest, the others from first use.
 _F, _I = "float32", "int64"
 _CONTRACT: dict[str, tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]]]] = {
     "lr_encoder": ({"lr": ("1 3 t t", _F)}, {"lr_latent": ("1 c l l", _F)}),
@@ -53,6 +55,17 @@ _CONTRACT: dict[str, tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]
     "hr_encoder": ({"image": ("1 3 o o", _F)}, {"latent": ("1 c l l", _F)}),
     "depth": ({"image": ("1 3 s s", _F)}, {"depth": ("1 1 s s", _F)}),
     "segmentation": ({"image": ("1 3 s s", _F)}, {"classes": ("1 s s", _I)}),
+    # Beside a caption decoder only: alone, a captioner's outputs are its own affair.
+    "captioner": ({"image": ("1 3 s s", _F)}, {"states": ("1 y h p e", _F)}),
+    "caption_decoder": (
+        {
+            "ids": ("1 1", _I),
+            "position": ("1", _I),
+            "states": ("1 y h p e", _F),
+            "past": ("1 y h r e", _F),
+        },
+        {"logits": ("1 v", _F), "column": ("1 y h 1 e", _F)},
+    ),
 }
 _MAY_LACK = {("unet", "guidance")}  # an input only where w is one
 
@@ -67,6 +80,8 @@ def check_components(manifest: Manifest) -> None:
     missing = [name for name in REQUIRED if name not in components]
     if missing:
         raise BundleError(f"components lack {', '.join(missing)}; export the bundle again")
+    if "caption_decoder" in components and "captioner" not in components:
+        raise BundleError("component 'caption_decoder' needs a 'captioner' to see the picture")
     side = manifest.tile.size * manifest.scale
     if manifest.scale < 1 or side % manifest.latent.factor:
         raise BundleError(
@@ -87,7 +102,7 @@ def check_components(manifest: Manifest) -> None:
             raise BundleError(f"component {name!r} is unknown; the roles are {known}")
         if component.name != name:
             raise BundleError(f"component {name!r} calls itself {component.name!r}")
-        if name not in _CONTRACT:  # a captioner's outputs are its own affair
+        if name == "captioner" and "caption_decoder" not in components:
             continue
         inputs, outputs = _CONTRACT[name]
         _check_tensors(name, "input", component.inputs, inputs, sizes)
