@@ -180,8 +180,8 @@ def vocabulary(checkpoint: Published, length: int | None) -> Vocabulary:
         raise BundleError(f"transformers finds no tokenizer in {str(folder)!r}: {error}") from error
     rule = json.loads(backend)
     forms = {"ByteLevel": "byte-bpe", "WordPiece": "wordpiece"}
-    decoder = rule["decoder"] or {}
-    form = forms.get(decoder.get("type"))
+    decoder: dict[str, Any] = rule["decoder"] or {}
+    form = forms.get(decoder.get("type", ""))
     if form is None:
         raise BundleError(
             f"{str(folder)!r}: the tokenizer joins tokens by {decoder.get('type')!r}; "

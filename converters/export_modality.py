@@ -21,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -113,11 +114,12 @@ class ModalityConfig:
     """Ship the network although it misses a gate."""
 
     def __post_init__(self) -> None:
-        for kind, names, known in (
+        choices: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
             ("task", (self.task,), get_args(Task)),
             ("format", self.formats, _FORMATS),
             ("precision", self.precisions, get_args(Precision)),
-        ):
+        )
+        for kind, names, known in choices:
             for name in names:
                 if name not in known:
                     raise OptionError(
@@ -234,11 +236,8 @@ class _Export:
         looks = looks[-HELD_OUT:]
         references = [written(encoder, look["image"], words.length) for look in looks]
         for where, sessions in opened.items():
-            captioner = GreedyCaptioner(
-                lambda name, feeds, sessions=sessions: sessions[name].run(feeds),
-                self.specs["caption_decoder"],
-                words,
-            )
+            run = partial(_run, sessions)
+            captioner = GreedyCaptioner(run, self.specs["caption_decoder"], words)
             pairs = zip(looks, references, strict=True)
             equal = [captioner.ids(look["image"]) == wanted for look, wanted in pairs]
             self.captions[where] = float(np.mean(equal))
@@ -340,6 +339,10 @@ class _Export:
             made.append(replace(artifact, parity=card))
             self.rows.append(Row(role, made[-1], scores))
         self.specs[role] = replace(source.spec, artifacts=tuple(made))
+
+
+def _run(sessions: Mapping[str, Session], name: str, feeds: dict[str, Any]) -> dict[str, Any]:
+    return sessions[name].run(feeds)
 
 
 def _images(config: ModalityConfig, base: Bundle) -> list[Any]:

@@ -1,7 +1,7 @@
 """Published depth and segmentation networks in the contract's form, pre- and postprocessing inside.
 
-    image [1, 3, s, s] in [-1, 1]  ->  depth [1, 1, s, s] in [0, 1], near = 1
-                                   ->  classes [1, s, s], int64
+image [1, 3, s, s] in [-1, 1]  ->  depth [1, 1, s, s] in [0, 1], near = 1
+                               ->  classes [1, s, s], int64
 """
 
 from __future__ import annotations
