@@ -23,7 +23,22 @@ if TYPE_CHECKING:
 
     from mmsr_edge.bundle import Bundle
 
-WORDS = ("[PAD]", "[CLS]", "[SEP]", "a", "dog", "##s", "run", "##ning", ",", ".", "it", "'s", "", "'")
+WORDS = (
+    "[PAD]",
+    "[CLS]",
+    "[SEP]",
+    "a",
+    "dog",
+    "##s",
+    "run",
+    "##ning",
+    ",",
+    ".",
+    "it",
+    "'s",
+    "",
+    "'",
+)
 WORDPIECE = Vocabulary("wordpiece", WORDS, (0, 1, 2), start=1, stop=(2,), length=20, tidy=True)
 
 
