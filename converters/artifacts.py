@@ -15,15 +15,34 @@ from torch import nn
 
 from mmsr_edge.bundle import Artifact, ComponentSpec, describe_file
 from mmsr_edge.converters.quantize import QuantConfig, quantize
+from mmsr_edge.converters.to_coreml import (
+    PALETTE_BITS,
+    compress_weights,
+    save_coreml,
+    to_coreml,
+)
 from mmsr_edge.converters.to_onnx import halve_weights, save_onnx, to_onnx
+from mmsr_edge.runtimes.registry import BACKENDS, Backend
 from mmsr_edge.training.checkpoint import write_weights
 
-Format = Literal["onnx", "torch"]
+Format = Literal["onnx", "coreml", "torch"]
 Precision = Literal["fp32", "fp16", "int8"]
+CoreMLWeights = Literal["linear", "palette"]
 Feeds = Mapping[str, NDArray[Any]]
 
-READERS: dict[str, tuple[str, ...]] = {"onnx": ("onnxruntime", "openvino"), "torch": ("torch",)}
-"""Backends that read each format, and that it is checked with."""
+READERS: dict[str, tuple[str, ...]] = {
+    "onnx": ("onnxruntime", "openvino"),
+    "coreml": ("mil",),
+    "torch": ("torch",),
+}
+"""Backends that each format is checked with. Core ML itself runs on macOS only; "mil" interprets
+its programs anywhere, on build machines."""
+INTERPRETER = Backend("mil", "coreml", "mmsr_edge.converters.mil.session", ("coreml",))
+"""The reader that is no runtime."""
+CHECKERS = {backend.name: backend for backend in (*BACKENDS, INTERPRETER)}
+"""All readers by name."""
+QUANTIZED: tuple[Format, ...] = ("onnx", "coreml")
+"""Formats that have int8: of weights and activations, and of weights alone."""
 EXACTER: dict[Precision, Precision] = {"int8": "fp16", "fp16": "fp32"}
 """What a component gets that has no such precision."""
 
@@ -42,6 +61,8 @@ class Source:
     """Recorded inputs, for int8."""
     quantization: QuantConfig | None = None
     """How int8 is made; None: it is not."""
+    coreml_weights: CoreMLWeights = "linear"
+    """How Core ML's weights are compressed where int8 is asked for."""
 
     def forms(
         self, formats: Sequence[Format], precisions: Sequence[Precision]
@@ -50,7 +71,7 @@ class Source:
         forms: list[tuple[Format, Precision]] = []
         for form in formats:
             for precision in precisions:
-                whole = form == "onnx" and self.quantization is not None
+                whole = form in QUANTIZED and self.quantization is not None
                 made = precision if precision != "int8" or whole else EXACTER[precision]
                 if (form, made) not in forms:
                     forms.append((form, made))
@@ -61,12 +82,14 @@ class Source:
 
         Raises:
             BundleError, OptionError, ParityError: it cannot be made; see `write_weights`,
-                `quantize` and `to_onnx`.
+                `quantize`, `to_onnx` and `to_coreml`.
         """
         if form == "torch":
             return write_weights(
                 self.network, root, self.spec.name, "fp16" if precision == "fp16" else "fp32"
             )
+        if form == "coreml":
+            return self._write_coreml(root, precision)
         model, tools = self._exported, ["torch", "onnx", "onnxscript"]
         quantization = None
         if precision == "int8" and self.quantization is not None:
@@ -86,6 +109,36 @@ class Source:
             tools={tool: package_version(tool) for tool in tools},
         )
 
+    def _write_coreml(self, root: Path, precision: Precision) -> Artifact:
+        quantization = None
+        if precision == "fp32":
+            model = to_coreml(self.network, self.example, self._outputs, "fp32")
+        else:
+            model = self._half_program
+        if precision == "int8":
+            linear = self.coreml_weights == "linear"
+            model = compress_weights(model, "int8" if linear else "palette")
+            bits = 8 if linear else PALETTE_BITS
+            quantization = {"weights": self.coreml_weights, "bits": bits, "activations": "fp16"}
+        path = root / self.spec.name / f"{precision}.mlpackage"
+        names = save_coreml(model, path)
+        return Artifact(
+            "coreml",
+            precision,
+            tuple(describe_file(root, f"{self.spec.name}/{name}") for name in names),
+            quantization=quantization,
+            tools={tool: package_version(tool) for tool in ("torch", "coremltools")},
+        )
+
     @cached_property
     def _exported(self) -> onnx.ModelProto:
         return to_onnx(self.network, self.example, self.spec.inputs, self.spec.outputs)
+
+    @cached_property
+    def _half_program(self) -> Any:
+        """Core ML's float16 program, which int8 is made from too."""
+        return to_coreml(self.network, self.example, self._outputs)
+
+    @property
+    def _outputs(self) -> list[str]:
+        return [spec.name for spec in self.spec.outputs]

@@ -35,7 +35,14 @@ from mmsr_edge.bundle import (
     write_manifest,
 )
 from mmsr_edge.calib.reader import CalibrationSet
-from mmsr_edge.converters.artifacts import READERS, Format, Precision, Source
+from mmsr_edge.converters.artifacts import (
+    CHECKERS,
+    READERS,
+    CoreMLWeights,
+    Format,
+    Precision,
+    Source,
+)
 from mmsr_edge.converters.components import COMPONENTS, component
 from mmsr_edge.converters.parity import (
     END_TO_END_GATES,
@@ -51,12 +58,11 @@ from mmsr_edge.converters.quantize import QuantConfig
 from mmsr_edge.converters.staging import check_replaceable, staged_bundle
 from mmsr_edge.errors import BundleError, MMSRError, OptionError
 from mmsr_edge.runtimes.base import SessionOptions
-from mmsr_edge.runtimes.registry import BACKENDS, open_session
+from mmsr_edge.runtimes.registry import open_session
 from mmsr_edge.training.checkpoint import Checkpoint, open_checkpoint, run_network
 
 DRAWN_INPUTS = 4
 """Inputs to measure parity on where none were recorded."""
-_BACKENDS = {backend.name: backend for backend in BACKENDS}
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,8 @@ class ExportConfig:
     """Folder of photographs to record on, or a set recorded before (.npz)."""
     quantization: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Changes to the components' `QuantConfig`, by component."""
+    coreml_weights: CoreMLWeights = "linear"
+    """How Core ML's int8 is made: 8 bits with a scale to each channel, or palettes of 6 bits."""
     allow_failing: tuple[str, ...] = ()
     """Components to ship although they miss a gate; the whole pipeline's is then not checked."""
 
@@ -92,6 +100,7 @@ class ExportConfig:
                     + ", ".join(f"{key} (read by {' and '.join(READERS[key])})" for key in READERS)
                 )
         _check_names("precision", self.precisions, get_args(Precision))
+        _check_names("Core ML weights", (self.coreml_weights,), get_args(CoreMLWeights))
         for names in (self.components, self.allow_failing, tuple(self.quantization)):
             _check_names("component", names, tuple(COMPONENTS))
         if not self.formats or not self.precisions:
@@ -132,7 +141,7 @@ def export_bundle(config: ExportConfig) -> list[Row]:
     """
     check_replaceable(config.out)
     for reader in {name for form in config.formats for name in READERS[form]}:
-        _BACKENDS[reader].check()
+        CHECKERS[reader].check()
     checkpoint = open_checkpoint(config.checkpoint)
     shipped = tuple(name for name in checkpoint.networks if component(name).shipped)
     chosen = config.components or shipped
@@ -183,6 +192,7 @@ class _Export:
             self.inputs(name)[0],
             self.recorded.calibration(name) if self.recorded is not None else (),
             self.config.quantized(name),
+            self.config.coreml_weights,
         )
 
     def inputs(self, name: str) -> list[dict[str, Any]]:
@@ -203,7 +213,7 @@ class _Export:
             for reader in READERS[form]:
                 path = self.root / artifact.files[0].path
                 preset = self.checkpoint.bundle.manifest.preset
-                session = _BACKENDS[reader].open(path, source.spec, artifact, self.options, preset)
+                session = CHECKERS[reader].open(path, source.spec, artifact, self.options, preset)
                 scores[reader] = measure(session, feeds, references, component(name).codes)
                 if name not in self.config.allow_failing:
                     check(scores[reader], name, precision, reader, GATES[precision])
@@ -226,7 +236,7 @@ class _Export:
         opener = partial(
             open_session,
             self.checkpoint.bundle,
-            backend=_BACKENDS["torch"],
+            backend=CHECKERS["torch"],
             options=self.options,
         )
         references = pictures(manifest, opener, tiles)
@@ -235,7 +245,7 @@ class _Export:
         for artifact in unet.artifacts:
             cards: dict[str, Any] = {}
             for reader in READERS[artifact.format]:
-                backend, precision = _BACKENDS[reader], artifact.precision
+                backend, precision = CHECKERS[reader], artifact.precision
                 if backend.serves(bundle, precision) is not None:  # parts are in another format
                     continue
                 opener = partial(
@@ -342,6 +352,8 @@ def main(arguments: list[str] | None = None) -> int:
     add("--calibration", type=Path, help="folder of photographs to record int8's inputs on")
     add("--calibration-set", type=Path, help="or a set from python -m mmsr_edge.calib.record")
     add("--quantization", type=Path, help='JSON file, such as {"unet": {"samples": 64}}')
+    weights = ", ".join(get_args(CoreMLWeights))
+    add("--coreml-weights", default=ExportConfig.coreml_weights, help=f"at int8: {weights}")
     add("--allow-failing", type=words, default=(), help="components exempt from the gates")
     args = parser.parse_args(arguments)
     if args.calibration and args.calibration_set:
@@ -355,6 +367,7 @@ def main(arguments: list[str] | None = None) -> int:
             components=args.components,
             calibration=args.calibration or args.calibration_set,
             quantization=read_settings(args.quantization),
+            coreml_weights=args.coreml_weights,
             allow_failing=args.allow_failing,
         )
         rows = export_bundle(config)

@@ -1,0 +1,345 @@
+"""Networks to Core ML: an ML Program (`.mlpackage`) each, static shapes, for iOS 17 and macOS 14.
+
+Through `torch.export`, for `torch.jit.trace` fails with numpy ≥ 2.4. At int8 and as palettes only
+the weights are compressed, activations stay float16: to calibrate activations coremltools predicts
+with the model, which needs macOS. Attention is what coremltools makes of it for iOS 17, plain
+matrix products and a softmax; the Neural Engine's own form of it ([B, C, 1, S] with 1×1
+convolutions, one head at a time) is not attempted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import tempfile
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.export import ExportedProgram
+
+from mmsr_edge.errors import OptionError, OutputError, ParityError, missing_extra
+
+CoreMLPrecision = Literal["fp32", "fp16", "int8", "palette"]
+"""palette: 6-bit indices into 64 float16 weights per tensor."""
+PALETTE_BITS = 6
+"""Fewer are not worth their quality on the Neural Engine."""
+SMALLEST_COMPRESSED = 2048
+"""Weights of no more elements (biases, norms) stay float16: they weigh nothing."""
+
+_WEIGHTED = ("conv", "conv_transpose", "linear", "matmul", "gather")
+"""Operations whose constants are compressed. Others' are no weights: of an attention mask with its
+−∞, neither a scale nor a palette can be made."""
+_COPIES = {"aten.alias.default", "aten.detach.default", "aten.lift_fresh_copy.default"}
+"""Operators of the export that do nothing, and that coremltools does not have all of."""
+_PADS = {"aten.pad.default", "aten.constant_pad_nd.default"}
+_RESIZES = (
+    "upsample_bicubic2d",
+    "_upsample_bicubic2d_aa",
+    "_upsample_bilinear2d_aa",  # coremltools has it without its antialiasing
+)
+
+
+def import_coremltools() -> Any:
+    """Import coremltools, without what it says of the versions beside it.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        with _quiet():
+            import coremltools
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "coremltools":
+            raise
+        raise missing_extra("coremltools", "coreml") from None
+    return coremltools
+
+
+def convert(
+    network: nn.Module,
+    feeds: Mapping[str, NDArray[Any]],
+    outputs: Sequence[str],
+    out: Path,
+    precision: CoreMLPrecision = "fp16",
+) -> Path:
+    """Convert a network and write it as a package, whole or not at all.
+
+    Inputs and outputs are float32, or int32 where the network has integers: Core ML has no int64.
+
+    Args:
+        network: in evaluation mode, on the CPU.
+        feeds: one set of inputs, by name, in the order of the network's arguments.
+        outputs: names, in the order of the network's results.
+        out: a folder `*.mlpackage`; one already there is replaced.
+        precision: of the weights, and of computation: fp32 computes in float32 (for tests: no
+            device but the CPU does), the others in float16.
+
+    Returns:
+        `out`.
+
+    Raises:
+        OptionError: `precision` is unknown, or `out` has another suffix.
+        ParityError: the program's inputs or outputs are not those asked for.
+        OutputError: `out` cannot be written.
+        MissingExtraError: coremltools is not installed.
+        NotImplementedError: coremltools lacks an operator of the network.
+    """
+    if precision not in get_args(CoreMLPrecision):
+        raise OptionError(
+            f"precision {precision!r} is unknown; there are {', '.join(get_args(CoreMLPrecision))}"
+        )
+    model = to_coreml(network, feeds, outputs, "fp32" if precision == "fp32" else "fp16")
+    save_coreml(compress_weights(model, precision), out)
+    return out
+
+
+def to_coreml(
+    network: nn.Module,
+    feeds: Mapping[str, NDArray[Any]],
+    outputs: Sequence[str],
+    precision: Literal["fp32", "fp16"] = "fp16",
+) -> Any:
+    """Convert a network to a `coremltools` model; for the arguments and errors see `convert`."""
+    ct = import_coremltools()
+    with _quiet():
+        _register_operators()
+        model = _to_program(ct, _export(network, feeds), feeds, outputs, precision)
+    _check_ports(model.get_spec().description, feeds, outputs)
+    return model
+
+
+def _export(network: nn.Module, feeds: Mapping[str, NDArray[Any]]) -> ExportedProgram:
+    arguments = tuple(torch.from_numpy(np.ascontiguousarray(value)) for value in feeds.values())
+    with torch.no_grad():
+        program = torch.export.export(network, arguments, strict=False).run_decompositions({})
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if str(node.target) in _COPIES:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif str(node.target) in _PADS and min(node.args[1]) < 0:
+            _crop(graph, node)
+    program.graph_module.recompile()
+    return program
+
+
+def _crop(graph: torch.fx.Graph, pad: torch.fx.Node) -> None:
+    """Let slices do what is negative of a padding; coremltools has none of that."""
+    x, sides, *rest = pad.args
+    for i in range(len(sides) // 2):
+        before, after = (min(side, 0) for side in sides[2 * i : 2 * i + 2])
+        size = x.meta["val"].shape[-1 - i]
+        if before or after:
+            with graph.inserting_before(pad):
+                bounds = (x.meta["val"].ndim - 1 - i, -before, size + after)
+                cropped = graph.call_function(torch.ops.aten.slice.Tensor, (x, *bounds))
+            cropped.meta["val"] = torch.ops.aten.slice.Tensor(x.meta["val"], *bounds)
+            x = cropped
+    pad.args = (x, [max(side, 0) for side in sides], *rest)
+    if not any(pad.args[1]):
+        pad.replace_all_uses_with(x)
+        graph.erase_node(pad)
+
+
+def _to_program(
+    ct: Any,
+    exported: ExportedProgram,
+    feeds: Mapping[str, NDArray[Any]],
+    outputs: Sequence[str],
+    precision: Literal["fp32", "fp16"],
+) -> Any:
+    (results,) = next(node for node in exported.graph.nodes if node.op == "output").args
+    found = [node.meta["val"].dtype for node in results]
+    if len(found) != len(outputs):
+        raise ParityError(f"the network gives {len(found)} results, asked for are {list(outputs)}")
+    return ct.convert(
+        exported,
+        convert_to="mlprogram",
+        minimum_deployment_target=ct.target.iOS17,
+        compute_precision={
+            "fp32": ct.precision.FLOAT32,
+            "fp16": ct.precision.FLOAT16,
+        }[precision],
+        inputs=[
+            ct.TensorType(name=name, shape=value.shape, dtype=_boundary(value.dtype.kind == "f"))
+            for name, value in feeds.items()
+        ],
+        outputs=[
+            ct.TensorType(name=name, dtype=_boundary(dtype.is_floating_point))
+            for name, dtype in zip(outputs, found, strict=True)
+        ],
+        skip_model_load=True,
+    )
+
+
+def _boundary(floating: bool) -> type:
+    return np.float32 if floating else np.int32
+
+
+def compress_weights(model: Any, precision: CoreMLPrecision) -> Any:
+    """Compress the weights of a float16 model of `to_coreml`; floats stay as they are."""
+    import coremltools.optimize.coreml as cto
+
+    if precision == "int8":
+        # Symmetric, one scale to an output channel.
+        compress, settings = (
+            cto.linear_quantize_weights,
+            cto.OpLinearQuantizerConfig(
+                mode="linear_symmetric", weight_threshold=SMALLEST_COMPRESSED
+            ),
+        )
+    elif precision == "palette":
+        compress, settings = (
+            cto.palettize_weights,
+            cto.OpPalettizerConfig(
+                mode="kmeans", nbits=PALETTE_BITS, weight_threshold=SMALLEST_COMPRESSED
+            ),
+        )
+    else:
+        return model
+    config = cto.OptimizationConfig(op_type_configs=dict.fromkeys(_WEIGHTED, settings))
+    with _quiet():
+        return compress(model, config)
+
+
+def _check_ports(
+    description: Any, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]
+) -> None:
+    expected = {name: list(value.shape) for name, value in feeds.items()}
+    found = {port.name: list(port.type.multiArrayType.shape) for port in description.input}
+    if found != expected:
+        raise ParityError(f"the program has inputs {found}, expected {expected}")
+    names = [port.name for port in description.output]
+    if names != list(outputs):
+        raise ParityError(f"the program has outputs {names}, expected {list(outputs)}")
+
+
+def save_coreml(model: Any, out: Path) -> tuple[str, ...]:
+    """Write a model as a package, whole or not at all.
+
+    Returns:
+        The files written, relative to the folder of `out`; the first is the model file.
+
+    Raises:
+        OptionError: `out` has another suffix than .mlpackage.
+        OutputError: it cannot be written.
+    """
+    if out.suffix != ".mlpackage":
+        raise OptionError(f"{str(out)!r} must end in .mlpackage")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+            part, old = Path(folder, out.name), Path(folder, "old")
+            with _quiet():
+                model.save(str(part))
+            _settle(part)
+            if out.exists():
+                out.rename(old)
+            part.rename(out)
+    except OSError as error:
+        raise OutputError(f"cannot write {str(out)!r}: {error}") from error
+    return package_files(out)
+
+
+def _settle(package: Path) -> None:
+    """Make equal networks give equal files: no random identifiers, no date, nothing to debug."""
+    from coremltools.proto import Model_pb2
+
+    (package / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
+    path = package / "Manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    entries = manifest["itemInfoEntries"]
+    renamed = {key: str(uuid.uuid5(uuid.NAMESPACE_URL, entries[key]["path"])) for key in entries}
+    manifest["itemInfoEntries"] = {renamed[key]: entry for key, entry in entries.items()}
+    manifest["rootModelIdentifier"] = renamed[manifest["rootModelIdentifier"]]
+    path.write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n", encoding="utf-8")
+    file = package / "Data" / _model_path(manifest)
+    spec = Model_pb2.Model()
+    spec.ParseFromString(file.read_bytes())
+    spec.description.metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
+    file.write_bytes(spec.SerializeToString(deterministic=True))
+    for entry in package.rglob("*"):  # coremltools leaves the model readable by its owner only
+        entry.chmod(0o755 if entry.is_dir() else 0o644)
+
+
+def _model_path(manifest: Mapping[str, Any]) -> str:
+    """Where a package's manifest has its model file, below `Data`."""
+    return str(manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"])
+
+
+def package_files(package: Path) -> tuple[str, ...]:
+    """The files of a package, relative to the folder it is in; the first is the model."""
+    manifest = json.loads((package / "Manifest.json").read_text(encoding="utf-8"))
+    model = package / "Data" / _model_path(manifest)
+    others = sorted(path for path in package.rglob("*") if path.is_file() and path != model)
+    return tuple(path.relative_to(package.parent).as_posix() for path in (model, *others))
+
+
+# --- Operators that coremltools lacks or has wrong ----------------------------------------------
+
+
+def _register_operators() -> None:
+    """Enter them into coremltools' registry.
+
+    Resizing with a cubic or an antialiased kernel is a product with a matrix along each axis. Of a
+    constant (a position embedding brought to the input's size) coremltools works out the products
+    itself, so that only the result is stored.
+    """
+    from coremltools.converters.mil import Builder
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs, where
+    from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
+
+    def number(value: Any) -> Any:
+        return getattr(value, "val", value)
+
+    def resize(context: Any, node: Any) -> None:
+        kind, _, overload = node.kind.partition(".")
+        x, size, align_corners, *scales = _get_inputs(context, node)
+        sizes, factors = number(size), [number(scale) for scale in scales] or [None, None]
+        if overload == "vec":  # sizes or factors are given, each as a list
+            factors = [None, None] if factors[0] is None else [float(f) for f in factors[0]]
+        for axis, factor in enumerate(factors):
+            before = x.shape[2 + axis]
+            after = int(before * factor) if sizes is None else int(sizes[axis])
+            matrix = _resize_matrix(kind, before, after, bool(number(align_corners)), factor)
+            pair = {"x": matrix, "y": x} if axis == 0 else {"x": x, "y": matrix.T}
+            x = Builder.matmul(**pair)
+        context.add(Builder.identity(x=x, name=node.name))
+
+    for name in _RESIZES:
+        for overload in (name, f"{name}.vec"):
+            _TORCH_OPS_REGISTRY.set_func_by_name(resize, overload)
+    for overload in ("where.scalar", "where.scalarother"):
+        _TORCH_OPS_REGISTRY.set_func_by_name(where, overload)
+
+
+def _resize_matrix(
+    kind: str, size: int, target: int, align_corners: bool, scale: float | None
+) -> NDArray[np.float32]:
+    """[target, size]: what torch's resize makes of each unit vector."""
+    resize = getattr(torch.ops.aten, kind).default
+    units = torch.eye(size)[None, None]
+    return resize(units, [target, size], align_corners, scale, None)[0, 0].numpy()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep coremltools' progress, and its remarks on versions beside it, off the screen."""
+    logger = logging.getLogger("coremltools")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
