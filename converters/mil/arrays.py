@@ -348,4 +348,4 @@ def topk(
 
 @operation()
 def argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
-    return x.argsort(axis, descending=not ascending, stable=True).int()
+    return x.argsort(dim=axis, descending=not ascending, stable=True).int()

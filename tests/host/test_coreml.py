@@ -1,0 +1,528 @@
+"""Core ML: what is exported, read back from its files and run, and every damage that must show."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mmsr_edge.bundle import REQUIRED, open_bundle
+from mmsr_edge.converters.artifacts import INTERPRETER
+from mmsr_edge.converters.components import component
+from mmsr_edge.converters.export_all import ExportConfig, export_bundle, pipeline_table
+from mmsr_edge.converters.mil import MILProgram
+from mmsr_edge.converters.mil.package import open_package
+from mmsr_edge.converters.to_coreml import convert, package_files
+from mmsr_edge.errors import (
+    BackendError,
+    BundleError,
+    MissingExtraError,
+    MMSRError,
+    OptionError,
+    ParityError,
+)
+from mmsr_edge.runtimes.base import SessionOptions
+from mmsr_edge.training.checkpoint import Checkpoint, open_checkpoint, run_network
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+pytestmark = pytest.mark.host
+pytest.importorskip("coremltools")
+
+GATES = {"fp32": 60, "fp16": 40, "int8": 35}
+QUANTIZED = {"lr_encoder", "unet", "decoder"}
+
+
+def decibels(reference: NDArray[Any], value: NDArray[Any]) -> float:
+    """PSNR, the peak being the reference's own range; −∞ when something is not finite."""
+    if not np.isfinite(value).all():
+        return -np.inf
+    mse = np.mean((reference.astype(np.float64) - value) ** 2)
+    return float(20 * np.log10(np.ptp(reference)) - 10 * np.log10(max(mse, 1e-30)))
+
+
+@pytest.fixture(scope="module")
+def opened(checkpoint: Path) -> Checkpoint:
+    return open_checkpoint(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of Core ML packages, int8 and fp16."""
+    out = tmp_path_factory.mktemp("coreml") / "micro"
+    export_bundle(ExportConfig(checkpoint, out, ("coreml",), ("int8", "fp16")))
+    return out
+
+
+def feeds_of(opened: Checkpoint, name: str, seed: int = 9) -> dict[str, NDArray[Any]]:
+    return component(name).draw(opened.preset, np.random.default_rng(seed))
+
+
+def worst(opened: Checkpoint, name: str, package: Path) -> float:
+    """Decibels of the worst float output of a package against the network."""
+    feeds = feeds_of(opened, name)
+    reference = run_network(opened.networks[name], name, feeds)
+    results = MILProgram.open(package).run(feeds)
+    codes = component(name).codes
+    same = slice(None) if codes is None else reference[codes] == results[codes]
+    floats = [key for key, value in reference.items() if value.dtype.kind == "f"]
+    return min(decibels(reference[key][same], results[key][same]) for key in floats)
+
+
+# --- The export ---------------------------------------------------------------------------------
+
+
+def test_a_bundle_of_packages_is_whole_and_within_its_gates(exported: Path) -> None:
+    bundle = open_bundle(exported)
+    assert tuple(bundle.manifest.components) == REQUIRED
+    listed = {"manifest.json"}
+    for name, spec in bundle.manifest.components.items():
+        expected = ["int8", "fp16"] if name in QUANTIZED else ["fp16"]
+        assert [a.precision for a in spec.artifacts] == expected, name
+        for artifact in spec.artifacts:
+            paths = [file.path for file in artifact.files]
+            listed.update(paths)
+            assert paths[0] == (
+                f"{name}/{artifact.precision}.mlpackage/Data/com.apple.CoreML/model.mlmodel"
+            )
+            assert artifact.tools["coremltools"]
+            assert (artifact.quantization is not None) == (artifact.precision == "int8")
+            card = artifact.parity
+            assert card is not None
+            score = card["backends"]["mil"]
+            assert score["finite"] and score["repeats"]
+            assert score["psnr"] is None or score["psnr"] >= GATES[artifact.precision]
+    found = {p.relative_to(exported).as_posix() for p in exported.rglob("*") if p.is_file()}
+    assert found == listed
+    lines = pipeline_table(bundle.manifest).splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        "whole pipeline at coreml int8 on mil",
+        "whole pipeline at coreml fp16 on mil",
+    ]
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_every_component_agrees_with_its_network(
+    exported: Path, opened: Checkpoint, name: str
+) -> None:
+    """On other inputs than the card's, by another formula than the card's."""
+    for precision in ("fp16", "int8") if name in QUANTIZED else ("fp16",):
+        package = exported / name / f"{precision}.mlpackage"
+        assert worst(opened, name, package) >= GATES[precision]
+        program = MILProgram.open(package)
+        spec = opened.bundle.component(name)
+        for specs, ports in ((spec.inputs, program.inputs), (spec.outputs, program.outputs)):
+            assert [(p.name, p.shape) for p in ports] == [(s.name, s.shape) for s in specs]
+            assert [p.dtype.name for p in ports] == [
+                s.dtype.replace("int64", "int32") for s in specs
+            ]
+
+
+def test_codes_agree(exported: Path, opened: Checkpoint) -> None:
+    feeds = feeds_of(opened, "tokenizer")
+    reference = run_network(opened.networks["tokenizer"], "tokenizer", feeds)
+    indices = MILProgram.open(exported / "tokenizer" / "fp16.mlpackage").run(feeds)["indices"]
+    assert (indices == reference["indices"]).mean() >= 0.98
+    assert len(set(indices.flatten())) > 10  # else anything would agree
+
+
+def test_precisions_and_sizes(exported: Path, opened: Checkpoint, tmp_path: Path) -> None:
+    name, sizes = "lr_encoder", {}
+    for precision, gate in (("fp32", 60), ("palette", 35)):
+        out = tmp_path / f"{precision}.mlpackage"
+        network, feeds = opened.networks[name], feeds_of(opened, name, 0)
+        assert convert(network, feeds, component(name).outputs, out, precision) == out  # type: ignore[arg-type]
+        assert worst(opened, name, out) >= gate
+        sizes[precision] = (out / "Data/com.apple.CoreML/weights/weight.bin").stat().st_size
+    for precision in ("fp16", "int8"):
+        weights = exported / name / f"{precision}.mlpackage/Data/com.apple.CoreML/weights"
+        sizes[precision] = (weights / "weight.bin").stat().st_size
+    assert sorted(sizes, key=sizes.__getitem__) == ["palette", "int8", "fp16", "fp32"]
+    assert MILProgram.open(tmp_path / "palette.mlpackage").kinds["constexpr_lut_to_dense"] > 0
+
+
+def test_packages_are_reproducible_and_say_nothing_of_the_machine(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GELU()).eval()
+    contents = []
+    for side in ("a", "b"):
+        (tmp_path / side).mkdir()
+        out = tmp_path / side / "net.mlpackage"
+        convert(network, {"x": np.zeros((1, 3, 8, 8), np.float32)}, ["y"], out)
+        contents.append({name: (out.parent / name).read_bytes() for name in package_files(out)})
+    assert contents[0] == contents[1]
+    assert len(contents[0]) == 3  # the manifest, the model, the weights
+    for content in contents[0].values():
+        for word in (b"site-packages", b".py", str(tmp_path).encode()):
+            assert word not in content
+
+
+# --- Damage that must show ----------------------------------------------------------------------
+
+
+def spoilt(package: Path, out: Path, spoil: Callable[[Any, Path], None]) -> Path:
+    """A copy of a package, whose block of operations and weights file `spoil` may change."""
+    copy = Path(shutil.copytree(package, out / package.name))
+    opened = open_package(copy)
+    function = opened.spec.mlProgram.functions["main"]
+    spoil(
+        function.block_specializations[function.opset],
+        opened.model.parent / "weights" / "weight.bin",
+    )
+    opened.model.write_bytes(opened.spec.SerializeToString())
+    return copy
+
+
+def consts(block: Any) -> dict[str, Any]:
+    return {o.outputs[0].name: o for o in block.operations if o.type == "const"}
+
+
+def blobs(block: Any, kind: str, parameter: str = "weight") -> list[Any]:
+    """The constants in the weights file that operations of a kind take."""
+    known = consts(block)
+    names = [o.inputs[parameter].arguments[0].name for o in block.operations if o.type == kind]
+    values = [known[name].attributes["val"] for name in names if name in known]
+    return [v for v in values if v.WhichOneof("value") == "blobFileValue"]
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    return tuple(d.constant.size for d in value.type.tensorType.dimensions)
+
+
+def change(block: Any, kind: str, parameter: str, values: list[int]) -> None:
+    """Give the first operation of a kind another constant."""
+    operation = next(o for o in block.operations if o.type == kind)
+    const = consts(block)[operation.inputs[parameter].arguments[0].name]
+    tensor = const.attributes["val"].immediateValue.tensor
+    field = tensor.WhichOneof("value")
+    assert list(getattr(tensor, field).values) != values
+    del getattr(tensor, field).values[:]
+    getattr(tensor, field).values.extend(values)
+
+
+def flip_a_byte(block: Any, weights: Path) -> None:
+    """The high byte of one of 2592 numbers: its exponent becomes one of the largest."""
+    offset = blobs(block, "conv")[-1].blobFileValue.offset + 64 + 201
+    data = bytearray(weights.read_bytes())
+    data[offset] ^= 0x40
+    weights.write_bytes(data)
+
+
+def swap_weights(block: Any, _: Path) -> None:
+    values = blobs(block, "conv")
+    one, other = next(
+        (a, b) for i, a in enumerate(values) for b in values[i + 1 :] if shape_of(a) == shape_of(b)
+    )
+    one, other = one.blobFileValue, other.blobFileValue
+    one.offset, other.offset = other.offset, one.offset
+
+
+def shift_padding(block: Any, _: Path) -> None:
+    """Two rows before instead of one before and one after: the shapes stay."""
+    operation = next(
+        o
+        for o in block.operations
+        if o.type == "conv"
+        and list(consts(block)[o.inputs["pad"].arguments[0].name]
+                 .attributes["val"].immediateValue.tensor.ints.values) == [1] * 4
+    )  # fmt: skip
+    const = consts(block)[operation.inputs["pad"].arguments[0].name]
+    const.attributes["val"].immediateValue.tensor.ints.values[:] = [2, 0, 1, 1]
+
+
+def drop_the_activations(block: Any, _: Path) -> None:
+    """All: one alone, deep in a residual branch of this random network, costs 41 dB and passes."""
+    for operation in block.operations:
+        if operation.type == "relu":
+            operation.type = "identity"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [flip_a_byte, swap_weights, shift_padding, drop_the_activations],
+    ids=lambda spoil: spoil.__name__,
+)
+def test_a_wrong_encoder_misses_its_gate(
+    spoil: Callable[[Any, Path], None], exported: Path, opened: Checkpoint, tmp_path: Path
+) -> None:
+    package = exported / "lr_encoder" / "fp16.mlpackage"
+    assert worst(opened, "lr_encoder", spoilt(package, tmp_path / "same", lambda *_: None)) >= 40
+    assert worst(opened, "lr_encoder", spoilt(package, tmp_path, spoil)) < 40
+
+
+def transpose_a_weight(block: Any, weights: Path) -> None:
+    """A square one, so that no shape changes."""
+    value = next(v for v in blobs(block, "linear") if len(set(shape_of(v))) == 1)
+    rows, offset = shape_of(value)[0], value.blobFileValue.offset + 64
+    data = bytearray(weights.read_bytes())
+    matrix = np.frombuffer(data, np.float16, rows * rows, offset).reshape(rows, rows)
+    data[offset : offset + matrix.nbytes] = matrix.T.tobytes()
+    weights.write_bytes(data)
+
+
+def raise_epsilon(block: Any, _: Path) -> None:
+    operation = next(o for o in block.operations if o.type == "layer_norm")
+    const = consts(block)[operation.inputs["epsilon"].arguments[0].name]
+    const.attributes["val"].immediateValue.tensor.bytes.values = np.float16(1.0).tobytes()
+
+
+def normalize_another_axis(block: Any, _: Path) -> None:
+    change(block, "softmax", "axis", [-2])
+
+
+@pytest.mark.parametrize(
+    "spoil", [transpose_a_weight, raise_epsilon, normalize_another_axis], ids=lambda f: f.__name__
+)
+def test_a_wrong_text_encoder_misses_its_gate(
+    spoil: Callable[[Any, Path], None], exported: Path, opened: Checkpoint, tmp_path: Path
+) -> None:
+    package = exported / "text_encoder" / "fp16.mlpackage"
+    assert worst(opened, "text_encoder", spoilt(package, tmp_path, spoil)) < 40
+
+
+def widen_a_stride(block: Any, _: Path) -> None:
+    change(block, "conv", "strides", [2, 2])
+
+
+def transpose_a_product(block: Any, _: Path) -> None:
+    operation = next(o for o in block.operations if o.type == "matmul")
+    const = consts(block)[operation.inputs["transpose_y"].arguments[0].name]
+    bools = const.attributes["val"].immediateValue.tensor.bools
+    bools.values[:] = [not bools.values[0]]
+
+
+def use_an_unknown_operation(block: Any, _: Path) -> None:
+    next(o for o in block.operations if o.type in ("relu", "gelu")).type = "moonshine"
+
+
+def cut_the_weights(_: Any, weights: Path) -> None:
+    weights.write_bytes(weights.read_bytes()[: -weights.stat().st_size // 2])
+
+
+def lose_the_weights(_: Any, weights: Path) -> None:
+    weights.unlink()
+
+
+def point_between_blobs(block: Any, _: Path) -> None:
+    blobs(block, "conv")[0].blobFileValue.offset += 64
+
+
+def point_outside(block: Any, _: Path) -> None:
+    blobs(block, "conv")[0].blobFileValue.fileName = "@model_path/../../../secret.bin"
+
+
+def mistake_a_type(block: Any, _: Path) -> None:
+    blobs(block, "conv")[0].type.tensorType.dataType = 11  # float32
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "error", "message"),
+    [
+        ("lr_encoder", widen_a_stride, BundleError, r"conv '.*output .* the program declares"),
+        ("text_encoder", transpose_a_product, BackendError, r"matmul '.*RuntimeError"),
+        ("lr_encoder", use_an_unknown_operation, BackendError, "does not know: moonshine"),
+        ("lr_encoder", cut_the_weights, BundleError, r"the file (ends at|at) \d+"),
+        ("lr_encoder", lose_the_weights, BundleError, "weight.bin' is missing"),
+        ("lr_encoder", point_between_blobs, BundleError, "no blob begins here"),
+        ("lr_encoder", point_outside, BundleError, "which is not inside it"),
+        ("lr_encoder", mistake_a_type, BundleError, r"it holds \d+ FLOAT16"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_damaged_package_is_refused(
+    name: str,
+    spoil: Callable[[Any, Path], None],
+    error: type[MMSRError],
+    message: str,
+    exported: Path,
+    opened: Checkpoint,
+    tmp_path: Path,
+) -> None:
+    package = spoilt(exported / name / "fp16.mlpackage", tmp_path, spoil)
+    with pytest.raises(error, match=message):
+        MILProgram.open(package).run(feeds_of(opened, name))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("Manifest.json", b"{", "is no package manifest"),
+        ("Manifest.json", b"{}", "is no package manifest"),
+        ("Manifest.json", None, "is no .mlpackage"),
+        ("Data/com.apple.CoreML/model.mlmodel", b"\xff\xff\xff", "is no Core ML model"),
+        ("Data/com.apple.CoreML/model.mlmodel", b"", "only ML Programs"),
+        ("Data/com.apple.CoreML/model.mlmodel", None, "which is not in the package"),
+        ("Data/com.apple.CoreML/weights/weight.bin", b"", "a weights file has more"),
+        ("Data/com.apple.CoreML/weights/weight.bin", bytes(64), "is of version 0"),
+    ],
+)
+def test_broken_files_are_refused(
+    file: str, content: bytes | None, message: str, exported: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(exported / "lr_encoder" / "fp16.mlpackage", tmp_path / "a.mlpackage")
+    if content is None:
+        (copy / file).unlink()
+    else:
+        (copy / file).write_bytes(content)
+    with pytest.raises(BundleError, match=message):
+        MILProgram.open(copy)
+
+
+def test_a_missed_gate_stops_the_build(
+    exported: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The planted violation: one weight of the network is another when it is converted."""
+    from mmsr_edge.converters import artifacts
+
+    out = shutil.copytree(exported, tmp_path / "micro")
+    honest = artifacts.to_coreml
+
+    def perturbed(network: nn.Module, *arguments: Any) -> Any:
+        with torch.no_grad():
+            for parameter in list(network.parameters())[:1]:
+                parameter.mul_(1.2)
+        return honest(network, *arguments)
+
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    monkeypatch.setattr(artifacts, "to_coreml", perturbed)
+    config = ExportConfig(checkpoint, out, ("coreml",), ("fp16",), components=("lr_encoder",))
+    with pytest.raises(ParityError, match=r"lr_encoder at fp16 on mil: .* gate 40 dB"):
+        export_bundle(config)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+# --- What is asked for --------------------------------------------------------------------------
+
+
+def test_wrong_requests_are_refused(exported: Path, opened: Checkpoint, tmp_path: Path) -> None:
+    network, feeds = nn.Identity(), {"x": np.zeros((1, 2), np.float32)}
+    with pytest.raises(OptionError, match="precision 'int4' is unknown"):
+        convert(network, feeds, ["y"], tmp_path / "a.mlpackage", "int4")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"must end in \.mlpackage"):
+        convert(network, feeds, ["y"], tmp_path / "a.mlmodel")
+    with pytest.raises(ParityError, match="gives 1 results, asked for"):
+        convert(nn.ReLU(), feeds, ["y", "z"], tmp_path / "a.mlpackage")
+    with pytest.raises(OptionError, match="Core ML weights 'sparse' is not supported"):
+        ExportConfig(tmp_path, tmp_path, coreml_weights="sparse")  # type: ignore[arg-type]
+    program = MILProgram.open(exported / "decoder" / "fp16.mlpackage")
+    with pytest.raises(OptionError, match=r"takes \['latent'\], but was fed \['image'\]"):
+        program.run({"image": np.zeros(3)})
+    with pytest.raises(OptionError, match=r"feed 'latent' is float32 \[1, 2\], it must be"):
+        program.run({"latent": np.zeros((1, 2), np.float32)})
+    # As a session, against a manifest that says otherwise.
+    bundle = open_bundle(exported)
+    artifact = bundle.component("decoder").artifacts[0]
+    arguments = (artifact, SessionOptions(), "micro")
+    path = bundle.path(artifact.files[0])
+    with pytest.raises(BundleError, match="the file has inputs"):
+        INTERPRETER.open(path, bundle.component("lr_encoder"), *arguments)
+    with pytest.raises(BundleError, match=r"is in no \.mlpackage folder"):
+        INTERPRETER.open(tmp_path / "a", bundle.component("decoder"), *arguments)
+
+
+def test_without_coremltools_there_is_a_hint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "coremltools", None)
+    with pytest.raises(MissingExtraError, match=r"mmsr-edge\[coreml\]"):
+        convert(nn.ReLU(), {"x": np.zeros((1, 2), np.float32)}, ["y"], tmp_path / "a.mlpackage")
+    with pytest.raises(MissingExtraError, match=r"mmsr-edge\[coreml\]"):
+        INTERPRETER.check()
+
+
+# --- Operators beyond our networks' -------------------------------------------------------------
+
+
+class Odds(nn.Module):
+    """Operators that coremltools lacks or has otherwise, each of which we register or rewrite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(1, 2, 5, 5))
+
+    def forward(self, image: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        cubic = F.interpolate(image, (9, 12), mode="bicubic", align_corners=False)
+        scaled = F.interpolate(image, scale_factor=1.5, mode="bicubic", align_corners=True)
+        smooth = F.interpolate(image, (3, 4), mode="bilinear", antialias=True)
+        fixed = F.interpolate(self.position, (6, 8), mode="bicubic")
+        cropped = F.pad(image, (-1, 2, 0, -3))
+        chosen = torch.where(ids > 3, image[0, 0, 0, :2].sum(), -1.0)
+        return cubic, scaled, smooth, fixed + image, cropped, chosen, ids + 1
+
+
+class Vision(nn.Module):
+    """What depth, segmentation and caption networks are made of besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, 4)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.norm = nn.LayerNorm(16)
+        self.up = nn.ConvTranspose2d(16, 8, 3, 2, 1, 1)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.normalized = nn.BatchNorm2d(8)
+        self.normalized.running_mean.uniform_(-1, 1)
+
+    def forward(self, pixels: torch.Tensor, grid: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        tokens = self.patches(pixels).flatten(2).transpose(1, 2)
+        h = self.norm(tokens)
+        tokens = tokens + self.attention(h, h, h, need_weights=False)[0]
+        plane = tokens.transpose(1, 2).unflatten(2, (8, 8))
+        x = F.hardswish(self.normalized(self.depthwise(self.up(plane))))
+        x = F.interpolate(x, (20, 24), mode="bilinear", align_corners=True)
+        pooled = F.adaptive_avg_pool2d(F.max_pool2d(x, 3, 2, 1), 1).flatten(1)
+        sampled = F.grid_sample(x, grid, align_corners=False)
+        values, classes = x.topk(3, dim=1)
+        mixed = torch.einsum("bchw,bdhw->bcd", x, values)
+        return pooled, sampled, mixed, F.log_softmax(x, 1), x.argmax(1), classes
+
+
+@pytest.mark.parametrize("kind", [Odds, Vision])
+def test_other_operators_agree(kind: type[nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, rng = kind().eval(), np.random.default_rng(0)
+    if kind is Odds:
+        feeds = {"picture": rng.standard_normal((1, 2, 6, 8), np.float32),
+                 "words": np.array([[1, 5]])}  # fmt: skip
+    else:
+        feeds = {"image": rng.standard_normal((1, 3, 32, 32), np.float32),
+                 "places": rng.uniform(-1.2, 1.2, (1, 5, 5, 2)).astype(np.float32)}  # fmt: skip
+    with torch.no_grad():
+        expected = [t.numpy() for t in network(*map(torch.from_numpy, feeds.values()))]
+    names = [f"result_{i}" for i in range(len(expected))]
+    package = convert(network, feeds, names, tmp_path / "a.mlpackage", "fp32")
+    results = MILProgram.open(package).run(feeds)
+    for name, value in zip(names, expected, strict=True):
+        if value.dtype.kind == "f":
+            assert results[name].dtype == np.float32
+            assert decibels(value, results[name]) >= 60, name
+        else:
+            np.testing.assert_array_equal(results[name], value)
+
+
+def test_float16_is_stored_between_operations(tmp_path: Path) -> None:
+    """x·300·300/300/300 is x in float32, and beyond 65504 on its way in float16."""
+
+    class Excursion(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(torch.relu(x * 300) * 300) / 300 / 300
+
+    feeds = {"x": np.array([[0.5, 0.8]], np.float32)}
+    results = {}
+    for precision in ("fp32", "fp16"):
+        out = tmp_path / f"{precision}.mlpackage"
+        package = convert(Excursion(), feeds, ["y"], out, precision)  # type: ignore[arg-type]
+        results[precision] = MILProgram.open(package).run(feeds)["y"]
+    np.testing.assert_allclose(results["fp32"], feeds["x"], rtol=1e-6)
+    assert np.isfinite(results["fp16"][0, 0])  # 45000
+    assert np.isinf(results["fp16"][0, 1])  # 72000
