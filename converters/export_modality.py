@@ -39,7 +39,14 @@ from mmsr_edge.bundle import (
     write_manifest,
 )
 from mmsr_edge.calib.reader import HELD_OUT, CalibrationSet
-from mmsr_edge.converters.artifacts import READERS, Format, Precision, Source
+from mmsr_edge.converters.artifacts import (
+    CHECKERS,
+    READERS,
+    CoreMLWeights,
+    Format,
+    Precision,
+    Source,
+)
 from mmsr_edge.converters.caption_networks import (
     CaptionDecoder,
     CaptionEncoder,
@@ -73,8 +80,7 @@ ROLES: dict[Task, tuple[str, ...]] = {
     "caption": ("captioner", "caption_decoder"),
 }
 """Components that a task takes."""
-_BACKENDS = {backend.name: backend for backend in BACKENDS}
-_FORMATS: tuple[Format, ...] = ("onnx",)
+_FORMATS: tuple[Format, ...] = ("onnx", "coreml")
 """No "torch": published weights are no preset's."""
 
 
@@ -108,6 +114,8 @@ class ModalityConfig:
     """Folder of photographs to measure on, and to calibrate int8."""
     quantization: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Changes to `QuantConfig`, by component."""
+    coreml_weights: CoreMLWeights = "linear"
+    """How Core ML's int8 is made, as for `export_all`."""
     licence: str | None = None
     """Of the weights; None: as the folder's README.md declares it."""
     allow_failing: bool = False
@@ -118,6 +126,7 @@ class ModalityConfig:
             ("task", (self.task,), get_args(Task)),
             ("format", self.formats, _FORMATS),
             ("precision", self.precisions, get_args(Precision)),
+            ("Core ML weights", (self.coreml_weights,), get_args(CoreMLWeights)),
         )
         for kind, names, known in choices:
             for name in names:
@@ -165,7 +174,7 @@ def export_modality(config: ModalityConfig) -> Conversion:
     """
     check_replaceable(config.out)
     for reader in {name for form in config.formats for name in READERS[form]}:
-        _BACKENDS[reader].check()
+        CHECKERS[reader].check()
     base = open_bundle(config.bundle)
     checkpoint = open_published(config.source, config.task)
     licence = config.licence or checkpoint.licence
@@ -313,6 +322,7 @@ class _Export:
             feeds[0],
             calibration,
             QuantConfig.from_dict(config.quantization.get(role, {})),
+            config.coreml_weights,
         )
         made: list[Artifact] = []
         forms = source.forms(config.formats, config.precisions)
@@ -323,7 +333,7 @@ class _Export:
             scores: dict[str, Score] = {}
             for reader in READERS[form]:
                 path = self.root / artifact.files[0].path
-                session = _BACKENDS[reader].open(path, source.spec, artifact, self.options, "")
+                session = CHECKERS[reader].open(path, source.spec, artifact, self.options, "")
                 scores[reader] = measure(session, feeds, references)
                 if not config.allow_failing:
                     check(scores[reader], role, precision, reader, GATES[precision])
@@ -418,6 +428,8 @@ def main(arguments: list[str] | None = None) -> int:
     add("--length", type=int, help="most ids to a caption; default: as the checkpoint says")
     add("--calibration", type=Path, help="folder of photographs to measure and calibrate on")
     add("--quantization", type=Path, help='JSON file, such as {"depth": {"samples": 64}}')
+    weights = ", ".join(get_args(CoreMLWeights))
+    add("--coreml-weights", default=ModalityConfig.coreml_weights, help=f"at int8: {weights}")
     add("--licence", help="of the weights; default: as the folder's README.md declares it")
     add("--allow-failing", action="store_true", help="ship it although it misses a gate")
     options = vars(parser.parse_args(arguments))
