@@ -122,8 +122,17 @@ def mask2former(folder: Path) -> Path:
     )
     size = {"shortest_edge": 384, "longest_edge": 384}  # what its postprocessing takes for granted
     processor = hf.Mask2FormerImageProcessorPil(size=size, **IMAGENET)
-    louder = ("class_predictor", "queries_features")
-    model = loud(hf.Mask2FormerForUniversalSegmentation(config), 0, louder)
+    model = loud(hf.Mask2FormerForUniversalSegmentation(config), 0, ("queries",)).eval()
+    picture = torch.randn(1, 3, 384, 384, generator=torch.Generator().manual_seed(0))
+    decoder = model.model.pixel_level_module.decoder
+    with torch.no_grad():  # queries differ in their classes, and masks are half of the picture
+        model.class_predictor.weight *= 5
+        model.class_predictor.bias -= model(pixel_values=picture).class_queries_logits.mean((0, 1))
+        decoder.mask_projection.weight *= 20
+        features = decoder(
+            model.model.pixel_level_module.encoder(picture).feature_maps
+        ).mask_features
+        decoder.mask_projection.bias -= features.mean((0, 2, 3))
     return _save(model, folder, processor)
 
 
