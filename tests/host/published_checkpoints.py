@@ -125,14 +125,19 @@ def mask2former(folder: Path) -> Path:
     model = loud(hf.Mask2FormerForUniversalSegmentation(config), 0, ("queries",)).eval()
     picture = torch.randn(1, 3, 384, 384, generator=torch.Generator().manual_seed(0))
     decoder = model.model.pixel_level_module.decoder
-    with torch.no_grad():  # queries differ in their classes, and masks are half of the picture
+    head = model.model.transformer_module.decoder.mask_predictor.mask_embedder
+    *_, last = (part for part in head.modules() if isinstance(part, torch.nn.Linear))
+    seen: list[torch.Tensor] = []
+    hook = last.register_forward_hook(lambda *parts: seen.append(parts[-1]))
+    with torch.no_grad():  # what all queries, and all places, have in common goes
         model.class_predictor.weight *= 5
+        decoder.mask_projection.weight *= 10
         model.class_predictor.bias -= model(pixel_values=picture).class_queries_logits.mean((0, 1))
-        decoder.mask_projection.weight *= 20
-        features = decoder(
-            model.model.pixel_level_module.encoder(picture).feature_maps
-        ).mask_features
-        decoder.mask_projection.bias -= features.mean((0, 2, 3))
+        last.bias -= seen[-1].mean((0, 1))
+        last.weight *= 10
+        features = decoder(model.model.pixel_level_module.encoder(picture).feature_maps)
+        decoder.mask_projection.bias -= features.mask_features.mean((0, 2, 3))
+    hook.remove()
     return _save(model, folder, processor)
 
 
@@ -177,7 +182,8 @@ def vit_gpt2(folder: Path) -> Path:
 
 
 def blip(folder: Path) -> Path:
-    words = "[PAD] [UNK] [CLS] [SEP] [MASK] a dog sit ##s on , . it ' s n't snow [DEC]".split()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "sit", "##s", "on", ",", "."]
+    words += ["it", "'", "s", "n't", "snow", "[DEC]"]
     tokenizer = hf.BertTokenizer(
         vocab={word: index for index, word in enumerate(words)}, bos_token="[DEC]"
     )
