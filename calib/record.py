@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mmsr_edge.modalities.vocabulary import Vocabulary
     from mmsr_edge.runtimes.base import Session
 
     Array = NDArray[Any]
@@ -99,6 +100,7 @@ def record(
     upscaler.pipeline = _RecordedPipeline(
         manifest,
         lambda name: open_session(upscaler.bundle, name, chosen, SessionOptions()),
+        upscaler.pipeline.vocabulary,
         recorder,
     )
     tiles = low_resolution_tiles(pictures, manifest, config)
@@ -201,9 +203,13 @@ class _RecordedPipeline(MultimodalPipeline):
     """The pipeline with every call seen by a recorder."""
 
     def __init__(
-        self, manifest: Manifest, opener: Callable[[str], Session], recorder: _Recorder
+        self,
+        manifest: Manifest,
+        opener: Callable[[str], Session],
+        vocabulary: Vocabulary | None,
+        recorder: _Recorder,
     ) -> None:
-        super().__init__(manifest, opener)
+        super().__init__(manifest, opener, vocabulary)
         self._recorder = recorder
 
     def run(self, component: str, feeds: dict[str, Array], picture: PictureRun) -> dict[str, Array]:

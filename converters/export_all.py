@@ -299,19 +299,21 @@ def _check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as text: size, time, PSNR of the worst input, gate."""
-    titles = (f"{'component':<14}{'artifact':<12}{'MB':>8}", f"{'backend':<12}{'ms':>9}")
+    titles = (f"{'component':<16}{'artifact':<12}{'MB':>8}", f"{'backend':<12}{'ms':>9}")
     lines = [f"{'  '.join(titles)}{'dB':>8}{'gate':>6}"]
     for row in rows:
         artifact = row.artifact
         left = (
-            f"{row.component:<14}{f'{artifact.format} {artifact.precision}':<12}"
+            f"{row.component:<16}{f'{artifact.format} {artifact.precision}':<12}"
             f"{sum(file.bytes for file in artifact.files) / 1e6:>8.2f}"
         )
         for backend, score in row.scores.items():
             decibels = "equal" if score.psnr is None else f"{score.psnr:.1f}"
+            if score.psnr is None and score.agreement not in (None, 1):  # nothing but indices
+                decibels = ""
             agree = "" if score.agreement is None else f"  {score.agreement:.2%} of indices agree"
             lines.append(
-                f"{left:<34}  {backend:<12}{score.milliseconds:>9.2f}{decibels:>8}"
+                f"{left:<36}  {backend:<12}{score.milliseconds:>9.2f}{decibels:>8}"
                 f"{GATES[artifact.precision]:>6.0f}{agree}"
             )
             left = ""
@@ -364,7 +366,7 @@ def main(arguments: list[str] | None = None) -> int:
             precisions=args.precisions,
             components=args.components,
             calibration=args.calibration or args.calibration_set,
-            quantization=_settings(args.quantization),
+            quantization=read_settings(args.quantization),
             coreml_weights=args.coreml_weights,
             allow_failing=args.allow_failing,
         )
@@ -377,7 +379,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _settings(path: Path | None) -> dict[str, dict[str, Any]]:
+def read_settings(path: Path | None) -> dict[str, dict[str, Any]]:
+    """Changes to `QuantConfig` by component, from a JSON file.
+
+    Raises:
+        OptionError: the file cannot be read, or holds something else.
+    """
     if path is None:
         return {}
     try:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 REQUIRED = ("lr_encoder", "tokenizer", "text_encoder", "connector", "unet", "decoder")
 """Components without which there is no picture."""
 
-OPTIONAL = ("depth", "segmentation", "captioner", "hr_encoder")
+OPTIONAL = ("depth", "segmentation", "captioner", "caption_decoder", "hr_encoder")
 """Components that a bundle may lack: the modality is absent, or comes from the caller."""
 
 MODALITIES = ("text", "depth", "segmentation", "edges")
@@ -23,8 +23,9 @@ MODALITIES = ("text", "depth", "segmentation", "edges")
 
 # Shapes by symbol. t: tile side, c: latent channels, l: latent side, o: output side; s: side of a
 # map, n: tokens to a map, w: their width, i: ids to a prompt, d: text width, m: learned latents,
-# k: context width, q: tags. The first four and `i` follow from the manifest, the others from first
-# use.
+# k: context width, q: tags; y: keys and values of all layers of a caption decoder, h: heads, e:
+# their width, p: what it sees of the picture, r: what it remembers of the text, v: its vocabulary.
+# The first four and `i` follow from the manifest, the others from first use.
 _F, _I = "float32", "int64"
 _CONTRACT: dict[str, tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]]]] = {
     "lr_encoder": ({"lr": ("1 3 t t", _F)}, {"lr_latent": ("1 c l l", _F)}),
@@ -55,7 +56,18 @@ _CONTRACT: dict[str, tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]
     "depth": ({"image": ("1 3 s s", _F)}, {"depth": ("1 1 s s", _F)}),
     "segmentation": ({"image": ("1 3 s s", _F)}, {"classes": ("1 s s", _I)}),
     "captioner": ({"image": ("1 3 s s", _F)}, {"scores": ("1 q", _F)}),
+    "caption_decoder": (
+        {
+            "ids": ("1 1", _I),
+            "position": ("1", _I),
+            "states": ("1 y h p e", _F),
+            "past": ("1 y h r e", _F),
+        },
+        {"logits": ("1 v", _F), "column": ("1 y h 1 e", _F)},
+    ),
 }
+# A captioner that writes sentences: what it sees is read by a caption decoder.
+_CAPTION_ENCODER = ({"image": ("1 3 s s", _F)}, {"states": ("1 y h p e", _F)})
 _MAY_LACK = {("unet", "guidance")}  # an input only where w is one
 
 
@@ -69,6 +81,8 @@ def check_components(manifest: Manifest) -> None:
     missing = [name for name in REQUIRED if name not in components]
     if missing:
         raise BundleError(f"components lack {', '.join(missing)}; export the bundle again")
+    if "caption_decoder" in components and "captioner" not in components:
+        raise BundleError("component 'caption_decoder' needs a 'captioner' to see the picture")
     side = manifest.tile.size * manifest.scale
     if manifest.scale < 1 or side % manifest.latent.factor:
         raise BundleError(
@@ -90,10 +104,16 @@ def check_components(manifest: Manifest) -> None:
         if component.name != name:
             raise BundleError(f"component {name!r} calls itself {component.name!r}")
         inputs, outputs = _CONTRACT[name]
+        if name == "captioner" and "caption_decoder" in components:
+            inputs, outputs = _CAPTION_ENCODER
         _check_tensors(name, "input", component.inputs, inputs, sizes)
         _check_tensors(name, "output", component.outputs, outputs, sizes)
     tagger = components.get("captioner")
-    if tagger is not None and len(tagger.labels) != sizes["q"]:
+    if (
+        tagger is not None
+        and "caption_decoder" not in components
+        and len(tagger.labels) != sizes["q"]
+    ):
         raise BundleError(
             f"component 'captioner' has {len(tagger.labels)} labels for {sizes['q']} scores"
         )

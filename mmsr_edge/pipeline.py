@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from mmsr_edge.bundle import Manifest
     from mmsr_edge.config import RunSettings
+    from mmsr_edge.modalities.vocabulary import Vocabulary
     from mmsr_edge.runtimes.base import Session
 
     Array = npt.NDArray[Any]
@@ -57,14 +58,20 @@ class TileStep:
 class MultimodalPipeline:
     """The sessions of a bundle, opened when first needed. Safe to use from several threads."""
 
-    def __init__(self, manifest: Manifest, open_session: Callable[[str], Session]) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        open_session: Callable[[str], Session],
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
         """Prepare to run the bundle that `manifest` describes.
 
         Args:
             manifest: sizes, sampler and text settings.
             open_session: opens the component of a given name; called once for each.
+            vocabulary: of the caption decoder, in bundles that have one.
         """
-        self.manifest = manifest
+        self.manifest, self.vocabulary = manifest, vocabulary
         self.schedule = make_schedule(manifest.sampler)
         self._open_session = open_session
         self._sessions: dict[str, Session] = {}

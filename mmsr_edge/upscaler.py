@@ -29,6 +29,7 @@ from mmsr_edge.memory import check_memory
 from mmsr_edge.modalities.maps import map_image
 from mmsr_edge.modalities.picture_maps import collect_maps
 from mmsr_edge.modalities.picture_tags import collect_tags
+from mmsr_edge.modalities.vocabulary import bundle_vocabulary
 from mmsr_edge.pipeline import MultimodalPipeline, PictureRun
 from mmsr_edge.runtimes.base import SessionOptions
 from mmsr_edge.runtimes.registry import open_session, select_backend
@@ -163,7 +164,9 @@ class Upscaler:
         def open_component(name: str) -> Session:
             return open_session(self.bundle, name, selection.backend, options, precision)
 
-        self.pipeline = MultimodalPipeline(manifest, open_component)
+        writes = "caption_decoder" in manifest.components
+        vocabulary = bundle_vocabulary(self.bundle) if writes else None
+        self.pipeline = MultimodalPipeline(manifest, open_component, vocabulary)
 
     def __call__(self, image: ImageSource, **options: Any) -> Result:
         """The same as `upscale`."""

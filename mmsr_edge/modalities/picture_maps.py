@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
     Map = npt.NDArray[np.float32]
 
-__all__ = ["PictureMap", "collect_maps", "see_whole"]
+__all__ = ["PictureMap", "collect_maps", "see_whole", "whole_picture"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +134,13 @@ def see_whole(rgb: Array, run: PictureRun, component: str) -> Array | None:
     spec = run.pipeline.manifest.components.get(component)
     if spec is None:
         return None
-    image = crop_map(rgb, (0, 0, rgb.shape[1], rgb.shape[0]), spec.inputs[0].shape[-1])
+    image = whole_picture(rgb, spec.inputs[0].shape[-1])
     return run.run(component, image=image)[spec.outputs[0].name]
+
+
+def whole_picture(rgb: Array, side: int) -> npt.NDArray[np.float32]:
+    """A picture [H, W, 3] squeezed to a square, as those networks take it: [1, 3, side, side]."""
+    return crop_map(rgb, (0, 0, rgb.shape[1], rgb.shape[0]), side)
 
 
 def _no_finer(values: Map, rgb: Array, run: PictureRun, resample: Image.Resampling) -> Map:

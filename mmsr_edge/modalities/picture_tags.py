@@ -6,9 +6,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mmsr_edge.config import join_words
-from mmsr_edge.errors import Cancelled, MMSRError
+from mmsr_edge.errors import BundleError, Cancelled, MMSRError
 from mmsr_edge.modalities.caption import Tag, choose_tags, describe, write_prompt
-from mmsr_edge.modalities.picture_maps import see_whole
+from mmsr_edge.modalities.greedy_caption import GreedyCaptioner
+from mmsr_edge.modalities.picture_maps import see_whole, whole_picture
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -27,22 +28,40 @@ def collect_tags(rgb: npt.NDArray[Any], run: PictureRun, warnings: list[str]) ->
         warnings: gets a sentence where the tagger failed.
 
     Returns:
-        Scores by tag, the surest first; empty where the bundle has no tagger.
+        Scores by tag, the surest first; empty where the bundle has no tagger, or has a captioner
+        that writes sentences.
     """
     if not run.settings.tagged:
         return {}
     tags: list[Tag] = []
-    manifest = run.pipeline.manifest
+    sentence = ""
+    components = run.pipeline.manifest.components
     try:
-        seen = see_whole(rgb, run, "captioner")
-        if seen is not None:
-            tags = choose_tags(seen, manifest.components["captioner"].labels)
+        if "caption_decoder" in components:
+            sentence = _sentence(rgb, run)
+        elif (scores := see_whole(rgb, run, "captioner")) is not None:
+            tags = choose_tags(scores, components["captioner"].labels)
     except Cancelled:
         raise
     except MMSRError as error:
         warnings.append(f"tags are left out: {error}")
     began = time.perf_counter()
-    words = write_prompt(tags, describe(rgb, manifest.scale))
+    words = join_words(sentence, write_prompt(tags, describe(rgb, run.pipeline.manifest.scale)))
     run.seconds["words"] += time.perf_counter() - began
     run.positive = join_words(words, run.settings.positive)
     return {tag.name: tag.score for tag in tags}
+
+
+def _sentence(rgb: npt.NDArray[Any], run: PictureRun) -> str:
+    """What a captioner that writes says of the picture."""
+    vocabulary = run.pipeline.vocabulary
+    if vocabulary is None:
+        raise BundleError("the bundle's caption decoder came without its vocabulary")
+    components = run.pipeline.manifest.components
+    image = whole_picture(rgb, components["captioner"].inputs[0].shape[-1])
+    captioner = GreedyCaptioner(
+        lambda component, feeds: run.run(component, **feeds),
+        components["caption_decoder"],
+        vocabulary,
+    )
+    return captioner.caption(image)

@@ -201,10 +201,17 @@ def run_network(
 ) -> dict[str, NDArray[Any]]:
     """Run a network as a session would: arrays by name in, arrays by name out."""
     entry = component(name)
+    return run_torch(network, {key: feeds[key] for key in entry.inputs}, entry.outputs)
+
+
+def run_torch(
+    network: nn.Module, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]
+) -> dict[str, NDArray[Any]]:
+    """Run a network on feeds in the order of its arguments; results are named `outputs`."""
     with torch.inference_mode():
-        results = network(*(torch.from_numpy(feeds[key]) for key in entry.inputs))
+        results = network(*(torch.from_numpy(value) for value in feeds.values()))
     results = (results,) if isinstance(results, Tensor) else results
-    return {key: result.numpy().copy() for key, result in zip(entry.outputs, results, strict=True)}
+    return {key: result.numpy().copy() for key, result in zip(outputs, results, strict=True)}
 
 
 def _weights(bundle: Bundle, name: str) -> Artifact:

@@ -1,0 +1,451 @@
+"""Put a published depth, segmentation or caption network into a bundle.
+
+    python converters/export_modality.py --task depth --source Depth-Anything-V2-Small-hf \\
+        --out dist/nano-depth
+
+`--source` is a local folder as Hugging Face's libraries write it. The bundle at `--out` is that of
+`--bundle` with the network added, or in the place of the one it had. Every artifact's parity with
+torch is measured on every backend that reads it; captions must moreover be those that
+`transformers` writes. The bundle appears whole or not at all.
+
+Exports go through `torch.onnx` as all others here. `optimum`'s ONNX exporter, optimum-onnx 0.1,
+needs transformers < 4.58; its graphs would have neither the contract's names and ranges nor the
+pre- and postprocessing, and its decoders' caches grow, where NPUs want static shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from tqdm import tqdm
+
+from mmsr_edge.bundle import (
+    Artifact,
+    Bundle,
+    ComponentSpec,
+    Manifest,
+    TensorSpec,
+    describe_file,
+    open_bundle,
+    write_manifest,
+)
+from mmsr_edge.calib.reader import HELD_OUT, CalibrationSet
+from mmsr_edge.converters.artifacts import (
+    CHECKERS,
+    READERS,
+    CoreMLWeights,
+    Format,
+    Precision,
+    Source,
+)
+from mmsr_edge.converters.caption_networks import (
+    CaptionDecoder,
+    CaptionEncoder,
+    check_captioner,
+    vocabulary,
+    written,
+)
+from mmsr_edge.converters.components import component
+from mmsr_edge.converters.export_all import DRAWN_INPUTS, Row, read_settings, table
+from mmsr_edge.converters.map_networks import DepthIs, depth_network, segmentation_network
+from mmsr_edge.converters.parity import GATES, Score, check, measure
+from mmsr_edge.converters.published import Published, Task, open_published
+from mmsr_edge.converters.quantize import QuantConfig
+from mmsr_edge.converters.staging import check_replaceable, staged_bundle
+from mmsr_edge.errors import BundleError, MMSRError, OptionError, ParityError
+from mmsr_edge.image import load_image
+from mmsr_edge.modalities.greedy_caption import GreedyCaptioner
+from mmsr_edge.modalities.maps import crop_map
+from mmsr_edge.modalities.vocabulary import VOCABULARY_NAME, Vocabulary
+from mmsr_edge.models import preset
+from mmsr_edge.runtimes.base import Session, SessionOptions
+from mmsr_edge.runtimes.registry import BACKENDS
+from mmsr_edge.training.checkpoint import run_torch
+from mmsr_edge.training.data import find_photos
+
+MOST_PICTURES = 64
+"""Photographs to record on."""
+ROLES: dict[Task, tuple[str, ...]] = {
+    "depth": ("depth",),
+    "segmentation": ("segmentation",),
+    "caption": ("captioner", "caption_decoder"),
+}
+"""Components that a task takes."""
+_FORMATS: tuple[Format, ...] = ("onnx", "coreml")
+"""No "torch": published weights are no preset's."""
+
+
+@dataclass(frozen=True)
+class ModalityConfig:
+    """What to convert and where to.
+
+    Raises:
+        OptionError: an unknown name, or nothing to do.
+    """
+
+    task: Task
+    """What the network is for."""
+    source: Path
+    """Folder of the checkpoint."""
+    out: Path
+    """Folder of the new bundle; an older bundle there is replaced."""
+    bundle: str | Path = "nano"
+    """The bundle to start from: a shipped name or a folder."""
+    formats: tuple[Format, ...] = ("onnx",)
+    """Of the files."""
+    precisions: tuple[Precision, ...] = ("fp16",)
+    """Of the files."""
+    side: int | None = None
+    """Side of the picture that the network sees; None: as in its training. Smaller is faster."""
+    depth_is: DepthIs | None = None
+    """What a depth network predicts, where its config does not say."""
+    length: int | None = None
+    """Most ids to a caption; None: as the checkpoint says."""
+    calibration: Path | None = None
+    """Folder of photographs to measure on, and to calibrate int8."""
+    quantization: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Changes to `QuantConfig`, by component."""
+    coreml_weights: CoreMLWeights = "linear"
+    """How Core ML's int8 is made, as for `export_all`."""
+    licence: str | None = None
+    """Of the weights; None: as the folder's README.md declares it."""
+    allow_failing: bool = False
+    """Ship the network although it misses a gate."""
+
+    def __post_init__(self) -> None:
+        choices: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+            ("task", (self.task,), get_args(Task)),
+            ("format", self.formats, _FORMATS),
+            ("precision", self.precisions, get_args(Precision)),
+            ("Core ML weights", (self.coreml_weights,), get_args(CoreMLWeights)),
+        )
+        for kind, names, known in choices:
+            for name in names:
+                if name not in known:
+                    raise OptionError(
+                        f"{kind} {name!r} is not supported; there are {', '.join(known)}"
+                    )
+        for name in self.quantization:
+            if name not in ROLES[self.task]:
+                raise OptionError(
+                    f"component {name!r} is not made by --task {self.task}, so it has no settings"
+                )
+        if not self.formats or not self.precisions:
+            raise OptionError("give at least one format and one precision")
+        if "int8" in self.precisions and self.calibration is None:
+            raise OptionError("int8 needs photographs to calibrate on; give --calibration")
+        for option, wanted, task in (
+            ("depth-is", self.depth_is, "depth"),
+            ("length", self.length, "caption"),
+        ):
+            if wanted is not None and self.task != task:
+                raise OptionError(f"--{option} is for --task {task}")
+        if self.length is not None and self.length < 2:
+            raise OptionError(f"length {self.length} must be >= 2")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was made."""
+
+    rows: list[Row]
+    """One an artifact."""
+    captions: dict[str, float]
+    """Share of captions that are those of `transformers`, by precision and backend."""
+    notes: list[str]
+    """Sentences for the user."""
+
+
+def export_modality(config: ModalityConfig) -> Conversion:
+    """Convert a published checkpoint into a component of a bundle.
+
+    Raises:
+        ParityError: an artifact misses its gate.
+        BundleError, OptionError, OutputError, MissingExtraError: as their names say.
+    """
+    check_replaceable(config.out)
+    for reader in {name for form in config.formats for name in READERS[form]}:
+        CHECKERS[reader].check()
+    base = open_bundle(config.bundle)
+    checkpoint = open_published(config.source, config.task)
+    licence = config.licence or checkpoint.licence
+    if licence is None:
+        raise OptionError(
+            f"{str(config.source)!r} declares no licence in a README.md; look up under which one "
+            "the weights were published and give --licence"
+        )
+    images = _images(config, base)
+    with staged_bundle(config.out) as root, tempfile.TemporaryDirectory() as cache:
+        export = _Export(config, checkpoint, root, SessionOptions(cache_dir=Path(cache)))
+        export.make(images, base.manifest.components["tokenizer"].inputs[0].shape[-1])
+        _copy(base, root, without=ROLES[config.task])
+        manifest = _merged(base.manifest, export, licence)
+        write_manifest(root, manifest)
+        opened = open_bundle(root)
+        notes = [
+            f"backend {backend.name!r} opened the old bundle and cannot open this one: {reason}"
+            for backend in BACKENDS
+            if backend.serves(base) is None and (reason := backend.serves(opened))
+        ]
+    return Conversion(export.rows, export.captions, notes)
+
+
+class _Export:
+    """What all steps of one conversion share."""
+
+    def __init__(
+        self, config: ModalityConfig, checkpoint: Published, root: Path, options: SessionOptions
+    ) -> None:
+        self.config, self.checkpoint, self.root, self.options = config, checkpoint, root, options
+        self.rows: list[Row] = []
+        self.specs: dict[str, ComponentSpec] = {}
+        self.captions: dict[str, float] = {}
+
+    def make(self, images: list[Any], side: int) -> None:
+        """Make all artifacts from networks for pictures of this side, and measure them."""
+        config, checkpoint = self.config, self.checkpoint
+        inner = checkpoint.side(config.side)
+        if config.task == "caption":
+            self._captioner(images, side, inner)
+            return
+        feeds = [{"image": image} for image in images]
+        if config.task == "depth":
+            network: Any = depth_network(checkpoint, side, inner, config.depth_is)
+        else:
+            network = segmentation_network(checkpoint, side, inner)
+        output = "depth" if config.task == "depth" else "classes"
+        self._component(config.task, network, feeds, (output,))
+
+    def _captioner(self, images: list[Any], side: int, inner: int) -> None:
+        """Both networks; then whole captions on every backend against those of `transformers`."""
+        check_captioner(self.checkpoint)
+        words = vocabulary(self.checkpoint, self.config.length)
+        encoder = CaptionEncoder(self.checkpoint, side, inner).eval()
+        decoder = CaptionDecoder(self.checkpoint, words.length).eval()
+        looks = [{"image": image} for image in images]
+        steps = self._steps(encoder, decoder, looks, words)
+        path = self.root / "caption_decoder" / VOCABULARY_NAME
+        path.parent.mkdir()
+        words.save(path)
+        beside = (path,)
+        opened: dict[str, dict[str, Session]] = {}
+        self._component("captioner", encoder, looks, ("states",), opened=opened)
+        self._component(
+            "caption_decoder", decoder, steps, ("logits", "column"), beside=beside, opened=opened
+        )
+        looks = looks[-HELD_OUT:]
+        references = [written(encoder, look["image"], words.length) for look in looks]
+        for where, sessions in opened.items():
+            run = partial(_run, sessions)
+            captioner = GreedyCaptioner(run, self.specs["caption_decoder"], words)
+            pairs = zip(looks, references, strict=True)
+            equal = [captioner.ids(look["image"]) == wanted for look, wanted in pairs]
+            self.captions[where] = float(np.mean(equal))
+            if "fp32" in where and not all(equal) and not self.config.allow_failing:
+                raise ParityError(
+                    f"captions at {where}: {sum(equal)} of {len(equal)} are those of transformers"
+                )
+
+    def _steps(
+        self,
+        encoder: CaptionEncoder,
+        decoder: CaptionDecoder,
+        looks: Sequence[dict[str, Any]],
+        words: Vocabulary,
+    ) -> list[dict[str, Any]]:
+        """What the decoder is fed: of every picture's caption one step, drawn at random."""
+        states = run_torch(encoder, looks[0], ("states",))["states"]
+        _, layers, heads, _, width = states.shape
+        first = {
+            "ids": np.zeros((1, 1), np.int64),
+            "position": np.zeros(1, np.int64),
+            "states": states,
+            "past": np.zeros((1, layers, heads, decoder.past, width), np.float32),
+        }
+        feeds: list[dict[str, Any]] = []
+
+        def run(name: str, given: dict[str, Any]) -> dict[str, Any]:
+            if name == "captioner":
+                return run_torch(encoder, given, ("states",))
+            feeds.append({**given, "past": given["past"].copy()})
+            return run_torch(decoder, given, ("logits", "column"))
+
+        results = run("caption_decoder", first)
+        spec = self._spec("caption_decoder", first, results)
+        captioner, rng = GreedyCaptioner(run, spec, words), np.random.default_rng(0)
+        chosen = []
+        for look in looks:
+            feeds.clear()
+            captioner.ids(look["image"])
+            chosen.append(feeds[rng.integers(len(feeds))])
+        return chosen
+
+    def _spec(
+        self, role: str, feeds: Mapping[str, Any], results: Mapping[str, Any]
+    ) -> ComponentSpec:
+        """A component whose one artifact is the checkpoint."""
+        return ComponentSpec(
+            role,
+            _tensors(feeds),
+            _tensors(results),
+            (Artifact("torch", "fp32", self.checkpoint.weights),),
+        )
+
+    def _component(
+        self,
+        role: str,
+        network: Any,
+        feeds: list[dict[str, Any]],
+        outputs: tuple[str, ...],
+        beside: Sequence[Path] = (),
+        opened: dict[str, dict[str, Session]] | None = None,
+    ) -> None:
+        """Make, measure and gate a component's artifacts."""
+        config = self.config
+        recorded = CalibrationSet.stack({role: feeds}, {})
+        calibration: list[dict[str, Any]] = []
+        if config.calibration is not None:
+            calibration, feeds = recorded.calibration(role), recorded.held_out(role)
+        references = [run_torch(network, feed, outputs) for feed in feeds]
+        source = Source(
+            network,
+            self._spec(role, feeds[0], references[0]),
+            feeds[0],
+            calibration,
+            QuantConfig.from_dict(config.quantization.get(role, {})),
+            config.coreml_weights,
+        )
+        made: list[Artifact] = []
+        forms = source.forms(config.formats, config.precisions)
+        for form, precision in tqdm(forms, role, unit="artifact"):
+            artifact = source.write(self.root, form, precision)
+            extra = tuple(describe_file(self.root, path.relative_to(self.root)) for path in beside)
+            artifact = replace(artifact, files=artifact.files + extra)
+            scores: dict[str, Score] = {}
+            for reader in READERS[form]:
+                path = self.root / artifact.files[0].path
+                session = CHECKERS[reader].open(path, source.spec, artifact, self.options, "")
+                scores[reader] = measure(session, feeds, references)
+                if not config.allow_failing:
+                    check(scores[reader], role, precision, reader, GATES[precision])
+                if opened is not None:
+                    opened.setdefault(f"{form} {precision} on {reader}", {})[role] = session
+            card = {
+                "reference": "torch fp32",
+                "checkpoint": self.checkpoint.weights[0].sha256,
+                "inputs": "recorded" if calibration else "drawn",
+                "gate": GATES[precision],
+                "backends": {reader: score.to_dict() for reader, score in scores.items()},
+            }
+            made.append(replace(artifact, parity=card))
+            self.rows.append(Row(role, made[-1], scores))
+        self.specs[role] = replace(source.spec, artifacts=tuple(made))
+
+
+def _run(sessions: Mapping[str, Session], name: str, feeds: dict[str, Any]) -> dict[str, Any]:
+    return sessions[name].run(feeds)
+
+
+def _images(config: ModalityConfig, base: Bundle) -> list[Any]:
+    """Whole pictures [1, 3, s, s] in [-1, 1], as the pipeline hands them to these networks."""
+    side = base.manifest.components["tokenizer"].inputs[0].shape[-1]
+    if config.calibration is not None:
+        rgbs = [load_image(path).rgb for path in find_photos(config.calibration)[:MOST_PICTURES]]
+        return [crop_map(rgb, (0, 0, rgb.shape[1], rgb.shape[0]), side) for rgb in rgbs]
+    rng, built = np.random.default_rng(1), preset(base.manifest.preset)
+    images = [component("tokenizer").draw(built, rng)["map"] for _ in range(DRAWN_INPUTS)]
+    if images[0].shape[-1] != side:
+        raise BundleError(f"maps of {side} pixels; give --calibration, for none that size is drawn")
+    return images
+
+
+def _tensors(arrays: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(key, value.shape, value.dtype.name) for key, value in arrays.items())
+
+
+def _copy(base: Bundle, root: Path, without: Sequence[str]) -> None:
+    """Copy a bundle's files, but not those of the components `without`."""
+    for name, spec in base.manifest.components.items():
+        for file in (f for a in spec.artifacts for f in a.files if name not in without):
+            (root / file.path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(base.path(file), root / file.path)
+
+
+def _merged(manifest: Manifest, export: _Export, licence: str) -> Manifest:
+    """The manifest with the new components, and where they come from."""
+    task, checkpoint, roles = export.config.task, export.checkpoint, ROLES[export.config.task]
+    kept = {name: spec for name, spec in manifest.components.items() if name not in roles}
+    old = manifest.provenance
+    source = {
+        "name": checkpoint.folder.resolve().name,
+        "licence": licence,
+        "architecture": checkpoint.kind,
+        "sha256": {file.path: file.sha256 for file in checkpoint.weights},
+        "used_for": task,
+    }
+    others = (s for s in old.sources if "architecture" not in s or s.get("used_for") != task)
+    licences = old.licence.split(" AND ")
+    failing = [name for name in manifest.allow_failing if name in kept]
+    return replace(
+        manifest,
+        components=kept | export.specs,
+        provenance=replace(
+            old,
+            licence=" AND ".join(licences + [licence] * (licence not in licences)),
+            sources=(*others, source),
+        ),
+        allow_failing=(*failing, *(roles if export.config.allow_failing else ())),
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    def words(text: str) -> tuple[str, ...]:
+        return tuple(word for word in text.replace(",", " ").split() if word)
+
+    add = parser.add_argument
+    add("--task", required=True, choices=get_args(Task), help="what the network is for")
+    add("--source", type=Path, required=True, help="folder of the published checkpoint")
+    add("--out", type=Path, required=True, help="folder of the new bundle")
+    add("--bundle", default=ModalityConfig.bundle, help="the bundle to start from (%(default)s)")
+    add("--formats", type=words, default=ModalityConfig.formats, help=", ".join(_FORMATS))
+    add("--precisions", type=words, default=ModalityConfig.precisions, help="fp32, fp16, int8")
+    add("--side", type=int, help="of the picture it sees; default: as in training")
+    add("--depth-is", choices=get_args(DepthIs), help="where the config does not say")
+    add("--length", type=int, help="most ids to a caption; default: as the checkpoint says")
+    add("--calibration", type=Path, help="folder of photographs to measure and calibrate on")
+    add("--quantization", type=Path, help='JSON file, such as {"depth": {"samples": 64}}')
+    weights = ", ".join(get_args(CoreMLWeights))
+    add("--coreml-weights", default=ModalityConfig.coreml_weights, help=f"at int8: {weights}")
+    add("--licence", help="of the weights; default: as the folder's README.md declares it")
+    add("--allow-failing", action="store_true", help="ship it although it misses a gate")
+    options = vars(parser.parse_args(arguments))
+    try:
+        options["quantization"] = read_settings(options["quantization"])
+        made = export_modality(ModalityConfig(**options))
+    except MMSRError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(table(made.rows))
+    for where, share in made.captions.items():
+        print(f"captions at {where}: {share:.0%} are those of transformers")
+    for note in made.notes:
+        print(f"note: {note}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
