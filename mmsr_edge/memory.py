@@ -51,7 +51,11 @@ def needed_mb(finishing: Finishing, manifest: Manifest, *, by_rows: bool) -> flo
     noise = 2 * latents * wide / manifest.latent.factor * manifest.latent.channels * 4
     # Pillow keeps four bytes a pixel, and encoders take as much again.
     whole = 0 if by_rows else (8 if channels > 2 else 2) * out_width * out_height
-    return (_FIXED + per_input * width * height + fine + noise + whole) / 1e6
+    # The tracing of edges, before the first tile, takes up to 80 bytes a pixel of the input; of a
+    # very large one that is the most. A canvas may be there at the same time, but is empty then.
+    edges = 80 * width * height
+    tiles = per_input * width * height + fine + noise + whole
+    return (_FIXED + max(edges, tiles)) / 1e6
 
 
 def check_memory(
