@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmsr_edge.bundle import load_manifest
 from mmsr_edge.errors import OptionError
@@ -65,7 +65,8 @@ def load_modalities(folders: Sequence[Path], preset_name: str, device: torch.dev
     Raises:
         OptionError: a network is in none of the folders.
     """
-    states, labels = {}, {}
+    states: dict[str, dict[str, Tensor]] = {}
+    labels: dict[str, tuple[str, ...]] = {}
     for folder in folders:
         states |= load_states(folder)
         labels |= load_labels(folder)

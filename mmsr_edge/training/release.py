@@ -84,7 +84,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="default steps of the bundle, not the preset's")
     parser.add_argument("--guidance-scale", type=float, help="default w; 0 means no guidance")
     args = parser.parse_args()
-    states, labels = {}, {}
+    states: dict[str, dict[str, Tensor]] = {}
+    labels: dict[str, tuple[str, ...]] = {}
     for folder in args.modalities:
         states |= load_states(folder)
         labels |= load_labels(folder)

@@ -124,7 +124,7 @@ class Scenes:
         return image * 2 - 1, torch.cat(inverses)
 
 
-class _Batches(IterableDataset):  # type: ignore[type-arg]
+class _Batches(IterableDataset):
     def __init__(self, scenes: Scenes, count: int) -> None:
         self.scenes, self.count = scenes, count
 

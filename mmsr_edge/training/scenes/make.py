@@ -25,7 +25,7 @@ from mmsr_edge.training.scenes.textures import Textures
 FILE = 50
 """Scenes in a file."""
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]
 
 
 def usable(rgb: NDArray[np.uint8], depth: Array) -> bool:

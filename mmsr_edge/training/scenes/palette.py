@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from mmsr_edge.training.scenes.render import Camera, Light
 from mmsr_edge.training.scenes.textures import Material, Textures
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]
 
 ROLES: dict[str, tuple[tuple[str, ...], tuple[float, float]]] = {
     "wall": (("plain", "plain", "plain", "noise", "brick", "stripe", "photo"), (0.8, 3.0)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from mmsr_edge.training.scenes.terrain import Terrain
 from mmsr_edge.training.scenes.textures import Textures, spectral_noise
 from mmsr_edge.training.scenes.things import Things
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]
 Rng = np.random.Generator
 
 
@@ -99,11 +100,11 @@ def room(textures: Textures, rng: Rng) -> Scene:
         stands.append(at)
     if rng.random() < 0.25:
         for _ in range(int(rng.integers(1, 4))):
-            at = np.array([rng.uniform(-0.8, 0.8) * w, rng.uniform(-0.8, 0.8) * d, 0])
-            things.person(at, rng.uniform(0, 6.3))
+            place = (rng.uniform(-0.8, 0.8) * w, rng.uniform(-0.8, 0.8) * d, 0.0)
+            things.person(place, rng.uniform(0, 6.3))
     if rng.random() < 0.5:  # a rug
-        half = (rng.uniform(0.5, 1.3), rng.uniform(0.4, 1.0), 0.006)
-        shapes.add(BOX, (rng.uniform(-0.3, 0.3) * w, 0, 0), half, palette.material("cloth"))
+        rug = (rng.uniform(0.5, 1.3), rng.uniform(0.4, 1.0), 0.006)
+        shapes.add(BOX, (rng.uniform(-0.3, 0.3) * w, 0, 0), rug, palette.material("cloth"))
     if rng.random() < 0.6:
         x, y = rng.uniform(-0.5, 0.5, 2) * (w, d)
         shade = palette.picture((1, 1, 1), "plain", glow=0.9)
@@ -158,7 +159,7 @@ def street(textures: Textures, rng: Rng) -> Scene:
         at = (rng.uniform(2, 30), rng.uniform(-1, 1) * (road + 2 * walk), 0.07)
         things.person(at, rng.uniform(0, 6.3))
     if rng.random() < 0.6:
-        step, side = rng.uniform(6, 18), float(rng.choice([-1, 1]))
+        step, side = rng.uniform(6, 18), int(rng.choice([-1, 1]))
         metal, tall = palette.material("thing"), rng.uniform(2, 4)
         for x in np.arange(rng.uniform(2, 8), 90, step):
             if rng.random() < 0.5:

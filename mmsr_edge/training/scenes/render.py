@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from mmsr_edge.training.scenes.shapes import Shapes, dot, local_normal, unit
 from mmsr_edge.training.scenes.terrain import Terrain
 from mmsr_edge.training.scenes.textures import Material, Textures
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]
 
 FAR = np.float32(1e5)
 """Metres beyond which there is only sky."""

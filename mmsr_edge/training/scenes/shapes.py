@@ -7,13 +7,14 @@ taken into the shape's frame, where its parameter t stays what it is in the worl
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmsr_edge.training.scenes.textures import Material
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]
 
 BOX, ELLIPSOID, CYLINDER, ROOF = range(4)
 """Kinds of shape. A cylinder stands along its z; a roof is a prism whose ridge runs along x."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from mmsr_edge.training.scenes.shapes import unit
 from mmsr_edge.training.scenes.textures import Material
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]
 
 STEPS = 72
 """Samples along a ray before bisection."""

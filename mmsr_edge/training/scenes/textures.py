@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from mmsr_edge.training.data import find_photos
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]
 
 SIDE = 128
 """Pixels of a texture's side."""

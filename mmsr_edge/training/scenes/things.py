@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmsr_edge.training.scenes.palette import Palette
 from mmsr_edge.training.scenes.shapes import BOX, CYLINDER, ELLIPSOID, ROOF, Shapes, turn
 from mmsr_edge.training.scenes.textures import Material
 
-Point = Sequence[float]
+Point: TypeAlias = Sequence[float] | NDArray[Any]
 
 
 class Things:
