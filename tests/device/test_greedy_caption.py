@@ -131,7 +131,11 @@ def test_captioner_and_decoder_must_fit_together(bundle: Bundle) -> None:
         replace(manifest, components={**manifest.components, **components})
 
     check(captioner=captioner_spec(), caption_decoder=decoder_spec())
-    check(captioner=captioner_spec((1, 40), "scores"))  # one that writes no sentence
+    # One that finds tags writes no sentence, and has a name for each.
+    tagger = replace(captioner_spec((1, 40), "scores"), labels=tuple(map(str, range(40))))
+    check(captioner=tagger)
+    with pytest.raises(BundleError, match="has 0 labels for 40 scores"):
+        check(captioner=captioner_spec((1, 40), "scores"))
     with pytest.raises(BundleError, match="needs a 'captioner'"):
         check(caption_decoder=decoder_spec())
     with pytest.raises(BundleError, match=r"outputs \['scores'\], expected \['states'\]"):
