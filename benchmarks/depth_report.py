@@ -120,15 +120,22 @@ def sheet(rows: list[list[Image.Image]], size: tuple[int, int], columns: int) ->
     return out
 
 
-def scenes_accuracy(network: Network, folder: Path, count: int) -> float:
+def scenes_accuracy(network: Network, folder: Path, count: int) -> list[float]:
     """On rendered scenes that were held out of training; the sky is farther than all else."""
     scores = []
     for path in Scenes.held_out_files(folder):
         for rgb, inverse in zip(*Scenes.load(path), strict=True):
             picture = Image.fromarray(rgb.permute(1, 2, 0).numpy())
-            near, far = draw_pairs(1 / inverse[0].double().clamp_min(1e-4).numpy(), 1.05, count)
+            depth = 1 / inverse[0].double().clamp_min(1e-4).numpy()
+            near, far = draw_pairs(depth, 1.05, count)
             scores.append(ordinal_accuracy(predict(network, picture), near, far))
-    return float(np.mean(scores))
+    return scores
+
+
+def summed_up(measure: str, values: list[float]) -> Row:
+    """A line of the summary."""
+    mean, worst = round(float(np.mean(values)), 4), round(float(min(values)), 4)
+    return {"measure": measure, "mean": mean, "worst": worst}
 
 
 def main() -> None:
@@ -151,8 +158,8 @@ def main() -> None:
     network = torch_network(args.run) if args.run else exported_network(args.model)
     summary: list[Row] = []
     if args.scenes:
-        accuracy = scenes_accuracy(network, args.scenes, args.pairs)
-        summary.append({"measure": "student_on_held_out_scenes@1.05", "mean": round(accuracy, 4)})
+        scores = scenes_accuracy(network, args.scenes, args.pairs)
+        summary.append(summed_up("student_on_held_out_scenes@1.05", scores))
     if args.rgbd:
         rows: list[Row] = []
         shown = []
@@ -166,11 +173,8 @@ def main() -> None:
             if i % 3 == 0:
                 shown.append([picture, grey(predict(network, picture)), truth(depth)])
         write_csv(args.out / "depth.csv", rows)
-        for name in list(rows[0])[1:]:
-            values = np.array([row[name] for row in rows], np.float64)
-            summary.append(
-                {"measure": name, "mean": round(values.mean(), 4), "worst": round(values.min(), 4)}
-            )
+        names = list(rows[0])[1:]
+        summary += [summed_up(name, [float(str(row[name])) for row in rows]) for name in names]
         sheet(shown, (240, 180), 2).save(args.out / "rgbd.png")
     if args.photos:
         paths = find_photos(args.photos)
