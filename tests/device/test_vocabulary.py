@@ -109,18 +109,24 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
         ('{"form": "sentencepiece"}', "form: got 'sentencepiece'"),
         ('{"form": "wordpiece", "tokens": ["a"], "special": [], "start": 1, "stop": []', "read"),
         (
-            '{"form": "wordpiece", "tokens": ["a"], "special": [], "start": 1, "stop": [], '
-            '"length": 5}',
+            (
+                '{"form": "wordpiece", "tokens": ["a"], "special": [], "start": 1, "stop": [], '
+                '"length": 5}'
+            ),
             r"start id 1 is outside 0\.\.0",
         ),
         (
-            '{"form": "wordpiece", "tokens": ["a"], "special": [], "start": 0, "stop": [7], '
-            '"length": 5}',
+            (
+                '{"form": "wordpiece", "tokens": ["a"], "special": [], "start": 0, "stop": [7], '
+                '"length": 5}'
+            ),
             r"stop id 7 is outside",
         ),
         (
-            '{"form": "wordpiece", "tokens": ["a"], "special": [], "start": 0, "stop": [], '
-            '"length": 1}',
+            (
+                '{"form": "wordpiece", "tokens": ["a"], "special": [], "start": 0, "stop": [], '
+                '"length": 1}'
+            ),
             "length 1 must be >= 2",
         ),
     ],
