@@ -2,9 +2,11 @@
 
 Through `torch.export`, for `torch.jit.trace` fails with numpy ≥ 2.4. At int8 and as palettes only
 the weights are compressed, activations stay float16: to calibrate activations coremltools predicts
-with the model, which needs macOS. Attention is what coremltools makes of it for iOS 17, plain
-matrix products and a softmax; the Neural Engine's own form of it ([B, C, 1, S] with 1×1
-convolutions, one head at a time) is not attempted.
+with the model, which needs macOS. `QuantConfig.keep_float`, which spares layers from int8
+activations, is therefore not regarded; weights alone cost little.
+
+Attention is what coremltools makes of it for iOS 17, plain matrix products and a softmax. The
+Neural Engine's own form of it ([B, C, 1, S], 1×1 convolutions, head by head) is not attempted.
 """
 
 from __future__ import annotations
@@ -35,9 +37,15 @@ PALETTE_BITS = 6
 SMALLEST_COMPRESSED = 2048
 """Weights of no more elements (biases, norms) stay float16: they weigh nothing."""
 
-_WEIGHTED = ("conv", "conv_transpose", "linear", "matmul", "gather")
-"""Operations whose constants are compressed. Others' are no weights: of an attention mask with its
-−∞, neither a scale nor a palette can be made."""
+_WEIGHTS = {
+    "conv": ("weight",),
+    "conv_transpose": ("weight",),
+    "linear": ("weight",),
+    "matmul": ("x", "y"),
+    "gather": ("x",),
+}
+"""Where weights are, by operation and parameter. Other constants are none: of an attention mask
+with its −∞, neither a scale nor a palette can be made."""
 _COPIES = {"aten.alias.default", "aten.detach.default", "aten.lift_fresh_copy.default"}
 """Operators of the export that do nothing, and that coremltools does not have all of."""
 _PADS = {"aten.pad.default", "aten.constant_pad_nd.default"}
@@ -97,6 +105,7 @@ def convert(
         raise OptionError(
             f"precision {precision!r} is unknown; there are {', '.join(get_args(CoreMLPrecision))}"
         )
+    _check_suffix(out)
     model = to_coreml(network, feeds, outputs, "fp32" if precision == "fp32" else "fp16")
     save_coreml(compress_weights(model, precision), out)
     return out
@@ -206,9 +215,32 @@ def compress_weights(model: Any, precision: CoreMLPrecision) -> Any:
         )
     else:
         return model
-    config = cto.OptimizationConfig(op_type_configs=dict.fromkeys(_WEIGHTED, settings))
+    # By name: by the operation's type, coremltools takes biases too, and refuses one that another
+    # type shares.
+    names = _weight_names(model.get_spec().mlProgram.functions["main"])
+    config = cto.OptimizationConfig(op_name_configs=dict.fromkeys(names, settings))
     with _quiet():
         return compress(model, config)
+
+
+def _weight_names(function: Any) -> list[str]:
+    """The float16 constants that are weights."""
+    from coremltools.proto import MIL_pb2
+
+    block = function.block_specializations[function.opset]
+    constants = {
+        op.outputs[0].name
+        for op in block.operations
+        if op.type == "const"
+        and op.outputs[0].type.tensorType.dataType == MIL_pb2.DataType.Value("FLOAT16")
+    }
+    taken = {
+        argument.name
+        for op in block.operations
+        for parameter in _WEIGHTS.get(op.type, ())
+        for argument in op.inputs[parameter].arguments
+    }
+    return sorted(constants & taken)
 
 
 def _check_ports(
@@ -233,8 +265,7 @@ def save_coreml(model: Any, out: Path) -> tuple[str, ...]:
         OptionError: `out` has another suffix than .mlpackage.
         OutputError: it cannot be written.
     """
-    if out.suffix != ".mlpackage":
-        raise OptionError(f"{str(out)!r} must end in .mlpackage")
+    _check_suffix(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
@@ -248,6 +279,11 @@ def save_coreml(model: Any, out: Path) -> tuple[str, ...]:
     except OSError as error:
         raise OutputError(f"cannot write {str(out)!r}: {error}") from error
     return package_files(out)
+
+
+def _check_suffix(out: Path) -> None:
+    if out.suffix != ".mlpackage":
+        raise OptionError(f"{str(out)!r} must end in .mlpackage")
 
 
 def _settle(package: Path) -> None:
@@ -299,7 +335,9 @@ def _register_operators() -> None:
     from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
 
     def number(value: Any) -> Any:
-        return getattr(value, "val", value)
+        return (
+            [number(v) for v in value] if isinstance(value, list) else getattr(value, "val", value)
+        )
 
     def resize(context: Any, node: Any) -> None:
         kind, _, overload = node.kind.partition(".")

@@ -308,6 +308,13 @@ def resize(
     return x
 
 
+@operation()
+def crop(x: Tensor, crop_height: Ints, crop_width: Ints) -> Tensor:
+    """Take so many rows off the top and the bottom, columns off the left and the right."""
+    (top, bottom), (left, right) = crop_height, crop_width
+    return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
+
+
 _EDGES = {"constant": "zeros", "border": "border", "reflection": "reflection"}
 
 

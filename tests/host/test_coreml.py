@@ -14,11 +14,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmsr_edge.bundle import REQUIRED, open_bundle
-from mmsr_edge.converters.artifacts import INTERPRETER
+from mmsr_edge.converters.artifacts import INTERPRETER, Source
 from mmsr_edge.converters.components import component
-from mmsr_edge.converters.export_all import ExportConfig, export_bundle, pipeline_table
+from mmsr_edge.converters.export_all import ExportConfig, export_bundle, main, pipeline_table
 from mmsr_edge.converters.mil import MILProgram
 from mmsr_edge.converters.mil.package import open_package
+from mmsr_edge.converters.quantize import QuantConfig
 from mmsr_edge.converters.to_coreml import convert, package_files
 from mmsr_edge.errors import (
     BackendError,
@@ -49,6 +50,10 @@ def decibels(reference: NDArray[Any], value: NDArray[Any]) -> float:
         return -np.inf
     mse = np.mean((reference.astype(np.float64) - value) ** 2)
     return float(20 * np.log10(np.ptp(reference)) - 10 * np.log10(max(mse, 1e-30)))
+
+
+def tensor_of(*shape: int) -> NDArray[Any]:
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -137,18 +142,50 @@ def test_codes_agree(exported: Path, opened: Checkpoint) -> None:
 
 
 def test_precisions_and_sizes(exported: Path, opened: Checkpoint, tmp_path: Path) -> None:
-    name, sizes = "lr_encoder", {}
-    for precision, gate in (("fp32", 60), ("palette", 35)):
-        out = tmp_path / f"{precision}.mlpackage"
-        network, feeds = opened.networks[name], feeds_of(opened, name, 0)
-        assert convert(network, feeds, component(name).outputs, out, precision) == out  # type: ignore[arg-type]
-        assert worst(opened, name, out) >= gate
-        sizes[precision] = (out / "Data/com.apple.CoreML/weights/weight.bin").stat().st_size
-    for precision in ("fp16", "int8"):
-        weights = exported / name / f"{precision}.mlpackage/Data/com.apple.CoreML/weights"
-        sizes[precision] = (weights / "weight.bin").stat().st_size
-    assert sorted(sizes, key=sizes.__getitem__) == ["palette", "int8", "fp16", "fp32"]
-    assert MILProgram.open(tmp_path / "palette.mlpackage").kinds["constexpr_lut_to_dense"] > 0
+    name = "lr_encoder"
+    network, feeds = opened.networks[name], feeds_of(opened, name, 0)
+    whole = convert(network, feeds, component(name).outputs, tmp_path / "a.mlpackage", "fp32")
+    assert worst(opened, name, whole) >= 60
+    # Palettes stand in for int8.
+    source = Source(
+        network, opened.bundle.component(name), feeds, (), QuantConfig(), coreml_weights="palette"
+    )
+    artifact = source.write(tmp_path, "coreml", "int8")
+    assert artifact.quantization == {"weights": "palette", "bits": 6, "activations": "fp16"}
+    palette = tmp_path / name / "int8.mlpackage"
+    assert worst(opened, name, palette) >= 35
+    assert MILProgram.open(palette).kinds["constexpr_lut_to_dense"] > 0
+    half, int8 = (exported / name / f"{p}.mlpackage" for p in ("fp16", "int8"))
+    sizes = [
+        (package / "Data/com.apple.CoreML/weights/weight.bin").stat().st_size
+        for package in (palette, int8, half, whole)
+    ]
+    assert sizes == sorted(set(sizes))
+
+
+class Masked(nn.Module):
+    """A large mask with −∞, and zeros that a norm and a layer without a bias come to share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.layer = nn.GroupNorm(4, 64), nn.Linear(64, 64, bias=False)
+        self.mask = torch.full((64, 64), -torch.inf).triu(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layer(self.norm(x).flatten(2).mT)
+        return torch.softmax(x @ x.mT + self.mask, -1) @ x
+
+
+@pytest.mark.parametrize("precision", ["int8", "palette"])
+def test_nothing_but_weights_is_compressed(precision: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, feeds = Masked().eval(), {"x": tensor_of(1, 64, 8, 8)}
+    with torch.no_grad():
+        expected = network(torch.from_numpy(feeds["x"])).numpy()
+    program = MILProgram.open(convert(network, feeds, ["y"], tmp_path / "a.mlpackage", precision))
+    compressed = [kind for kind in program.kinds.elements() if kind.startswith("constexpr")]
+    assert len(compressed) == 1
+    assert decibels(expected, program.run(feeds)["y"]) >= 35
 
 
 def test_packages_are_reproducible_and_say_nothing_of_the_machine(tmp_path: Path) -> None:
@@ -240,16 +277,14 @@ def shift_padding(block: Any, _: Path) -> None:
     const.attributes["val"].immediateValue.tensor.ints.values[:] = [2, 0, 1, 1]
 
 
-def drop_the_activations(block: Any, _: Path) -> None:
-    """All: one alone, deep in a residual branch of this random network, costs 41 dB and passes."""
-    for operation in block.operations:
-        if operation.type == "relu":
-            operation.type = "identity"
+def mistake_an_activation(block: Any, _: Path) -> None:
+    """Left out it would pass: the branches of this random network are small, 41 dB remain."""
+    next(o for o in block.operations if o.type == "relu").type = "sigmoid"
 
 
 @pytest.mark.parametrize(
     "spoil",
-    [flip_a_byte, swap_weights, shift_padding, drop_the_activations],
+    [flip_a_byte, swap_weights, shift_padding, mistake_an_activation],
     ids=lambda spoil: spoil.__name__,
 )
 def test_a_wrong_encoder_misses_its_gate(
@@ -404,7 +439,9 @@ def test_a_missed_gate_stops_the_build(
 # --- What is asked for --------------------------------------------------------------------------
 
 
-def test_wrong_requests_are_refused(exported: Path, opened: Checkpoint, tmp_path: Path) -> None:
+def test_wrong_requests_are_refused(
+    exported: Path, opened: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     network, feeds = nn.Identity(), {"x": np.zeros((1, 2), np.float32)}
     with pytest.raises(OptionError, match="precision 'int4' is unknown"):
         convert(network, feeds, ["y"], tmp_path / "a.mlpackage", "int4")  # type: ignore[arg-type]
@@ -414,6 +451,9 @@ def test_wrong_requests_are_refused(exported: Path, opened: Checkpoint, tmp_path
         convert(nn.ReLU(), feeds, ["y", "z"], tmp_path / "a.mlpackage")
     with pytest.raises(OptionError, match="Core ML weights 'sparse' is not supported"):
         ExportConfig(tmp_path, tmp_path, coreml_weights="sparse")  # type: ignore[arg-type]
+    command = ["--checkpoint", str(tmp_path), "--out", str(tmp_path), "--formats", "coreml"]
+    assert main([*command, "--coreml-weights", "sparse"]) == 1
+    assert "there are linear, palette" in capsys.readouterr().err
     program = MILProgram.open(exported / "decoder" / "fp16.mlpackage")
     with pytest.raises(OptionError, match=r"takes \['latent'\], but was fed \['image'\]"):
         program.run({"image": np.zeros(3)})

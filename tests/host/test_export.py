@@ -279,7 +279,7 @@ def test_weights_of_two_checkpoints_are_not_mixed(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"formats": ("coreml",)}, r"'coreml' is not supported; there are onnx \(read by"),
+        ({"formats": ("tflite",)}, r"'tflite' is not supported; there are onnx \(read by"),
         ({"precisions": ("int4",)}, "'int4' is not supported; there are fp32, fp16, int8"),
         ({"components": ("vae",)}, "'vae' is not supported; there are lr_encoder"),
         ({"precisions": ("int8",)}, "int8 needs recorded inputs"),

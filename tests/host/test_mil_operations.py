@@ -236,6 +236,7 @@ def test_padding() -> None:
         assert_close(got, np.pad(n, widths, mode=name))  # type: ignore[call-overload]
     got = run("pad", x=x, pad=[0, 1], constant_val=7.0)
     assert_close(got, np.pad(n, ((0, 0),) * 3 + ((0, 1),), constant_values=7))
+    assert_close(run("crop", x=x, crop_height=[1, 0], crop_width=[0, 2]), n[..., 1:, :-2])
     with pytest.raises(BackendError, match="mode 'circular'"):
         run("pad", x=x, pad=[0, 1], mode="circular")
 
