@@ -177,6 +177,8 @@ def export_modality(config: ModalityConfig) -> Conversion:
         CHECKERS[reader].check()
     base = open_bundle(config.bundle)
     checkpoint = open_published(config.source, config.task)
+    if "coreml" in config.formats and not checkpoint.family.coreml:
+        raise OptionError(f"{checkpoint.kind} does not convert to Core ML; give --formats onnx")
     licence = config.licence or checkpoint.licence
     if licence is None:
         raise OptionError(

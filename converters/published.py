@@ -34,6 +34,8 @@ class Family:
     """Of its config: what the side of its picture must be a multiple of."""
     any_side: bool = True
     """Whether its picture may have another side than in training."""
+    coreml: bool = True
+    """Whether coremltools converts it."""
 
 
 def _patch(config: Any) -> int:
@@ -49,7 +51,8 @@ FAMILIES: dict[Task, dict[str, Family]] = {
     },
     "segmentation": {
         "segformer": Family("AutoModelForSemanticSegmentation", lambda _: 32),
-        "mask2former": Family("AutoModelForUniversalSegmentation", lambda _: 32),
+        # coremltools 9 takes its padding masks, constants of bool, for doubles.
+        "mask2former": Family("AutoModelForUniversalSegmentation", lambda _: 32, coreml=False),
     },
     "caption": {
         "vision-encoder-decoder": Family("AutoModelForImageTextToText", lambda _: 1, False),

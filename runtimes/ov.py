@@ -79,8 +79,11 @@ class _OpenVinoSession(CheckedSession):
                 raise
             # A damaged or unwritable cache must not cost the result.
             self._model = _compile(core, path, component, device, config, None)
-        check_signature(self.name, "input", self.inputs, _signature(self._model.inputs))
-        check_signature(self.name, "output", self.outputs, _signature(self._model.outputs))
+        for kind, specs, ports in (
+            ("input", self.inputs, self._model.inputs),
+            ("output", self.outputs, self._model.outputs),
+        ):
+            check_signature(self.name, kind, specs, _signature(ports, {s.name for s in specs}))
         self._request = self._model.create_infer_request()
         self._busy = threading.Lock()  # a request serves one call at a time
 
@@ -129,9 +132,11 @@ def _compile(
     return compiled
 
 
-def _signature(ports: Sequence[Any]) -> dict[str, tuple[str, list[int | None]]]:
+def _signature(ports: Sequence[Any], wanted: set[str]) -> dict[str, tuple[str, list[int | None]]]:
+    # A tensor may have several names: where a normalization is fused into the layer after it, the
+    # input also answers to the name of its result.
     return {
-        port.get_any_name(): (
+        next(iter(sorted(wanted & port.get_names())), port.get_any_name()): (
             port.get_element_type().to_dtype().name,
             [None if size.is_dynamic else size.get_length() for size in port.partial_shape],
         )

@@ -122,7 +122,7 @@ def mask2former(folder: Path) -> Path:
     )
     size = {"shortest_edge": 384, "longest_edge": 384}  # what its postprocessing takes for granted
     processor = hf.Mask2FormerImageProcessorPil(size=size, **IMAGENET)
-    model = loud(hf.Mask2FormerForUniversalSegmentation(config), 0, ("queries",)).eval()
+    model = loud(hf.Mask2FormerForUniversalSegmentation(config), 2, ("queries",)).eval()
     picture = torch.randn(1, 3, 384, 384, generator=torch.Generator().manual_seed(0))
     decoder = model.model.pixel_level_module.decoder
     head = model.model.transformer_module.decoder.mask_predictor.mask_embedder
@@ -131,10 +131,10 @@ def mask2former(folder: Path) -> Path:
     hook = last.register_forward_hook(lambda *parts: seen.append(parts[-1]))
     with torch.no_grad():  # what all queries, and all places, have in common goes
         model.class_predictor.weight *= 5
-        decoder.mask_projection.weight *= 10
+        decoder.mask_projection.weight *= 5
         model.class_predictor.bias -= model(pixel_values=picture).class_queries_logits.mean((0, 1))
         last.bias -= seen[-1].mean((0, 1))
-        last.weight *= 10
+        last.weight *= 5
         features = decoder(model.model.pixel_level_module.encoder(picture).feature_maps)
         decoder.mask_projection.bias -= features.mask_features.mean((0, 2, 3))
     hook.remove()
