@@ -55,7 +55,7 @@ def choose_tags(
     scores: Array,
     names: Sequence[str],
     *,
-    threshold: float = 0.1,
+    threshold: float = 0.25,
     most: int = 5,
     temperature: float = 1.0,
 ) -> list[Tag]:
