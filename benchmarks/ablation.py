@@ -36,6 +36,8 @@ Options = Mapping[str, Any]
 TEXT_AND_MAPS = {"text": "prompt", "depth": "depth", "segmentation": "segmentation",
                  "edges": "edges"}  # fmt: skip
 """A modality's name in the model, and as an option."""
+ALL: Options = {"prompt": "auto"}
+"""Everything on: maps are by default."""
 LEADING = ("set", "degradation", "picture", "method")
 
 
@@ -50,13 +52,13 @@ def modalities(of_next: Options) -> dict[str, Options]:
     """Fig. 8: what is on in each variant."""
     options = tuple(TEXT_AND_MAPS.values())
     nothing = dict.fromkeys(options)
-    variants: dict[str, Options] = {"all": {}, "none": nothing}
+    variants: dict[str, Options] = {"all": ALL, "none": nothing}
     for name, option in TEXT_AND_MAPS.items():
         variants[f"{name} alone"] = {**nothing, option: "auto"}
     for name, option in TEXT_AND_MAPS.items():
-        variants[f"without {name}"] = {option: None}
+        variants[f"without {name}"] = {**ALL, option: None}
     for name, option in TEXT_AND_MAPS.items():
-        variants[f"{name} of another"] = {option: of_next[option]}
+        variants[f"{name} of another"] = {**ALL, option: of_next[option]}
     return variants
 
 
@@ -103,7 +105,7 @@ def main() -> None:
 
     following: list[Options] = []
     if args.table == "modalities":
-        own = [own_modalities(upscaler, upscaler(read(lr))) for _, _, lr, _ in work]
+        own = [own_modalities(upscaler, upscaler(read(lr), **ALL)) for _, _, lr, _ in work]
         following = [*own[1:], own[0]]
     rows: list[Row] = []
     sheets: list[list[tuple[str, Image.Image]]] = []

@@ -90,9 +90,9 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     add("--guidance-scale", type=float, metavar="W", help="default: the model's")
     add(
         "--prompt",
-        default="auto",
+        default="",
         metavar="TEXT|none|auto",
-        help="what the picture shows (default: the tags found in it)",
+        help="what the picture shows; auto: the tags found in it",
     )
     add("--negative-prompt", metavar="TEXT", help="what to steer away from, with guidance")
     add(

@@ -63,8 +63,8 @@ class UpscaleOptions:
         OptionError: for a value of the wrong type or outside its range, quoting both.
     """
 
-    prompt: str | None = "auto"
-    """What the picture shows: "auto" (the bundle's tags), None (text is absent), or own words."""
+    prompt: str | None = ""
+    """What the picture shows, in own words; "auto": tags found in it; None: text is absent."""
     negative_prompt: str | None = None
     """What to steer away from where guidance is on. None: the bundle's default."""
     steps: int | None = None

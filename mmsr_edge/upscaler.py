@@ -176,7 +176,7 @@ class Upscaler:
         self,
         image: ImageSource,
         *,
-        prompt: str | None = "auto",
+        prompt: str | None = "",
         negative_prompt: str | None = None,
         steps: int | None = None,
         guidance: str | None = "default",

@@ -52,17 +52,17 @@ def test_each_modality_is_on_alone_off_alone_and_anothers_alone(ablation: Any) -
     others = {"prompt": "x", "depth": "d", "segmentation": "s", "edges": "e"}
     variants = ablation.modalities(others)
     assert len(variants) == 2 + 3 * len(NAMES)
-    assert variants["all"] == {} and set(variants["none"].values()) == {None}
+    assert variants["all"] == {"prompt": "auto"} and set(variants["none"].values()) == {None}
     assert variants["depth alone"] == {**dict.fromkeys(others), "depth": "auto"}
     assert variants["without text"] == {"prompt": None}
-    assert variants["edges of another"] == {"edges": "e"}
+    assert variants["edges of another"] == {"prompt": "auto", "edges": "e"}
 
 
 def test_a_pictures_modalities_can_be_given_to_it_again(ablation: Any, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     upscaler = Upscaler(make_bundle(tmp_path / "tiny", optional=True), "onnxruntime", threads=1)
     photo = load_sample_image("china.jpg")[100:164, 200:264]
-    first = upscaler(photo)
+    first = upscaler(photo, prompt="auto")
     again = upscaler(photo, **ablation.own_modalities(upscaler, first))
     assert again.caption == first.caption
     difference = np.asarray(first.image).astype(int) - np.asarray(again.image)

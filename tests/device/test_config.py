@@ -83,7 +83,7 @@ def test_upscale_offers_the_options_with_the_same_defaults() -> None:
 def test_what_is_left_open_comes_from_the_bundle(manifest: Manifest) -> None:
     assert resolve(UpscaleOptions(), manifest) == RunSettings(
         positive="sharp",
-        tagged=True,
+        tagged=False,
         negative="blurry, noisy",
         steps=2,
         guidance=None,

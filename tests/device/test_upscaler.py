@@ -328,15 +328,15 @@ def test_the_caption_is_what_the_text_encoder_got(upscaler: Upscaler) -> None:
     picture = np.full((20, 20, 3), 128, np.uint8)
     assert upscaler(picture, prompt="a disc").caption == "a disc, sharp"
     # Without a tagger, the words that need none.
-    assert upscaler(picture).caption == "daylight, soft, grey, smooth, sharp"
-    assert upscaler(picture, prompt="").caption == "sharp"
+    assert upscaler(picture, prompt="auto").caption == "daylight, soft, grey, smooth, sharp"
+    assert upscaler(picture).caption == "sharp"
     assert upscaler(picture, prompt=None).caption == ""
 
 
 def test_tags_become_the_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upscaler = Upscaler(make_bundle(tmp_path, optional=True), "onnxruntime", threads=1)
     red = np.full((40, 300, 3), (220, 40, 40), np.uint8)
-    result = upscaler(red)
+    result = upscaler(red, prompt="auto")
     assert result.calls["captioner"] == 1 and result.timings["words"] > 0
     means = red[0, 0] / 127.5 - 1
     sure = np.exp(4 * means) / np.exp(4 * means).sum()
@@ -356,7 +356,7 @@ def test_tags_become_the_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     run = upscaler.pipeline.run
     monkeypatch.setattr(upscaler.pipeline, "run", fail)
-    result = upscaler(red)
+    result = upscaler(red, prompt="auto")
     assert result.caption == "daylight, soft, red, smooth, sharp"
     assert result.warnings[0] == "tags are left out: out of luck"
 
