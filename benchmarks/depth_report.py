@@ -24,7 +24,7 @@ from PIL import Image
 from quality import Row, read, write_csv
 from tqdm import tqdm
 
-from mmsr_edge.modalities.maps import crop_map
+from mmsr_edge.modalities.picture_maps import whole_picture
 from mmsr_edge.models.depth import DepthConfig, build_depth
 from mmsr_edge.training.data import find_photos
 from mmsr_edge.training.degrade import DegradeConfig, degrade
@@ -63,7 +63,7 @@ def exported_network(path: Path) -> Network:
 def predict(network: Network, picture: Image.Image) -> NDArray[np.float64]:
     """Nearness at the picture's own size, the way the pipeline asks for it."""
     rgb = np.asarray(picture, np.float32) / 127.5 - 1
-    out = network(crop_map(rgb, (0, 0, picture.width, picture.height), SIDE))[0, 0]
+    out = network(whole_picture(rgb, SIDE))[0, 0]
     resized = Image.fromarray(out).resize(picture.size, Image.Resampling.BILINEAR)
     return np.asarray(resized, np.float64)
 

@@ -95,7 +95,7 @@ class Source:
         if precision == "int8" and self.quantization is not None:
             quantization = self.quantization.to_dict()
             model = quantize(model, self.calibration, self.quantization)
-            tools.append("nncf")
+            tools += ["nncf"] if self.quantization.activations != "float" else []
         if precision != "fp32":
             model = halve_weights(model)
         path = root / self.spec.name / f"{precision}.onnx"

@@ -12,7 +12,6 @@ the build. The bundle appears whole or not at all.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -43,14 +42,14 @@ from mmsr_edge.converters.artifacts import (
     Precision,
     Source,
 )
+from mmsr_edge.converters.cards import add_card
 from mmsr_edge.converters.components import COMPONENTS, component
+from mmsr_edge.converters.options import check_names, read_settings, words
 from mmsr_edge.converters.parity import (
     END_TO_END_GATES,
     GATES,
     Score,
-    check,
     check_pictures,
-    measure,
     pictures,
     smooth_tile,
 )
@@ -99,10 +98,10 @@ class ExportConfig:
                     f"format {form!r} is not supported; there are "
                     + ", ".join(f"{key} (read by {' and '.join(READERS[key])})" for key in READERS)
                 )
-        _check_names("precision", self.precisions, get_args(Precision))
-        _check_names("Core ML weights", (self.coreml_weights,), get_args(CoreMLWeights))
+        check_names("precision", self.precisions, get_args(Precision))
+        check_names("Core ML weights", (self.coreml_weights,), get_args(CoreMLWeights))
         for names in (self.components, self.allow_failing, tuple(self.quantization)):
-            _check_names("component", names, tuple(COMPONENTS))
+            check_names("component", names, tuple(COMPONENTS))
         if not self.formats or not self.precisions:
             raise OptionError("give at least one format and one precision")
         if "int8" in self.precisions and "onnx" in self.formats and self.calibration is None:
@@ -209,22 +208,19 @@ class _Export:
         for form, precision in source.forms(self.config.formats, self.config.precisions):
             bar.set_postfix_str(f"{name} {form} {precision}")
             artifact = source.write(self.root, form, precision)
-            scores: dict[str, Score] = {}
-            for reader in READERS[form]:
-                path = self.root / artifact.files[0].path
-                preset = self.checkpoint.bundle.manifest.preset
-                session = CHECKERS[reader].open(path, source.spec, artifact, self.options, preset)
-                scores[reader] = measure(session, feeds, references, component(name).codes)
-                if name not in self.config.allow_failing:
-                    check(scores[reader], name, precision, reader, GATES[precision])
-            card = {
-                "reference": "torch fp32",
-                "checkpoint": self.checkpoint.digest(name),
-                "inputs": "recorded" if source.calibration else "drawn",
-                "gate": GATES[precision],
-                "backends": {reader: score.to_dict() for reader, score in scores.items()},
-            }
-            rows.append(Row(name, replace(artifact, parity=card), scores))
+            artifact, scores = add_card(
+                artifact,
+                source,
+                self.root,
+                feeds,
+                references,
+                self.options,
+                checkpoint=self.checkpoint.digest(name),
+                preset=self.checkpoint.bundle.manifest.preset,
+                codes=component(name).codes,
+                gated=name not in self.config.allow_failing,
+            )
+            rows.append(Row(name, artifact, scores))
             bar.update()
         return rows
 
@@ -291,12 +287,6 @@ def _taken_over(out: Path, root: Path, name: str, checkpoint: Checkpoint) -> Com
     return spec
 
 
-def _check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
-    for name in names:
-        if name not in known:
-            raise OptionError(f"{kind} {name!r} is not supported; there are {', '.join(known)}")
-
-
 def table(rows: Sequence[Row]) -> str:
     """The rows as text: size, time, PSNR of the worst input, gate."""
     titles = (f"{'component':<16}{'artifact':<12}{'MB':>8}", f"{'backend':<12}{'ms':>9}")
@@ -340,9 +330,6 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
-    def words(text: str) -> tuple[str, ...]:
-        return tuple(word for word in text.replace(",", " ").split() if word)
-
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="folder of the checkpoint")
     add("--out", type=Path, required=True, help="folder of the bundle; an older one is replaced")
@@ -377,23 +364,6 @@ def main(arguments: list[str] | None = None) -> int:
     print(table(rows))
     print(pipeline_table(load_manifest(config.out)))
     return 0
-
-
-def read_settings(path: Path | None) -> dict[str, dict[str, Any]]:
-    """Changes to `QuantConfig` by component, from a JSON file.
-
-    Raises:
-        OptionError: the file cannot be read, or holds something else.
-    """
-    if path is None:
-        return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OptionError(f"{str(path)!r} cannot be read as JSON: {error}") from None
-    if not isinstance(settings, dict) or not all(isinstance(v, dict) for v in settings.values()):
-        raise OptionError(f"{str(path)!r} must hold an object of objects, by component")
-    return settings
 
 
 if __name__ == "__main__":

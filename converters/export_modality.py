@@ -33,7 +33,6 @@ from mmsr_edge.bundle import (
     Bundle,
     ComponentSpec,
     Manifest,
-    TensorSpec,
     describe_file,
     open_bundle,
     write_manifest,
@@ -54,22 +53,23 @@ from mmsr_edge.converters.caption_networks import (
     vocabulary,
     written,
 )
+from mmsr_edge.converters.cards import add_card
 from mmsr_edge.converters.components import component
-from mmsr_edge.converters.export_all import DRAWN_INPUTS, Row, read_settings, table
+from mmsr_edge.converters.export_all import DRAWN_INPUTS, Row, table
 from mmsr_edge.converters.map_networks import DepthIs, depth_network, segmentation_network
-from mmsr_edge.converters.parity import GATES, Score, check, measure
+from mmsr_edge.converters.options import check_names, read_settings, words
 from mmsr_edge.converters.published import Published, Task, open_published
 from mmsr_edge.converters.quantize import QuantConfig
 from mmsr_edge.converters.staging import check_replaceable, staged_bundle
 from mmsr_edge.errors import BundleError, MMSRError, OptionError, ParityError
 from mmsr_edge.image import load_image
 from mmsr_edge.modalities.greedy_caption import GreedyCaptioner
-from mmsr_edge.modalities.maps import crop_map
+from mmsr_edge.modalities.picture_maps import whole_picture
 from mmsr_edge.modalities.vocabulary import VOCABULARY_NAME, Vocabulary
 from mmsr_edge.models import preset
 from mmsr_edge.runtimes.base import Session, SessionOptions
 from mmsr_edge.runtimes.registry import BACKENDS
-from mmsr_edge.training.checkpoint import run_torch
+from mmsr_edge.training.checkpoint import array_specs, run_torch
 from mmsr_edge.training.data import find_photos
 
 MOST_PICTURES = 64
@@ -129,11 +129,7 @@ class ModalityConfig:
             ("Core ML weights", (self.coreml_weights,), get_args(CoreMLWeights)),
         )
         for kind, names, known in choices:
-            for name in names:
-                if name not in known:
-                    raise OptionError(
-                        f"{kind} {name!r} is not supported; there are {', '.join(known)}"
-                    )
+            check_names(kind, names, known)
         for name in self.quantization:
             if name not in ROLES[self.task]:
                 raise OptionError(
@@ -297,8 +293,8 @@ class _Export:
         """A component whose one artifact is the checkpoint."""
         return ComponentSpec(
             role,
-            _tensors(feeds),
-            _tensors(results),
+            array_specs(feeds),
+            array_specs(results),
             (Artifact("torch", "fp32", self.checkpoint.weights),),
         )
 
@@ -332,24 +328,24 @@ class _Export:
             artifact = source.write(self.root, form, precision)
             extra = tuple(describe_file(self.root, path.relative_to(self.root)) for path in beside)
             artifact = replace(artifact, files=artifact.files + extra)
-            scores: dict[str, Score] = {}
-            for reader in READERS[form]:
-                path = self.root / artifact.files[0].path
-                session = CHECKERS[reader].open(path, source.spec, artifact, self.options, "")
-                scores[reader] = measure(session, feeds, references)
-                if not config.allow_failing:
-                    check(scores[reader], role, precision, reader, GATES[precision])
+
+            def keep(reader: str, session: Session, form: str = f"{form} {precision}") -> None:
                 if opened is not None:
-                    opened.setdefault(f"{form} {precision} on {reader}", {})[role] = session
-            card = {
-                "reference": "torch fp32",
-                "checkpoint": self.checkpoint.weights[0].sha256,
-                "inputs": "recorded" if calibration else "drawn",
-                "gate": GATES[precision],
-                "backends": {reader: score.to_dict() for reader, score in scores.items()},
-            }
-            made.append(replace(artifact, parity=card))
-            self.rows.append(Row(role, made[-1], scores))
+                    opened.setdefault(f"{form} on {reader}", {})[role] = session
+
+            artifact, scores = add_card(
+                artifact,
+                source,
+                self.root,
+                feeds,
+                references,
+                self.options,
+                checkpoint=self.checkpoint.weights[0].sha256,
+                gated=not config.allow_failing,
+                opened=keep,
+            )
+            made.append(artifact)
+            self.rows.append(Row(role, artifact, scores))
         self.specs[role] = replace(source.spec, artifacts=tuple(made))
 
 
@@ -362,16 +358,12 @@ def _images(config: ModalityConfig, base: Bundle) -> list[Any]:
     side = base.manifest.components["tokenizer"].inputs[0].shape[-1]
     if config.calibration is not None:
         rgbs = [load_image(path).rgb for path in find_photos(config.calibration)[:MOST_PICTURES]]
-        return [crop_map(rgb, (0, 0, rgb.shape[1], rgb.shape[0]), side) for rgb in rgbs]
+        return [whole_picture(rgb, side) for rgb in rgbs]
     rng, built = np.random.default_rng(1), preset(base.manifest.preset)
     images = [component("tokenizer").draw(built, rng)["map"] for _ in range(DRAWN_INPUTS)]
     if images[0].shape[-1] != side:
         raise BundleError(f"maps of {side} pixels; give --calibration, for none that size is drawn")
     return images
-
-
-def _tensors(arrays: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(key, value.shape, value.dtype.name) for key, value in arrays.items())
 
 
 def _copy(base: Bundle, root: Path, without: Sequence[str]) -> None:
@@ -414,9 +406,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-
-    def words(text: str) -> tuple[str, ...]:
-        return tuple(word for word in text.replace(",", " ").split() if word)
 
     add = parser.add_argument
     add("--task", required=True, choices=get_args(Task), help="what the network is for")

@@ -104,14 +104,8 @@ def quantize(
     quantized = {node for node, path in layers.items() if path not in float_paths}
     if config.activations == "float":
         result = compress_weights(model, quantized)
-        _check_weights(result, quantized)
-        return result
-    if importlib.util.find_spec("nncf") is None:
-        raise missing_extra("nncf", "convert")
-    chosen = _spread([dict(sample) for sample in samples], config.samples)
-    if not chosen:
-        raise OptionError("int8 needs recorded inputs, and there are none for this component")
-    result = _run_nncf(model, chosen, config, quantized)
+    else:
+        result = _run_nncf(model, samples, config, quantized)
     _check_weights(result, quantized)
     return result
 
@@ -150,10 +144,15 @@ def _spread(samples: list[dict[str, NDArray[Any]]], most: int) -> list[dict[str,
 
 def _run_nncf(
     model: onnx.ModelProto,
-    samples: list[dict[str, NDArray[Any]]],
+    samples: Iterable[Mapping[str, NDArray[Any]]],
     config: QuantConfig,
     quantized: set[str],
 ) -> onnx.ModelProto:
+    if importlib.util.find_spec("nncf") is None:
+        raise missing_extra("nncf", "convert")
+    chosen = _spread([dict(sample) for sample in samples], config.samples)
+    if not chosen:
+        raise OptionError("int8 needs recorded inputs, and there are none for this component")
     import nncf
 
     nncf.set_log_level(logging.ERROR)
@@ -164,8 +163,8 @@ def _run_nncf(
     ignored = [node.name for node in model.graph.node if node.name not in quantized]
     return nncf.quantize(
         model,
-        nncf.Dataset(samples),
-        subset_size=len(samples),
+        nncf.Dataset(chosen),
+        subset_size=len(chosen),
         preset=presets[config.activations],
         target_device=nncf.TargetDevice.CPU,
         fast_bias_correction=config.fast_bias_correction,

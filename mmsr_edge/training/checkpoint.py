@@ -193,7 +193,7 @@ def tensor_specs(
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """What a network takes and what it gives, found by running it once on drawn inputs."""
     feeds = component(name).draw(p, np.random.default_rng(0))
-    return _specs(feeds), _specs(run_network(network, name, feeds))
+    return array_specs(feeds), array_specs(run_network(network, name, feeds))
 
 
 def run_network(
@@ -219,5 +219,6 @@ def _weights(bundle: Bundle, name: str) -> Artifact:
     return bundle.artifact(name, ("torch",), order=("fp32", "fp16"))
 
 
-def _specs(tensors: Mapping[str, NDArray[Any]]) -> tuple[TensorSpec, ...]:
+def array_specs(tensors: Mapping[str, NDArray[Any]]) -> tuple[TensorSpec, ...]:
+    """What arrays say of the tensors that they are."""
     return tuple(TensorSpec(key, value.shape, value.dtype.name) for key, value in tensors.items())
