@@ -127,8 +127,7 @@ def main() -> None:
             if good is not None:
                 values["niqe"] = niqe(picture, good)
             key = dict(zip(LEADING, (root.name, degradation, lr_path.stem, name), strict=True))
-            calls = Counter(result.calls)["unet"]
-            rows.append({**key, **values, "unet_calls": calls, "seconds": seconds})
+            rows.append({**key, **values, "unet_calls": result.calls["unet"], "seconds": seconds})
             seen.append((name, result.image))
         if len(sheets) < 4:
             sheets.append(seen)

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from metrics import luma
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.special import gamma
+
+from mmsr_edge.jobs import SUFFIXES
 
 Array = NDArray[np.float64]
 
@@ -85,7 +88,7 @@ def features(picture: NDArray[np.uint8]) -> tuple[Array, Array]:
     Raises:
         ValueError: for a picture without two patches.
     """
-    grey = 16 + picture.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255
+    grey = luma(picture)
     rows, columns = grey.shape[0] // PATCH, grey.shape[1] // PATCH
     if rows * columns < 2:
         raise ValueError(f"NIQE needs two patches of {PATCH}; the picture is {picture.shape}")
@@ -119,7 +122,7 @@ def fit(pictures: Iterable[NDArray[np.uint8]]) -> Statistics:
 
 def fit_folder(folder: Path, count: int = 60, side: int = 960) -> Statistics:
     """The model of `count` photographs of a folder, the middle `side`² pixels of each."""
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not paths:
         raise SystemExit(f"{folder}: no photographs")
     chosen = paths[:: max(1, len(paths) // count)][:count]

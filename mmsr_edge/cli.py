@@ -12,18 +12,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsr_edge import __version__
-from mmsr_edge.cli_jobs import add_jobs, add_size, is_job, run_jobs
+from mmsr_edge.cli_jobs import (
+    CANCELLED,
+    FAILED,
+    OK,
+    add_jobs,
+    add_size,
+    default_target,
+    is_job,
+    run_jobs,
+    write_json,
+)
 from mmsr_edge.errors import Cancelled, MMSRError, OptionError, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from mmsr_edge.bundle import Bundle
-    from mmsr_edge.upscaler import Progress, Result
+    from mmsr_edge.upscaler import Progress
 
 __all__ = ["main"]
 
-OK, FAILED, USAGE, CANCELLED = 0, 1, 2, 130
+USAGE = 2
 
 _EPILOG = """\
 exit codes:
@@ -134,9 +144,7 @@ def _upscale(arguments: argparse.Namespace) -> int:
         with _cancel_on_interrupt() as cancel:
             return run_jobs(upscaler, arguments, _options(arguments), cancel)
     arguments.input = source = Path(arguments.input[0])
-    scale = upscaler.bundle.manifest.scale if arguments.scale is None else arguments.scale
-    beside = source.with_name(f"{source.stem}_x{scale:g}{arguments.format or '.png'}")
-    output = Path(arguments.output or beside)
+    output = Path(arguments.output or default_target(upscaler, arguments, source))
     check_output(output, overwrite=arguments.overwrite)
     map_files = _map_files(arguments)
     for file in map_files.values():
@@ -147,7 +155,7 @@ def _upscale(arguments: argparse.Namespace) -> int:
         )
     for name, file in map_files.items():
         if name == "tags":
-            _save_tags(result, file)
+            write_json({"caption": result.caption, "tags": result.tags}, file)
         elif (picture := result.maps[name]) is not None:
             save_image(picture, file)
     if not arguments.quiet:
@@ -198,16 +206,6 @@ def _map_files(arguments: argparse.Namespace) -> dict[str, Path]:
     stem = arguments.input.stem
     files = {name: folder / f"{stem}_{name}.png" for name in MAPS}
     return {**files, "tags": folder / f"{stem}_tags.json"}
-
-
-def _save_tags(result: Result, path: Path) -> None:
-    from mmsr_edge.files import write_atomically
-
-    text = json.dumps({"caption": result.caption, "tags": result.tags}, indent=2) + "\n"
-    try:
-        write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error}") from error
 
 
 def _map(value: str) -> str | Path | None:

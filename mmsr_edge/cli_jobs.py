@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from mmsr_edge.jobs import Outcome, Report, Task
     from mmsr_edge.upscaler import Progress, Upscaler
 
-__all__ = ["add_jobs", "add_size", "is_job", "run_jobs"]
+__all__ = ["add_jobs", "add_size", "default_target", "is_job", "run_jobs", "write_json"]
 
 OK, FAILED, CANCELLED = 0, 1, 130
+"""Exit codes; wrong usage is 2."""
 
 
 def add_size(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +105,7 @@ def run_jobs(
             if outcome.status == "planned":
                 print(f"{outcome.source} -> {outcome.target}: {_sizes(outcome)}")
     if arguments.report is not None:
-        _write(report, arguments.report)
+        write_json(report.as_json(), arguments.report)
     if not arguments.quiet:
         print(_summary(report))
     if cancel.is_set():
@@ -113,25 +114,36 @@ def run_jobs(
     return FAILED if report.count("failed") else OK
 
 
+def default_target(upscaler: Upscaler, arguments: argparse.Namespace, source: Path) -> Path:
+    """Where the result of one picture goes when no place is named: beside it."""
+    scale = upscaler.bundle.manifest.scale if arguments.scale is None else arguments.scale
+    return source.with_name(f"{source.stem}_x{scale:g}{_suffix(arguments) or source.suffix}")
+
+
+def _suffix(arguments: argparse.Namespace) -> str | None:
+    """Of the results; None: that of each input."""
+    suffix: str = arguments.format or ".png"
+    return None if suffix == "same" else suffix
+
+
 def _tasks(upscaler: Upscaler, arguments: argparse.Namespace) -> tuple[list[Task], Path]:
     from mmsr_edge.image import FORMATS
     from mmsr_edge.jobs import Task, find_tasks
 
     given: list[str] = arguments.input
-    suffix: str | None = arguments.format or ".png"
-    suffix = None if suffix == "same" else suffix
     output = None if arguments.output is None else Path(arguments.output)
     single = len(given) == 1 and Path(given[0]).is_file()
     if single and (output is None or (output.suffix.lower() in FORMATS and not output.is_dir())):
         source = Path(given[0])
-        scale = upscaler.bundle.manifest.scale if arguments.scale is None else arguments.scale
-        target = output or source.with_name(f"{source.stem}_x{scale:g}{suffix or source.suffix}")
+        target = output or default_target(upscaler, arguments, source)
         return [Task(source, target)], target.parent
     if output is None:
         raise OptionError("several pictures need a folder for the results: -o DIR")
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output} is a file; several pictures need a folder")
-    return find_tasks(given, output, recursive=arguments.recursive, suffix=suffix), output
+    return find_tasks(
+        given, output, recursive=arguments.recursive, suffix=_suffix(arguments)
+    ), output
 
 
 def _tell(outcome: Outcome, write: Callable[[str], None], *, quiet: bool) -> None:
@@ -160,8 +172,13 @@ def _summary(report: Report) -> str:
     return f"{said}; {report.seconds:.1f} s"
 
 
-def _write(report: Report, path: Path) -> None:
-    text = json.dumps(report.as_json(), indent=2, default=str) + "\n"
+def write_json(data: object, path: Path) -> None:
+    """Write `data`, for programs to read.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    text = json.dumps(data, indent=2, default=str) + "\n"
     try:
         write_atomically(path, lambda part: part.write_text(text, encoding="utf-8", newline="\n"))
     except OSError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mmsr_edge.color import HALO
 from mmsr_edge.errors import OptionError
 from mmsr_edge.strips import ROWS
 
@@ -19,8 +20,6 @@ __all__ = ["check_memory", "needed_mb"]
 
 _FIXED = 12e6
 """Of what does not grow with the picture: tiles, tables, the allocator's gaps."""
-_HALO = 64
-"""Rows above and below a strip that the colour fix looks at, at scale 4."""
 
 
 def needed_mb(finishing: Finishing, manifest: Manifest, *, by_rows: bool) -> float:
@@ -40,7 +39,7 @@ def needed_mb(finishing: Finishing, manifest: Manifest, *, by_rows: bool) -> flo
     if finishing.picture.alpha is not None:
         per_input += 4 + 28  # opacity; colours, product and opacity to be enlarged
     fine: float = manifest.tile.size * finishing.scale * wide * 12  # a row of tiles, being joined
-    window = (ROWS + 2 * _HALO) * wide * 12
+    window = (ROWS + 2 * HALO * finishing.scale) * wide * 12
     fine += 5 * window  # the colour fix: held, joined, fixed, and on the way to the file
     channels = finishing.channels
     out_width, out_height = finishing.target.size

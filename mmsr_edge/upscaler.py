@@ -255,7 +255,8 @@ class Upscaler:
         warnings: list[str] = []
         tags = collect_tags(seen, run, warnings)
         maps = collect_maps(seen, options, run, warnings)
-        strips = self._strips(seen, maps, plan, settings, options.seed, run, report)
+        windows = self._windows(seen, maps, plan, settings, options.seed, run, report)
+        strips = self._strips(windows, plan, picture.size)
         measure = (
             Fidelity(picture.rgb if finishing.keep_profile else seen, manifest.scale)
             if options.fidelity
@@ -325,21 +326,19 @@ class Upscaler:
         return finishing, metadata if finishing.keep_profile else replace(metadata, icc=None)
 
     def _strips(
-        self,
-        rgb: Array,
-        maps: Mapping[str, PictureMap | None],
-        plan: TilePlan,
-        settings: RunSettings,
-        seed: int,
-        run: PictureRun,
-        report: _Reporter,
+        self, windows: Iterator[Array], plan: TilePlan, size: tuple[int, int]
     ) -> Iterator[Array]:
-        """The blended tiles: strips of float32 [n, sW, 3] in [-1, 1], sH rows together."""
+        """The tiles' pictures blended: strips of float32 [n, sW, 3] in [-1, 1], sH rows in all.
+
+        Args:
+            windows: of the tiles, in the plan's order.
+            plan: where they lie in the input.
+            size: (W, H) of the input.
+        """
         scale = self.bundle.manifest.scale
         outputs = plan.scaled(scale)
-        windows = self._windows(rgb, maps, plan, settings, seed, run, report)
         placed = zip(outputs, windows, strict=True)
-        height, width = (side * scale for side in rgb.shape[:2])
+        width, height = (side * scale for side in size)
         row = 0
         for strip in blend(outputs, placed):
             kept = strip[: height - row, :width]

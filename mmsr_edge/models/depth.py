@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmsr_edge.models.trunk import Residual, conv_norm
+
 
 @dataclass(frozen=True)
 class DepthConfig:
@@ -29,22 +31,19 @@ class DepthConfig:
     """The picture is averaged over squares of this side first."""
 
 
+MOMENTUM = 0.05
+"""Of the BatchNorms."""
+
+
 def _conv(c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(c_out, momentum=0.05))
+    return conv_norm(c_in, c_out, kernel, stride, relu=False, momentum=MOMENTUM)
 
 
-class Residual(nn.Module):
-    """Two convolutions beside an identity (He et al. 2016)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first, self.second = _conv(width, width), _conv(width, width)
-        nn.init.zeros_(self.second[1].weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, width, H, W] → the same."""
-        return F.relu(x + self.second(F.relu(self.first(x))))
+def _residual(width: int) -> Residual:
+    """One that begins as the identity."""
+    block = Residual(width, MOMENTUM)
+    nn.init.zeros_(block.second[1].weight)
+    return block
 
 
 class Rise(nn.Module):
@@ -70,7 +69,7 @@ class Depth(nn.Module):
         self.squeeze = config.squeeze
         inputs = (3, *config.widths[:-1])
         self.down = nn.ModuleList(
-            nn.Sequential(_conv(i, o, stride=2), nn.ReLU(), *(Residual(o) for _ in range(n)))
+            nn.Sequential(_conv(i, o, stride=2), nn.ReLU(), *(_residual(o) for _ in range(n)))
             for i, o, n in zip(inputs, config.widths, config.blocks, strict=True)
         )
         # What is near depends on the whole picture: its mean is told to every place.

@@ -27,12 +27,18 @@ class TrunkConfig:
 
 
 def conv_norm(
-    inputs: int, outputs: int, size: int = 1, stride: int = 1, relu: bool = True
+    inputs: int,
+    outputs: int,
+    size: int = 1,
+    stride: int = 1,
+    *,
+    relu: bool = True,
+    momentum: float = 0.1,
 ) -> nn.Sequential:
-    """Convolution without bias, BatchNorm, and ReLU where wanted."""
+    """Convolution without bias, BatchNorm (of that `momentum`), and ReLU where wanted."""
     layers: list[nn.Module] = [
         nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False),
-        nn.BatchNorm2d(outputs),
+        nn.BatchNorm2d(outputs, momentum=momentum),
     ]
     return nn.Sequential(*layers, *([nn.ReLU()] if relu else []))
 
@@ -40,10 +46,10 @@ def conv_norm(
 class Residual(nn.Module):
     """Two 3×3 convolutions, added to their input."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, momentum: float = 0.1) -> None:
         super().__init__()
-        self.first = conv_norm(width, width, 3)
-        self.second = conv_norm(width, width, 3, relu=False)
+        self.first = conv_norm(width, width, 3, momentum=momentum)
+        self.second = conv_norm(width, width, 3, relu=False, momentum=momentum)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, width, h, w] to the same."""

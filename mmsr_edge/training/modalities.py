@@ -59,17 +59,25 @@ def write_labels(folder: Path, component: str, names: Sequence[str]) -> None:
     write_atomically(folder / "labels.json", lambda path: path.write_text(text))
 
 
+def read_modalities(
+    folders: Sequence[Path],
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, tuple[str, ...]]]:
+    """State dicts and labels of what runs and checkpoints hold, by component."""
+    states: dict[str, dict[str, Tensor]] = {}
+    labels: dict[str, tuple[str, ...]] = {}
+    for folder in folders:
+        states |= load_states(folder)
+        labels |= load_labels(folder)
+    return states, labels
+
+
 def load_modalities(folders: Sequence[Path], preset_name: str, device: torch.device) -> Modalities:
     """Load the networks from runs or a checkpoint.
 
     Raises:
         OptionError: a network is in none of the folders.
     """
-    states: dict[str, dict[str, Tensor]] = {}
-    labels: dict[str, tuple[str, ...]] = {}
-    for folder in folders:
-        states |= load_states(folder)
-        labels |= load_labels(folder)
+    states, labels = read_modalities(folders)
     missing = [name for name in NETWORKS if name not in states]
     if missing:
         raise OptionError(

@@ -24,7 +24,7 @@ from mmsr_edge.manifest import Provenance
 from mmsr_edge.models.components import build_component, preset_components
 from mmsr_edge.models.presets import preset
 from mmsr_edge.training.checkpoint import DENOISER, load_states, write_checkpoint
-from mmsr_edge.training.modalities import add_modalities, load_labels
+from mmsr_edge.training.modalities import add_modalities, read_modalities
 
 
 def provenance(photos: Path, notes: str) -> Provenance:
@@ -84,11 +84,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="default steps of the bundle, not the preset's")
     parser.add_argument("--guidance-scale", type=float, help="default w; 0 means no guidance")
     args = parser.parse_args()
-    states: dict[str, dict[str, Tensor]] = {}
-    labels: dict[str, tuple[str, ...]] = {}
-    for folder in args.modalities:
-        states |= load_states(folder)
-        labels |= load_labels(folder)
+    states, labels = read_modalities(args.modalities)
     states |= load_states(args.autoencoder)
     # Codes that were revived jump; their average lies between two places, so: the last weights.
     states |= load_states(args.tokenizer, ema=False)

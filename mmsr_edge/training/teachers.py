@@ -65,7 +65,8 @@ def _read_model(folder: Path, name: str) -> Any:
     path = folder / name
     if not path.exists():
         raise OptionError(f"no teacher {name!r} in {str(folder)!r}; see TRAINING.md for where from")
-    return openvino.Core(), openvino.Core().read_model(path)
+    core = openvino.Core()
+    return core, core.read_model(path)
 
 
 def _op(model: Any, kind: str) -> Any:
