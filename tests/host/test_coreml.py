@@ -41,6 +41,8 @@ pytestmark = pytest.mark.host
 pytest.importorskip("coremltools")
 
 GATES = {"fp32": 60, "fp16": 40, "int8": 35}
+LOOKERS = ("depth", "segmentation", "captioner")
+"""Components that see the whole picture; all of them have int8 weights."""
 QUANTIZED = {"lr_encoder", "unet", "decoder"}
 
 
@@ -89,10 +91,10 @@ def worst(opened: Checkpoint, name: str, package: Path) -> float:
 
 def test_a_bundle_of_packages_is_whole_and_within_its_gates(exported: Path) -> None:
     bundle = open_bundle(exported)
-    assert tuple(bundle.manifest.components) == REQUIRED
+    assert tuple(bundle.manifest.components) == (*LOOKERS, *REQUIRED)
     listed = {"manifest.json"}
     for name, spec in bundle.manifest.components.items():
-        expected = ["int8", "fp16"] if name in QUANTIZED else ["fp16"]
+        expected = ["int8", "fp16"] if name in (*LOOKERS, *QUANTIZED) else ["fp16"]
         assert [a.precision for a in spec.artifacts] == expected, name
         for artifact in spec.artifacts:
             paths = [file.path for file in artifact.files]

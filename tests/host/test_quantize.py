@@ -134,7 +134,7 @@ def test_settings_survive_the_manifest(exported: Path) -> None:
     [
         ({"keep_flaot": []}, "'keep_flaot'; did you mean 'keep_float'"),
         ({"bits": 4}, "unknown quantization setting 'bits'"),
-        ({"activations": "none"}, "'none' must be 'asymmetric' or 'symmetric'"),
+        ({"activations": "none"}, "'none' must be 'asymmetric', 'symmetric' or 'float'"),
         ({"samples": 0}, "samples 0 must be >= 1"),
     ],
 )
