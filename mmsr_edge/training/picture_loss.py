@@ -103,12 +103,17 @@ class PictureLoss(nn.Module):
         self.to(memory_format=torch.channels_last)
         self._critic = [critic] if critic is not None and weights.critic_weight else []
 
-    def forward(self, image: Tensor, target: Tensor, g: torch.Generator) -> PictureTerms:
+    def forward(
+        self, image: Tensor, target: Tensor, g: torch.Generator, taught: Tensor | None = None
+    ) -> PictureTerms:
         """Compare `image` with `target`, both [B, 3, H, W] in [-1, 1].
 
         Args:
             g: draws the pieces that are looked at.
+            taught: [B, 3, H, W], a teacher's answer: VGG compares with it alone, and L1 with it
+                and `target` in equal parts. LPIPS-Alex sees `target`.
         """
+        taught = target if taught is None else taught
         perceptual = torch.zeros(len(image), device=image.device)
         adversarial = critic = torch.zeros((), device=image.device)
         if self.alex is not None:
@@ -117,12 +122,13 @@ class PictureLoss(nn.Module):
                 *shifted(image, target, side, g)
             )
         if self.vgg is not None:
-            fake, real = self.vgg.pair(*shifted(image, target, self.weights.vgg_crop, g))
+            fake, real = self.vgg.pair(*shifted(image, taught, self.weights.vgg_crop, g))
             perceptual = perceptual + self.weights.vgg_weight * self.vgg.compare(fake, real)
             for judge in self._critic:  # a list: the critic is the run's network, not a part of us
                 adversarial = self.weights.critic_weight * judge.generator_loss(fake)
                 critic = judge.critic_loss(fake, real)
         error = image.float() - target
-        l1 = self.weights.l1_weight * error.abs().mean((1, 2, 3))
+        both = (error.abs() + (image.float() - taught).abs()) / 2
+        l1 = self.weights.l1_weight * both.mean((1, 2, 3))
         grid = self.weights.grid_weight * periodic(error)
         return PictureTerms(l1, grid, perceptual, adversarial, critic)

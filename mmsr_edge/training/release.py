@@ -4,7 +4,8 @@ r"""From training runs to a checkpoint: a bundle of torch weights, ready for `ex
         --diffusion RUN --modalities RUN RUN RUN --photos DIR --version 0.1.0 --out weights/nano
 
 Weights are the runs' moving averages, at fp16. `sources.json` in the photographs' folder, when it
-is there, becomes the provenance in the manifest.
+is there, becomes the provenance in the manifest; a third party's network that taught one of ours is
+added by `--taught-by NAME LICENCE WHAT`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,13 @@ from mmsr_edge.training.checkpoint import DENOISER, load_states, write_checkpoin
 from mmsr_edge.training.modalities import add_modalities, read_modalities
 
 
-def provenance(photos: Path, notes: str) -> Provenance:
-    """Count the photographs by source and licence, from `sources.json`.
+def provenance(photos: Path, notes: str, teachers: Sequence[Sequence[str]] = ()) -> Provenance:
+    """Count the photographs by source and licence, from `sources.json`, and name the teachers.
+
+    Args:
+        photos: their folder.
+        notes: for users.
+        teachers: (name, licence, what it taught) of each.
 
     Raises:
         OptionError: when the file is missing: weights of unknown origin are not released.
@@ -43,6 +50,10 @@ def provenance(photos: Path, notes: str) -> Provenance:
     sources = [
         {"name": source, "licence": licence, "photographs": count, "used_for": "training"}
         for (source, licence), count in sorted(counts.items())
+    ]
+    sources += [
+        {"name": name, "licence": licence, "used_for": f"teaching {what}"}
+        for name, licence, what in teachers
     ]
     return Provenance("Apache-2.0", tuple(sources), notes)
 
@@ -83,6 +94,14 @@ def main() -> None:
     parser.add_argument("--notes", default="", help="what a user of the weights should know")
     parser.add_argument("--steps", type=int, help="default steps of the bundle, not the preset's")
     parser.add_argument("--guidance-scale", type=float, help="default w; 0 means no guidance")
+    parser.add_argument(
+        "--taught-by",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "LICENCE", "WHAT"),
+        help="a third party's network whose answers were trained on; repeatable",
+    )
     args = parser.parse_args()
     states, labels = read_modalities(args.modalities)
     states |= load_states(args.autoencoder)
@@ -104,7 +123,7 @@ def main() -> None:
         preset_name=args.preset,
         version=args.version,
         residual_scale=tuple(scale),
-        provenance=provenance(args.photos, args.notes),
+        provenance=provenance(args.photos, args.notes, args.taught_by),
         precision="fp16",
         sampler=sampler,
         labels=labels,

@@ -41,6 +41,8 @@ class Samples:
     """[B, 3, H, W] uint8, the HR crops (blurred where the prompt says so)."""
     lr: Tensor
     """[B, 3, H/4, W/4] uint8, the LR pictures."""
+    taught: Tensor
+    """[B, 3, H, W] uint8, the LR pictures as a teacher enlarges them; without one, `target`."""
 
     def __getitem__(self, rows: Tensor) -> Samples:
         return Samples(*(v[rows] for v in vars(self).values()))
@@ -72,6 +74,7 @@ class Encoder:
         negative: share of blurred targets.
         device: where all of it happens.
         seed: of everything random.
+        teacher: enlarges LR pictures; None: the HR crops stand for what it would give.
     """
 
     def __init__(
@@ -84,12 +87,13 @@ class Encoder:
         negative: float,
         device: torch.device,
         seed: int,
+        teacher: nn.Module | None = None,
     ) -> None:
         self.photos = Photos(folder, device, seed=seed)
         self.maker = MapMaker(self.photos, modalities, seed)
         self.frozen, self.text, self.crop, self.negative = frozen, text, crop, negative
         self.g = torch.Generator(device).manual_seed(seed)
-        self.device = device
+        self.device, self.teacher = device, teacher
 
     def _rand(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.g, device=self.device)
@@ -118,10 +122,17 @@ class Encoder:
             z_lr = self.frozen["lr_encoder"](lr.contiguous(memory_format=fold))
             maps = seen.maps.flatten(0, 1).contiguous(memory_format=fold)
             _, indices = self.frozen["tokenizer"](maps)
+            taught = target
+            if self.teacher is not None:
+                sharp = self.teacher(lr.contiguous(memory_format=fold))
+                # What is to be blurred, the teacher does not know.
+                taught = torch.where(bad[:, None, None, None], target, sharp)
         ids = torch.stack(prompts).to(self.device)
-        pixels, small = (((x + 1) * 127.5).round().to(torch.uint8) for x in (target, lr))
+        pixels, small, given = (
+            ((x + 1) * 127.5).round().to(torch.uint8) for x in (target, lr, taught)
+        )
         return Samples(
-            z_hr.float(), z_lr.float(), indices.reshape(count, 3, -1), ids, pixels, small
+            z_hr.float(), z_lr.float(), indices.reshape(count, 3, -1), ids, pixels, small, given
         )
 
 

@@ -8,12 +8,13 @@ been: a blur. Here the denoiser and the decoder learn together, the HR encoder b
 
     z_t = √ᾱ·z_0 + √(1−ᾱ)·ε,  v̂ = UNet(z_t),  ẑ_0 = √ᾱ·z_t − √(1−ᾱ)·v̂,  x̂ = D(E_lr(y) + s·ẑ_0)
 
-with the picture loss on x̂. E_lr learns too, held near where it was by `anchor_weight` times the
-mean square of how far z_lr has moved, in units of s: without it nothing keeps z_0 small, and v
-diverges. Most t are the last one, pure noise, which is all that one step sees; the rest are the
-other timesteps of a sampler of `sampler_steps`. On a part of each batch the
-diffusion's own loss goes on, so that sampling in many steps stays possible, and on another the
-reconstruction D(E(x)).
+with the picture loss on x̂, against the HR picture and, where `--teacher` is given, against what
+Real-ESRGAN x4plus makes of y (see `picture_teacher`). E_lr learns too, held near where it was by
+`anchor_weight` times the mean square of how far z_lr has moved, in units of s: without it nothing
+keeps z_0 small, and v diverges. Most t are the last one, pure noise, which is all that one step
+sees; the rest are the other timesteps of a sampler of `sampler_steps`, which start from what the
+first step gave. On a part of each batch the diffusion's own loss goes on, so that sampling in many
+steps stays possible, and on another the reconstruction D(E(x)).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse
 from mmsr_edge.training.modalities import add_modalities, load_modalities
 from mmsr_edge.training.options import add_run_options, run_config
 from mmsr_edge.training.picture_loss import PictureLoss
+from mmsr_edge.training.picture_teacher import load_picture_teacher
 from mmsr_edge.training.run import Run, autocast, pick_device, start_from
 from mmsr_edge.training.samples import Encoder, Pool, Samples
 
@@ -90,7 +92,7 @@ def draw_timesteps(stage: FinishStage, total: int, g: torch.Generator) -> Tensor
     # Trailing spacing (Lin et al. 2023, Table 2), as the bundle samples.
     table = torch.arange(stage.sampler_steps, 0, -1, device=g.device) * total // stage.sampler_steps
     rows = torch.randint(1, stage.sampler_steps, (stage.batch,), generator=g, device=g.device)
-    rows[round(stage.later * stage.batch) :] = 0
+    rows[stage.batch - round((1 - stage.later) * stage.batch) :] = 0
     anywhere = torch.randint(total, (stage.diffused,), generator=g, device=g.device)
     return torch.cat([table[rows] - 1, anywhere])
 
@@ -110,6 +112,22 @@ def move_lr(encoder: nn.Module | None, batch: Samples, scale: Tensor) -> tuple[S
     return replace(batch, z_lr=moved), ((moved - batch.z_lr) / scale).square().mean()
 
 
+def first_guess(
+    net: Denoiser, batch: Samples, noise: Tensor, present: Tensor, table: Tensor, rows: int
+) -> Tensor:
+    """ẑ_0 of the first `rows` samples, in one step from pure noise, [rows, C, h, w].
+
+    The later steps of a sampler start from it, with the same noise (DDIM with η = 0), not from
+    z_0: a denoiser that was trained on z_0 alone trusts what it gave itself too much.
+    """
+    last = torch.full((rows,), len(table) - 1, device=noise.device)
+    a = table[last][:, None, None, None]
+    few = batch[torch.arange(rows, device=noise.device)]
+    with autocast(noise.device):
+        v = net(noise[:rows], last.float(), few, present[:rows]).float()
+    return (a.sqrt() * noise[:rows] - (1 - a).sqrt() * v).detach()
+
+
 def train(
     pool: Pool, picture: PictureLoss, run: Run, stage: FinishStage, device: torch.device
 ) -> None:
@@ -126,10 +144,16 @@ def train(
         a = table[t][:, None, None, None]
         noise = torch.randn(batch.z_hr.shape, generator=g, device=device)
         present = (torch.rand((len(t), 4), generator=g, device=device) >= stage.drop).float()
-        target = (batch.target[:n].float() / 127.5 - 1).contiguous(memory_format=fold)
+        target, taught = (
+            (x[:n].float() / 127.5 - 1).contiguous(memory_format=fold)
+            for x in (batch.target, batch.taught)
+        )
         with autocast(device):
             batch, anchor = move_lr(run.trained.get("lr_encoder"), batch, scale)
         z0 = (batch.z_hr - batch.z_lr.detach()) / scale
+        later = n - round((1 - stage.later) * n)
+        if later:
+            z0[:later] = first_guess(net, batch, noise, present, table, later)
         noisy, v = diffuse(z0, a, noise)
         with autocast(device):
             prediction = net(noisy, t.float(), batch, present).float()
@@ -139,14 +163,19 @@ def train(
                 [batch.z_lr[:n] + scale * start, batch.z_hr[:kept] + stage.latent_noise * blur]
             )
             image = decoder(latents.contiguous(memory_format=fold))
-            terms = picture(image, torch.cat([target, target[:kept]]), g)
+            terms = picture(
+                image,
+                torch.cat([target, target[:kept]]),
+                g,
+                torch.cat([taught, target[:kept]]),
+            )
         diffusion = (prediction - v)[n:].square().mean()
         run.update(
             terms.total() + diffusion + stage.anchor_weight * anchor,
             l1=terms.l1[:n].mean(),
             grid=terms.grid.mean(),
             perceptual=terms.perceptual[:n].mean(),
-            reconstruction=(terms.l1 + terms.perceptual)[n:].mean(),
+            reconstruction=(terms.l1 + terms.perceptual)[n:].sum() / max(kept, 1),
             adversarial=terms.adversarial,
             critic=terms.critic,
             diffusion=diffusion,
@@ -167,6 +196,7 @@ def main() -> None:
     parser.add_argument(
         "--lpips", type=Path, required=True, help="folder with alexnet.ckpt, vgg16.ckpt"
     )
+    parser.add_argument("--teacher", type=Path, help="folder with realesrgan-x4plus.param and .bin")
     add_run_options(parser, FinishStage(), steps=3000, learning_rate=1e-4, warmup=50, ema=0.998)
     args = parser.parse_args()
     config, stage = run_config(args, FinishStage)
@@ -191,7 +221,9 @@ def main() -> None:
         module.to(device, memory_format=torch.channels_last)
     for frozen in networks.values():
         frozen.requires_grad_(False)
-    trained = {"denoiser": net.train(), "decoder": decoder.train(), "critic": critic}
+    trained = {"denoiser": net.train(), "decoder": decoder.train()}
+    if stage.critic_weight:
+        trained["critic"] = critic
     if stage.anchor_weight:
         trained["lr_encoder"] = copy.deepcopy(networks["lr_encoder"]).requires_grad_(True).train()
     run = Run(args.out, config, stage, trained)
@@ -206,6 +238,7 @@ def main() -> None:
         stage.negative,
         device,
         config.seed + run.step,
+        load_picture_teacher(args.teacher, device) if args.teacher else None,
     )
     picture = PictureLoss(args.lpips, stage, critic).to(device)
     train(Pool(encoder, stage.pool, stage.reuse), picture, run, stage, device)

@@ -211,9 +211,12 @@ def test_all_stages_train_and_release_a_checkpoint(
     named = [str(v) for n, run in runs.items() for v in (f"--{n}", run)] + list(map(str, seen))
     release = [sys.executable, "-m", f"{STAGES}.release", "--preset", "micro", "--version", "0"]
     release += [*named, "--photos", str(photos), "--out", str(out)]
+    release += ["--taught-by", "a network", "MIT", "pictures"]
     subprocess.run(release, check=True, timeout=120)
     manifest = open_bundle(out).manifest
     assert manifest.provenance.sources[0]["name"] == "scikit-learn"
+    taught = {"name": "a network", "licence": "MIT", "used_for": "teaching pictures"}
+    assert manifest.provenance.sources[-1] == taught
     assert manifest.components["captioner"].labels == ("cat", "tree", "house", "sea")
     scale = manifest.latent.residual_scale
     assert scale is not None and len(scale) == 4 and min(scale) > 0
