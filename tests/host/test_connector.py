@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -125,3 +130,16 @@ def test_temperature_of_one_modality_leaves_the_others_ranking(connector: Connec
     assert not torch.allclose(connector(**feed), connector(**hot), atol=1e-5)
     absent = {**feed, "present": torch.tensor([[1.0, 0.0, 1.0, 1.0]])}
     assert not torch.allclose(connector(**absent), connector(**hot), atol=1e-5)
+
+
+def test_the_report_counts_both_contexts(checkpoint: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "connector.py"
+    out = tmp_path / "connector.csv"
+    command = [sys.executable, str(script), "--model", str(checkpoint), "--out", str(out)]
+    subprocess.run([*command, "--repeats", "1"], check=True, timeout=120, capture_output=True)
+    with out.open() as file:
+        condensed, bare = csv.DictReader(file)
+    latents = PRESETS["micro"].connector.latents
+    assert (condensed["way"], int(condensed["context_tokens"])) == ("with MMLC", latents)
+    assert (bare["way"], int(bare["context_tokens"])) == ("without", 77 + 3 * 256)
+    assert float(condensed["gflop"]) > 0 and float(bare["milliseconds"]) > 0
