@@ -1,4 +1,4 @@
-"""Table 2's throughput: what the UNet costs with the MMLC before it, and on the bare token sequence.
+"""Table 2's throughput: what the UNet costs with the MMLC before it, and on the bare tokens.
 
     python benchmarks/connector.py --model weights/nano --out connector.csv
 
