@@ -79,9 +79,9 @@ def test_layers_are_int8_or_float_as_designed(exported: Path, name: str) -> None
         assert types[path] == TensorProto.INT8, path
 
 
-@pytest.mark.parametrize("name", ["unet", "decoder"])
-def test_only_layers_with_weights_are_quantized(exported: Path, name: str) -> None:
-    model = load(exported, name, "int8")
+def test_only_layers_with_weights_are_quantized(exported: Path) -> None:
+    """By NNCF; ONNX Runtime's tool rounds whole tensors, whoever reads them."""
+    model = load(exported, "unet", "int8")
     constants = {tensor.name for tensor in model.graph.initializer}
     dequantized = {
         node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"
@@ -89,10 +89,6 @@ def test_only_layers_with_weights_are_quantized(exported: Path, name: str) -> No
     quantizers = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
     assert quantizers
     assert not [node.name for node in quantizers if node.input[0] in constants]
-    if name == "decoder":  # ONNX Runtime's tool also rounds what a layer gives
-        given = {o for n in model.graph.node if n.op_type == "Conv" for o in n.output}
-        back = {n.input[0]: n.output[0] for n in model.graph.node if n.op_type[0] == "D"}
-        dequantized -= {back[q.output[0]] for q in quantizers if q.input[0] in given}
     readers = {node.op_type for node in model.graph.node for i in node.input if i in dequantized}
     # Shape-only operators may stand between a quantizer and its layer.
     assert readers <= {"Conv", "Gemm", "MatMul", "Reshape", "Transpose"}
