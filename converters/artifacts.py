@@ -22,16 +22,19 @@ from mmsr_edge.converters.to_coreml import (
     to_coreml,
 )
 from mmsr_edge.converters.to_onnx import halve_weights, save_onnx, to_onnx
+from mmsr_edge.converters.to_openvino import save_openvino
+from mmsr_edge.errors import OptionError
 from mmsr_edge.runtimes.registry import BACKENDS, Backend
 from mmsr_edge.training.checkpoint import write_weights
 
-Format = Literal["onnx", "coreml", "torch"]
+Format = Literal["onnx", "openvino", "coreml", "torch"]
 Precision = Literal["fp32", "fp16", "int8"]
 CoreMLWeights = Literal["linear", "palette"]
 Feeds = Mapping[str, NDArray[Any]]
 
 READERS: dict[str, tuple[str, ...]] = {
     "onnx": ("onnxruntime", "openvino"),
+    "openvino": ("openvino",),
     "coreml": ("mil",),
     "torch": ("torch",),
 }
@@ -41,7 +44,7 @@ INTERPRETER = Backend("mil", "coreml", "mmsr_edge.converters.mil.session", ("cor
 """The reader that is no runtime."""
 CHECKERS = {backend.name: backend for backend in (*BACKENDS, INTERPRETER)}
 """All readers by name."""
-QUANTIZED: tuple[Format, ...] = ("onnx", "coreml")
+QUANTIZED: tuple[Format, ...] = ("onnx", "openvino", "coreml")
 """Formats that have int8: of weights and activations, and of weights alone."""
 EXACTER: dict[Precision, Precision] = {"int8": "fp16", "fp16": "fp32"}
 """What a component gets that has no such precision."""
@@ -94,15 +97,19 @@ class Source:
         quantization = None
         if precision == "int8" and self.quantization is not None:
             quantization = self.quantization.to_dict()
-            model = quantize(model, self.calibration, self.quantization)
-            tools += ["nncf"] if self.quantization.activations != "float" else []
-        if precision != "fp32":
-            model = halve_weights(model)
-        path = root / self.spec.name / f"{precision}.onnx"
-        path.parent.mkdir(exist_ok=True)
-        names = save_onnx(model, path)
+            model = self._quantized
+            tools += [self.quantization.tool] if self.quantization.activations != "float" else []
+        folder = root / self.spec.name
+        folder.mkdir(exist_ok=True)
+        if form == "openvino":
+            half = precision != "fp32"
+            names = save_openvino(model, folder / f"{precision}.xml", half=half)
+            tools.append("openvino")
+        else:
+            model = model if precision == "fp32" else halve_weights(model)
+            names = save_onnx(model, folder / f"{precision}.onnx")
         return Artifact(
-            "onnx",
+            form,
             precision,
             tuple(describe_file(root, f"{self.spec.name}/{name}") for name in names),
             quantization=quantization,
@@ -133,6 +140,12 @@ class Source:
     @cached_property
     def _exported(self) -> onnx.ModelProto:
         return to_onnx(self.network, self.example, self.spec.inputs, self.spec.outputs)
+
+    @cached_property
+    def _quantized(self) -> onnx.ModelProto:
+        if self.quantization is None:
+            raise OptionError(f"component {self.spec.name!r} is never quantized")
+        return quantize(self._exported, self.calibration, self.quantization)
 
     @cached_property
     def _half_program(self) -> Any:

@@ -138,7 +138,7 @@ COMPONENTS: dict[str, Component] = {
     "lr_encoder": Component(
         {"lr": _picture(lambda p: p.tile)},
         ("lr_latent",),
-        quantization=QuantConfig(keep_float=ENCODER_FLOAT),
+        quantization=QuantConfig(keep_float=ENCODER_FLOAT, tool="onnxruntime"),
     ),
     "tokenizer": Component(
         {"map": _picture(lambda _: MAP_SIDE)}, ("tokens", "indices"), codes="indices"
@@ -165,7 +165,9 @@ COMPONENTS: dict[str, Component] = {
         quantization=QuantConfig(keep_float=UNET_FLOAT),
     ),
     "decoder": Component(
-        {"latent": _latent}, ("image",), quantization=QuantConfig(keep_float=DECODER_FLOAT)
+        {"latent": _latent},
+        ("image",),
+        quantization=QuantConfig(keep_float=DECODER_FLOAT, tool="onnxruntime"),
     ),
     "hr_encoder": Component(
         {"image": _picture(lambda p: p.tile * SCALE)}, ("latent",), shipped=False

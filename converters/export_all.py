@@ -6,18 +6,23 @@
 Every component is exported in every format and precision asked for; one that has no such precision
 gets the nearest more exact. Each artifact's parity with torch is measured on recorded inputs, on
 every backend that reads it, then that of the whole pipeline. The first that misses its gate ends
-the build. The bundle appears whole or not at all.
+the build. The bundle appears whole or not at all; an interrupted export, given again, takes up
+where it stopped. `--report` writes the table that is printed as CSV, JSON and a picture.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
 import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,10 +30,12 @@ import numpy as np
 from tqdm import tqdm
 
 from mmsr_edge.bundle import (
+    MANIFEST_NAME,
     Artifact,
     Bundle,
     ComponentSpec,
     Manifest,
+    describe_file,
     load_manifest,
     open_bundle,
     write_manifest,
@@ -54,12 +61,14 @@ from mmsr_edge.converters.parity import (
     smooth_tile,
 )
 from mmsr_edge.converters.quantize import QuantConfig
-from mmsr_edge.converters.staging import check_replaceable, staged_bundle
+from mmsr_edge.converters.report import artifact_lines, pipeline_lines, write_report
+from mmsr_edge.converters.staging import Stage, check_replaceable, resumable_bundle
 from mmsr_edge.errors import BundleError, MMSRError, OptionError
 from mmsr_edge.runtimes.base import SessionOptions
 from mmsr_edge.runtimes.registry import open_session
 from mmsr_edge.training.checkpoint import Checkpoint, open_checkpoint, run_network
 
+_TOOLS = ("mmsr-edge", "torch", "onnx", "onnxruntime", "openvino", "nncf", "coremltools")
 DRAWN_INPUTS = 4
 """Inputs to measure parity on where none were recorded."""
 
@@ -88,6 +97,8 @@ class ExportConfig:
     """Changes to the components' `QuantConfig`, by component."""
     coreml_weights: CoreMLWeights = "linear"
     """How Core ML's int8 is made: 8 bits with a scale to each channel, or palettes of 6 bits."""
+    report: Path | None = None
+    """Folder for the table of what was made; None: it is not written."""
     allow_failing: tuple[str, ...] = ()
     """Components to ship although they miss a gate; the whole pipeline's is then not checked."""
 
@@ -104,7 +115,11 @@ class ExportConfig:
             check_names("component", names, tuple(COMPONENTS))
         if not self.formats or not self.precisions:
             raise OptionError("give at least one format and one precision")
-        if "int8" in self.precisions and "onnx" in self.formats and self.calibration is None:
+        if (
+            "int8" in self.precisions
+            and {"onnx", "openvino"} & set(self.formats)
+            and self.calibration is None
+        ):
             raise OptionError("int8 needs recorded inputs; give --calibration or --calibration-set")
         for name in self.quantization:
             if self.quantized(name) is None:
@@ -146,10 +161,11 @@ def export_bundle(config: ExportConfig) -> list[Row]:
     chosen = config.components or shipped
     for name in chosen:
         checkpoint.bundle.component(name)
-    recorded = _recorded(config)
     rows: list[Row] = []
-    with staged_bundle(config.out) as root, tempfile.TemporaryDirectory() as cache:
-        export = _Export(config, checkpoint, recorded, root, Path(cache))
+    key = export_key(config)
+    with resumable_bundle(config.out, key) as stage, tempfile.TemporaryDirectory() as cache:
+        recorded, root = _recorded(config, stage.folder), stage.root
+        export = _Export(config, checkpoint, recorded, stage, Path(cache))
         sources = {name: export.source(name) for name in chosen}
         total = sum(len(s.forms(config.formats, config.precisions)) for s in sources.values())
         with tqdm(total=total, desc="export", unit="artifact") as bar:
@@ -164,8 +180,13 @@ def export_bundle(config: ExportConfig) -> list[Row]:
                 components[name] = _taken_over(config.out, root, name, checkpoint)
         failing = tuple(name for name in components if name in config.allow_failing)
         manifest = replace(checkpoint.bundle.manifest, components=components, allow_failing=failing)
-        write_manifest(root, export.whole_pipeline(manifest))
+        manifest = export.whole_pipeline(manifest)
+        write_manifest(root, manifest)
         open_bundle(root)
+        if config.report is not None:
+            lines = [n for r in rows for n in artifact_lines(r.component, r.artifact, r.scores)]
+            lines += pipeline_lines(manifest.components["unet"].artifacts)
+            write_report(lines, config.report)
     return rows
 
 
@@ -177,10 +198,11 @@ class _Export:
         config: ExportConfig,
         checkpoint: Checkpoint,
         recorded: CalibrationSet | None,
-        root: Path,
+        stage: Stage,
         cache: Path,
     ) -> None:
-        self.config, self.checkpoint, self.recorded, self.root = config, checkpoint, recorded, root
+        self.config, self.checkpoint, self.recorded = config, checkpoint, recorded
+        self.stage, self.root = stage, stage.root
         self.options = SessionOptions(cache_dir=cache)  # not the user's: these files will move
 
     def source(self, name: str) -> Source:
@@ -201,12 +223,19 @@ class _Export:
         return recorded or [component(name).draw(preset, rng) for _ in range(DRAWN_INPUTS)]
 
     def component(self, source: Source, bar: tqdm[Any]) -> list[Row]:
-        """Make a component's artifacts, and measure and gate each."""
+        """Make a component's artifacts, and measure and gate each; those that there are, stay."""
         name, rows = source.spec.name, []
         feeds = self.inputs(name)
-        references = [run_network(source.network, name, feed) for feed in feeds]
+        references: list[dict[str, Any]] = []
         for form, precision in source.forms(self.config.formats, self.config.precisions):
             bar.set_postfix_str(f"{name} {form} {precision}")
+            done = self.stage.finished(f"{name} {form} {precision}")
+            if done is not None:
+                scores = {reader: Score(**score) for reader, score in done[1].items()}
+                rows.append(Row(name, done[0], scores))
+                bar.update()
+                continue
+            references = references or [run_network(source.network, name, feed) for feed in feeds]
             artifact = source.write(self.root, form, precision)
             artifact, scores = add_card(
                 artifact,
@@ -220,6 +249,8 @@ class _Export:
                 codes=component(name).codes,
                 gated=name not in self.config.allow_failing,
             )
+            notes = {reader: asdict(score) for reader, score in scores.items()}
+            self.stage.finish(f"{name} {form} {precision}", artifact, notes)
             rows.append(Row(name, artifact, scores))
             bar.update()
         return rows
@@ -261,14 +292,38 @@ class _Export:
         return replace(manifest, components=components)
 
 
-def _recorded(config: ExportConfig) -> CalibrationSet | None:
+def export_key(config: ExportConfig) -> str:
+    """Weights, options, photographs and tools of an export as 16 hexadecimal digits."""
+    parts: list[Any] = [repr(replace(config, out=Path(), report=None))]
+    parts.append(describe_file(config.checkpoint, MANIFEST_NAME).sha256)  # it has the weights' own
+    if config.calibration is not None:
+        files = sorted(config.calibration.rglob("*")) if config.calibration.is_dir() else []
+        for path in files or [config.calibration]:
+            with contextlib.suppress(OSError):
+                parts.append((path.name, path.stat().st_size, path.stat().st_mtime_ns))
+    parts += [(tool, _version(tool)) for tool in _TOOLS]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _version(tool: str) -> str | None:
+    try:
+        return package_version(tool)
+    except PackageNotFoundError:
+        return None
+
+
+def _recorded(config: ExportConfig, folder: Path) -> CalibrationSet | None:
+    """The recorded inputs; what is recorded here is kept in `folder` for a resumed export."""
     if config.calibration is None:
         return None
     if not config.calibration.is_dir():
         return CalibrationSet.load(config.calibration)
-    from mmsr_edge.calib.record import record
+    kept = folder / "calibration.npz"
+    if not kept.exists():
+        from mmsr_edge.calib.record import record
 
-    return record(config.checkpoint, config.calibration, backend="torch")
+        record(config.checkpoint, config.calibration, backend="torch").save(kept)
+    return CalibrationSet.load(kept)
 
 
 def _taken_over(out: Path, root: Path, name: str, checkpoint: Checkpoint) -> ComponentSpec:
@@ -341,6 +396,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--quantization", type=Path, help='JSON file, such as {"unet": {"samples": 64}}')
     weights = ", ".join(get_args(CoreMLWeights))
     add("--coreml-weights", default=ExportConfig.coreml_weights, help=f"at int8: {weights}")
+    add("--report", type=Path, help="folder for the table as CSV, JSON and a picture")
     add("--allow-failing", type=words, default=(), help="components exempt from the gates")
     args = parser.parse_args(arguments)
     if args.calibration and args.calibration_set:
@@ -355,6 +411,7 @@ def main(arguments: list[str] | None = None) -> int:
             calibration=args.calibration or args.calibration_set,
             quantization=read_settings(args.quantization),
             coreml_weights=args.coreml_weights,
+            report=args.report,
             allow_failing=args.allow_failing,
         )
         rows = export_bundle(config)

@@ -92,6 +92,7 @@ class Bundle:
         formats: Sequence[str],
         precision: str = "auto",
         order: Sequence[str] = PRECISIONS,
+        backend: str | None = None,
     ) -> Artifact:
         """Choose one form of a component.
 
@@ -101,6 +102,8 @@ class Bundle:
             precision: "auto" takes the first of `order` there is. A named one falls back to the
                 nearest more exact one, for only some components are worth quantizing.
             order: Preference of "auto".
+            backend: Who will open it. Forms made for it come before those made for all; forms
+                made for others only are left out.
 
         Raises:
             BundleError: there is no such form.
@@ -111,13 +114,19 @@ class Bundle:
                 f"precision {precision!r} is unknown; choose auto, {', '.join(PRECISIONS)}"
             )
         wanted = order if precision == "auto" else PRECISIONS[PRECISIONS.index(precision) :]
-        artifacts = reversed(self.component(component).artifacts)
-        forms: dict[tuple[str, str], Artifact] = {(a.precision, a.format): a for a in artifacts}
-        for level in wanted:
-            for form in formats:
-                if (level, form) in forms:
-                    return forms[level, form]
-        has = ", ".join(f"{form} {level}" for level, form in reversed(forms))
+        artifacts = self.component(component).artifacts
+        own = [a for a in artifacts if backend is not None and backend in a.backends]
+        common = [a for a in artifacts if not a.backends]
+        # What was made for a backend was measured to be its fastest: "auto" looks no further. A
+        # named precision is the caller's, and of two files at that, the backend's own is taken.
+        groups = [own, common] if precision == "auto" else [[*own, *common]]
+        for group in groups:
+            for level in wanted:
+                for form in formats:
+                    for artifact in group:
+                        if (artifact.precision, artifact.format) == (level, form):
+                            return artifact
+        has = ", ".join(dict.fromkeys(f"{a.format} {a.precision}{_for(a)}" for a in artifacts))
         asked = "" if precision == "auto" else f" at {precision} or better"
         raise BundleError(
             f"bundle {self.manifest.name!r} has {component!r} as {has}; "
@@ -127,6 +136,10 @@ class Bundle:
     def path(self, file: FileSpec) -> Path:
         """Where a listed file is."""
         return self.root / file.path
+
+
+def _for(artifact: Artifact) -> str:
+    return f" (for {' and '.join(artifact.backends)})" if artifact.backends else ""
 
 
 def shipped_bundles() -> tuple[str, ...]:

@@ -321,6 +321,7 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
             {
                 "format": artifact.format,
                 "precision": artifact.precision,
+                "backends": list(artifact.backends),
                 "bytes": sum(file.bytes for file in artifact.files),
                 "files": {file.path: file.sha256 for file in artifact.files},
             }
@@ -374,7 +375,8 @@ def _as_text(report: dict[str, Any]) -> str:
         ]
         for name, artifacts in model["components"].items():
             forms = ", ".join(
-                f"{form['format']} {form['precision']} ({_size(form['bytes'])})"
+                f"{form['format']} {form['precision']} "
+                f"({', '.join([_size(form['bytes']), *form['backends']])})"
                 for form in artifacts
             )
             lines.append(f"  {name:<13} {forms}")

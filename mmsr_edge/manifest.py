@@ -94,6 +94,8 @@ class Artifact:
     """The parity card: how far it is from torch fp32 on recorded inputs."""
     tools: dict[str, str] = field(default_factory=dict)
     """Version of each tool that had a part in it."""
+    backends: tuple[str, ...] = ()
+    """Backends it was made for, which then prefer it; empty: all that open the format."""
 
     def __post_init__(self) -> None:
         if not self.files:

@@ -67,7 +67,7 @@ class Backend:
         """None when it can open every component of `bundle`, otherwise why not."""
         try:
             for component in bundle.manifest.components:
-                bundle.artifact(component, self.formats, precision, self.precisions)
+                bundle.artifact(component, self.formats, precision, self.precisions, self.name)
         except BundleError as error:
             return str(error)
         return None
@@ -175,7 +175,9 @@ def open_session(
     Raises:
         BackendError, BundleError, OptionError: as `Backend.open` and `Bundle.artifact`.
     """
-    artifact = bundle.artifact(component, backend.formats, precision, backend.precisions)
+    artifact = bundle.artifact(
+        component, backend.formats, precision, backend.precisions, backend.name
+    )
     spec = bundle.component(component)
     path = bundle.path(artifact.files[0])
     return backend.open(path, spec, artifact, options, bundle.manifest.preset)

@@ -342,6 +342,28 @@ def test_the_choice_of_an_artifact(
     assert (chosen.format, chosen.precision) == expected
 
 
+def test_a_file_made_for_a_backend_is_the_one_it_gets(bundle: Bundle) -> None:
+    forms = ("onnx", "int8"), ("onnx", "fp32"), ("onnx", "fp16")
+    several = with_forms(bundle, *forms)
+    unet = several.component("unet")
+    first, exact, own = unet.artifacts
+    own = replace(own, backends=("onnxruntime",))
+    components = {**several.manifest.components}
+    components["unet"] = replace(unet, artifacts=(first, exact, own))
+    opened = replace(several, manifest=replace(several.manifest, components=components))
+    assert Manifest.from_json(opened.manifest.to_json()) == opened.manifest
+    order = ("fp32", "fp16", "int8")
+    assert opened.artifact("unet", ["onnx"], "auto", order, "onnxruntime") == own
+    assert opened.artifact("unet", ["onnx"], "int8", order, "onnxruntime") == first
+    assert opened.artifact("unet", ["onnx"], "fp16", order, "onnxruntime") == own
+    assert opened.artifact("unet", ["onnx"], "auto", backend="openvino") == first
+    assert opened.artifact("unet", ["onnx"], "fp16", backend="openvino") == exact
+    components["unet"] = replace(unet, artifacts=(own,))
+    alone = replace(opened, manifest=replace(opened.manifest, components=components))
+    with pytest.raises(BundleError, match=r"as onnx fp16 \(for onnxruntime\); needed: onnx"):
+        alone.artifact("unet", ["onnx"], backend="openvino")
+
+
 def test_no_artifact_will_do(bundle: Bundle) -> None:
     with pytest.raises(BundleError, match="'unet' as onnx int8, onnx fp32; needed: coreml"):
         bundle.artifact("unet", ["coreml"])

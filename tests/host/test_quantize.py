@@ -79,9 +79,9 @@ def test_layers_are_int8_or_float_as_designed(exported: Path, name: str) -> None
         assert types[path] == TensorProto.INT8, path
 
 
-@pytest.mark.parametrize("name", ["unet", "decoder"])
-def test_only_layers_with_weights_are_quantized(exported: Path, name: str) -> None:
-    model = load(exported, name, "int8")
+def test_only_layers_with_weights_are_quantized(exported: Path) -> None:
+    """By NNCF; ONNX Runtime's tool rounds whole tensors, whoever reads them."""
+    model = load(exported, "unet", "int8")
     constants = {tensor.name for tensor in model.graph.initializer}
     dequantized = {
         node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"

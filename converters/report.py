@@ -1,0 +1,157 @@
+"""The table of an export: component × format × precision × backend, as CSV, JSON and a picture."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from mmsr_edge.bundle import Artifact
+from mmsr_edge.converters.parity import GATES, Score, passes
+from mmsr_edge.errors import OutputError
+from mmsr_edge.files import write_atomically
+
+__all__ = ["Line", "artifact_lines", "draw_table", "pipeline_lines", "write_report"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One artifact on one backend, or the whole pipeline."""
+
+    component: str
+    """Name; "whole pipeline" for all of them."""
+    format: str
+    """Of the file."""
+    precision: str
+    """Of the file."""
+    backend: str
+    """Who ran it."""
+    megabytes: float | None
+    """10⁶ bytes; None for the whole pipeline."""
+    milliseconds: float | None
+    """Median of a call on the machine that exported; None for the whole pipeline."""
+    decibels: float | None
+    """PSNR of the worst input against torch at float32; None: equal to the last bit."""
+    agreement: float | None
+    """Share of equal indices, where there are any."""
+    gate: float | None
+    """Least PSNR in dB; None: it was only measured."""
+    passed: bool
+    """Whether it met its gate."""
+
+
+def artifact_lines(component: str, artifact: Artifact, scores: dict[str, Score]) -> list[Line]:
+    """The lines of one artifact, one a backend."""
+    return [
+        Line(
+            component,
+            artifact.format,
+            artifact.precision,
+            backend,
+            sum(file.bytes for file in artifact.files) / 1e6,
+            score.milliseconds,
+            score.psnr,
+            score.agreement,
+            GATES[artifact.precision],
+            passes(score, artifact.precision, GATES[artifact.precision]),
+        )
+        for backend, score in scores.items()
+    ]
+
+
+def pipeline_lines(unet: Sequence[Artifact]) -> list[Line]:
+    """What the UNet's cards say of the whole pipeline."""
+    return [
+        Line(
+            "whole pipeline",
+            artifact.format,
+            artifact.precision,
+            backend,
+            None,
+            None,
+            card["psnr"],
+            None,
+            card["gate"],
+            card["gate"] is None or card["psnr"] is None or card["psnr"] >= card["gate"],
+        )
+        for artifact in unet
+        for backend, card in (artifact.parity or {}).get("end_to_end", {}).items()
+    ]
+
+
+def write_report(lines: Sequence[Line], folder: Path) -> None:
+    """Write `export.csv`, `export.json` and `export.png`.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    rows = [asdict(line) for line in lines]
+
+    def write_csv(part: Path) -> None:
+        with part.open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, [f.name for f in fields(Line)], lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
+
+    titles = ("component", "format", "precision", "backend", "MB", "ms", "dB", "gate", "")
+    cells = [_cells(line) for line in lines]
+    bad = {i for i, line in enumerate(lines) if not line.passed}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "export.csv", write_csv)
+        text = json.dumps(rows, indent=2) + "\n"
+        write_atomically(folder / "export.json", lambda part: part.write_text(text, "utf-8"))
+        picture = draw_table(titles, cells, bad)
+        write_atomically(folder / "export.png", lambda part: picture.save(part, "PNG"))
+    except OSError as error:
+        raise OutputError(f"cannot write the report to {str(folder)!r}: {error}") from error
+
+
+def _cells(line: Line) -> tuple[str, ...]:
+    decibels = "equal" if line.decibels is None else f"{line.decibels:.1f}"
+    if line.decibels is None and line.agreement not in (None, 1):  # nothing but indices
+        decibels = f"{line.agreement:.2%} agree"
+    return (
+        line.component,
+        line.format,
+        line.precision,
+        line.backend,
+        "" if line.megabytes is None else f"{line.megabytes:.2f}",
+        "" if line.milliseconds is None else f"{line.milliseconds:.1f}",
+        decibels,
+        "none" if line.gate is None else f"{line.gate:g}",
+        "passed" if line.passed else "FAILED",
+    )
+
+
+def draw_table(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], bad: set[int], words: int = 4
+) -> Image.Image:
+    """A table as a picture.
+
+    Args:
+        titles: of the columns.
+        rows: cells as text.
+        bad: numbers of the rows to show in red.
+        words: columns at the left whose cells are set flush left; numbers are set flush right.
+    """
+    font = ImageFont.load_default(16)
+    gap, height = 24, 28
+    widths = [max(font.getlength(row[i]) for row in [titles, *rows]) for i in range(len(titles))]
+    size = (int(sum(widths)) + gap * (len(widths) + 1), height * (len(rows) + 1) + 16)
+    picture = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(picture)
+    for number, row in enumerate([titles, *rows]):
+        x, y = float(gap), 8 + number * height
+        if number % 2:
+            draw.rectangle((0, y, size[0], y + height - 1), fill=(240, 243, 248))
+        colour = (190, 20, 20) if number - 1 in bad else (20, 20, 20)
+        for column, cell in enumerate(row):
+            shift = 0.0 if column < words else widths[column] - font.getlength(cell)
+            draw.text((x + shift, y + 4), cell, font=font, fill=colour)
+            x += widths[column] + gap
+    return picture

@@ -1,0 +1,192 @@
+"""Export: formats beside ONNX, files made for one backend, the report, and interrupted work."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from mmsr_edge import Upscaler
+from mmsr_edge.bundle import open_bundle
+from mmsr_edge.calib.readers import coreml_samples, nncf_dataset, onnxruntime_reader
+from mmsr_edge.converters import export_all
+from mmsr_edge.converters.artifacts import Source
+from mmsr_edge.converters.components import component
+from mmsr_edge.converters.export_all import ExportConfig, export_bundle, export_key
+from mmsr_edge.converters.parity import GATES
+from mmsr_edge.converters.quantize import QuantConfig
+from mmsr_edge.errors import OptionError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mmsr_edge.calib.reader import CalibrationSet
+
+pytestmark = pytest.mark.host
+
+
+@pytest.fixture(scope="module")
+def openvino(
+    checkpoint: Path, recorded_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A bundle of OpenVINO's own files, and the folder of its report."""
+    folder = tmp_path_factory.mktemp("openvino")
+    out, report = folder / "micro", folder / "report"
+    export_bundle(
+        ExportConfig(checkpoint, out, ("openvino",), ("int8",), (), recorded_file, report=report)
+    )
+    assert sorted(p.name for p in folder.iterdir()) == ["micro", "report"]
+    return out, report
+
+
+def test_openvino_runs_its_own_files(openvino: tuple[Path, Path], exported: Path) -> None:
+    bundle = open_bundle(openvino[0])
+    for name, spec in bundle.manifest.components.items():
+        wanted = ["int8"] if component(name).quantization else ["fp16"]
+        assert [a.precision for a in spec.artifacts] == wanted, name
+        for artifact in spec.artifacts:
+            assert [f.path for f in artifact.files] == [
+                f"{name}/{artifact.precision}.{suffix}" for suffix in ("xml", "bin")
+            ]
+            text = bundle.path(artifact.files[0]).read_text()
+            assert "site-packages" not in text and str(openvino[0].parent) not in text
+    weights = bundle.component("unet").artifacts[0].files[1]
+    float32 = open_bundle(exported).artifact("unet", ("onnx",), "fp32")
+    assert weights.bytes < float32.files[0].bytes / 2  # int8, and float16 where it stays float
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    pictures = [
+        np.asarray(Upscaler(folder, "openvino", precision="int8", threads=1).upscale(picture).image)
+        for folder in (openvino[0], exported)
+    ]
+    difference = np.subtract(*pictures, dtype=np.float64)
+    assert 10 * np.log10(255**2 / np.mean(difference**2)) >= 40
+
+
+def test_the_report_says_what_the_cards_say(openvino: tuple[Path, Path]) -> None:
+    out, report = openvino
+    rows = json.loads((report / "export.json").read_text())
+    with (report / "export.csv").open(newline="") as file:
+        assert [row["component"] for row in csv.DictReader(file)] == [r["component"] for r in rows]
+    for row in rows:
+        assert row["passed"] is True
+        if row["component"] == "whole pipeline":
+            assert row["gate"] == {"fp16": 40, "int8": 35}[row["precision"]]
+            continue
+        spec = open_bundle(out).component(row["component"])
+        (artifact,) = [a for a in spec.artifacts if a.precision == row["precision"]]
+        score = (artifact.parity or {})["backends"][row["backend"]]
+        assert row["decibels"] == (score["psnr"] and pytest.approx(score["psnr"], abs=1e-4))
+        assert row["gate"] == GATES[row["precision"]]
+        assert row["megabytes"] == sum(f.bytes for f in artifact.files) / 1e6
+    with Image.open(report / "export.png") as picture:
+        assert picture.format == "PNG" and picture.height > 28 * len(rows)
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, MemoryError])
+def test_an_interrupted_export_resumes(
+    interruption: type[BaseException],
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Cut off at the fourth file. The three before are taken over, but for one that was damaged."""
+    config = ExportConfig(checkpoint, tmp_path / "micro", ("torch",), ("fp32",))
+    honest, written = Source.write, list[str]()
+
+    def write(self: Source, *arguments: Any) -> Any:
+        if len(written) == 3:
+            raise interruption
+        written.append(self.spec.name)
+        return honest(self, *arguments)
+
+    monkeypatch.setattr(Source, "write", write)
+    with pytest.raises(interruption):
+        export_bundle(config)
+    (stage,) = tmp_path.iterdir()
+    assert stage.name == f".micro.{export_key(config)}.part" and not config.out.exists()
+    damaged = stage / "bundle" / written[1] / "fp32.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+
+    again: list[str] = []
+    monkeypatch.setattr(
+        Source, "write", lambda self, *a: (again.append(self.spec.name), honest(self, *a))[1]
+    )
+    rows = export_bundle(config)
+    assert list(tmp_path.iterdir()) == [config.out]
+    names = list(open_bundle(config.out).manifest.components)  # its hashes are checked
+    assert written == names[:3] and again == [names[1], *names[3:]]
+    assert [row.component for row in rows] == names
+    assert all(row.scores["torch"].finite for row in rows)
+
+
+def test_another_export_does_not_take_over(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left-overs of other options are neither used nor left behind; those of others stay."""
+    config = ExportConfig(checkpoint, tmp_path / "micro", ("torch",), ("fp32",))
+    assert export_key(config) == export_key(replace(config, report=tmp_path))
+    assert export_key(config) != export_key(replace(config, precisions=("fp16",)))
+    monkeypatch.setattr(export_all, "_version", lambda tool: "other")
+    stale = tmp_path / f".micro.{export_key(config)}.part" / "bundle"
+    monkeypatch.undo()
+    assert export_key(config) not in str(stale)
+    foreign = tmp_path / f".micro.2.{export_key(config)}.part"
+    stale.mkdir(parents=True)
+    foreign.mkdir()
+    export_bundle(config)
+    assert sorted(tmp_path.iterdir()) == [foreign, config.out]
+
+
+# --- ONNX Runtime's recipe ----------------------------------------------------------------------
+
+
+def test_a_convolution_is_one_int8_kernel_in_onnxruntime(
+    checkpoint: Path, recorded: CalibrationSet, exported: Path, tmp_path: Path
+) -> None:
+    """What it is for: the runtime's own optimized graph has it as QLinearConv, and NNCF's not."""
+    import onnxruntime as ort
+
+    def kinds(name: str) -> list[str]:
+        bundle = open_bundle(exported)
+        path = bundle.path(bundle.artifact(name, ("onnx",), "int8").files[0])
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 3
+        settings.optimized_model_filepath = str(tmp_path / f"{name}.onnx")
+        ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        graph = onnx.load(settings.optimized_model_filepath).graph
+        return [node.op_type for node in graph.node]
+
+    assert kinds("decoder").count("QLinearConv") >= 3
+    assert kinds("unet").count("QLinearConv") == 0
+    artifact = open_bundle(exported).artifact("decoder", ("onnx",), "int8")
+    assert artifact.quantization is not None
+    assert artifact.quantization["tool"] == "onnxruntime" and artifact.tools["onnxruntime"]
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(OptionError, match="'symmetric' with tool 'onnxruntime'"):
+        QuantConfig(tool="onnxruntime", activations="symmetric")
+    with pytest.raises(OptionError, match="tool 'aimet' must be"):
+        QuantConfig.from_dict({"tool": "aimet"})
+
+
+def test_every_tool_reads_the_recorded_inputs(recorded: CalibrationSet) -> None:
+    samples = recorded.calibration("text_encoder")
+    reader = onnxruntime_reader(samples)
+    for _ in range(2):
+        read = list(iter(reader.get_next, None))
+        assert len(read) == len(reader) == len(samples)
+        reader.rewind()
+    taken = list(nncf_dataset(samples).get_inference_data())
+    narrow = coreml_samples(samples)
+    for sample, *others in zip(samples, read, taken, narrow, strict=True):
+        for other in others:
+            np.testing.assert_array_equal(other["ids"], sample["ids"])
+    assert narrow[0]["ids"].dtype == np.int32
+    assert samples[0]["ids"].dtype == np.int64  # not changed in place
