@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import onnx
     from numpy.typing import NDArray
 
@@ -32,10 +34,13 @@ def round_weights(
     return rounded, scales.reshape(-1).astype(np.float32)
 
 
-def compress_weights(model: onnx.ModelProto, layers: set[str]) -> onnx.ModelProto:
+def compress_weights(
+    model: onnx.ModelProto, layers: set[str], folder: Path | None = None
+) -> onnx.ModelProto:
     """A copy of a float32 graph in which the weights of `layers` (names of nodes) are int8.
 
-    Each is read through a DequantizeLinear along the layer's output channels.
+    Each is read through a DequantizeLinear along the layer's output channels. `folder` is where
+    weights lie that the graph keeps in a file beside; one at a time is read.
     """
     import onnx
     from onnx import helper, numpy_helper
@@ -51,7 +56,7 @@ def compress_weights(model: onnx.ModelProto, layers: set[str]) -> onnx.ModelProt
             continue
         name = node.input[1]
         if name not in made:
-            values = numpy_helper.to_array(constants[name])
+            values = numpy_helper.to_array(constants[name], str(folder or ""))
             axis = _output_axis(node, values.ndim)
             rounded, scales = round_weights(values, axis)
             made[name] = f"{name}.float"

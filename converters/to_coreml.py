@@ -30,8 +30,9 @@ from torch.export import ExportedProgram
 
 from mmsr_edge.errors import OptionError, OutputError, ParityError, missing_extra
 
-CoreMLPrecision = Literal["fp32", "fp16", "int8", "palette"]
-"""palette: 6-bit indices into 64 float16 weights per tensor."""
+CoreMLPrecision = Literal["fp32", "fp16", "int8", "palette", "uniform"]
+"""palette: 6-bit indices into 64 float16 weights per tensor, found by k-means; uniform: the same
+with 64 evenly spaced ones, in minutes for the largest networks."""
 PALETTE_BITS = 6
 """Fewer are not worth their quality on the Neural Engine."""
 SMALLEST_COMPRESSED = 2048
@@ -206,11 +207,13 @@ def compress_weights(model: Any, precision: CoreMLPrecision) -> Any:
                 mode="linear_symmetric", weight_threshold=SMALLEST_COMPRESSED
             ),
         )
-    elif precision == "palette":
+    elif precision in ("palette", "uniform"):
         compress, settings = (
             cto.palettize_weights,
             cto.OpPalettizerConfig(
-                mode="kmeans", nbits=PALETTE_BITS, weight_threshold=SMALLEST_COMPRESSED
+                mode="kmeans" if precision == "palette" else "uniform",
+                nbits=PALETTE_BITS,
+                weight_threshold=SMALLEST_COMPRESSED,
             ),
         )
     else:

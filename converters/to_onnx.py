@@ -57,19 +57,9 @@ def to_onnx(
         ParityError: the graph's names, shapes or dtypes are not those asked for.
     """
     arguments = tuple(torch.from_numpy(feeds[spec.name]) for spec in inputs)
-    with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            network,
-            arguments,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[spec.name for spec in inputs],
-            output_names=[spec.name for spec in outputs],
-            external_data=False,
-            verbose=False,
-        )
-    if program is None:  # what the signature allows, for exports to a file
-        raise TypeError("torch.onnx.export gave no program")
+    program = _program(
+        network, arguments, [spec.name for spec in inputs], [spec.name for spec in outputs]
+    )
     model: onnx.ModelProto = program.model_proto
     _name_nodes(model.graph)
     _strip(model)
@@ -81,12 +71,49 @@ def to_onnx(
     return model
 
 
-def halve_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+def export_onnx(
+    network: nn.Module, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str], path: Path
+) -> onnx.ModelProto:
+    """Export a network of any size at float32: its weights lie beside `path`, which is written too.
+
+    Returns:
+        The graph, nodes named as by `to_onnx`; its weights are not in memory.
+    """
+    arguments = tuple(torch.from_numpy(np.ascontiguousarray(value)) for value in feeds.values())
+    program = _program(network, arguments, list(feeds), list(outputs))
+    program.save(str(path), external_data=True)
+    model = onnx.load(str(path), load_external_data=False)
+    _name_nodes(model.graph)
+    _strip(model)
+    return model
+
+
+def _program(
+    network: nn.Module, arguments: tuple[torch.Tensor, ...], inputs: list[str], outputs: list[str]
+) -> Any:
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            network,
+            arguments,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=inputs,
+            output_names=outputs,
+            external_data=False,
+            verbose=False,
+        )
+    if program is None:  # what the signature allows, for exports to a file
+        raise TypeError("torch.onnx.export gave no program")
+    return program
+
+
+def halve_weights(model: onnx.ModelProto, folder: Path | None = None) -> onnx.ModelProto:
     """Store weights as float16, each followed by a Cast to float32.
 
     The file halves and computation stays float32: runtimes fold the Casts when they load. Left in
     float32 are small tensors, those that quantization refers to, and those that float16 cannot
-    hold to within its own rounding (2⁻¹⁰ of their norm).
+    hold to within its own rounding (2⁻¹⁰ of their norm). `folder` is where weights lie that the
+    graph keeps in a file beside.
     """
     halved = onnx.ModelProto()
     halved.CopyFrom(model)
@@ -101,7 +128,7 @@ def halve_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     for tensor in graph.initializer:
         if tensor.data_type != onnx.TensorProto.FLOAT or tensor.name in fixed:
             continue
-        exact = numpy_helper.to_array(tensor)
+        exact = numpy_helper.to_array(tensor, str(folder or ""))
         if exact.size < SMALLEST_HALF:
             continue
         with np.errstate(over="ignore"):

@@ -278,6 +278,8 @@ class Manifest:
     """Where the weights come from."""
     allow_failing: tuple[str, ...] = ()
     """Components shipped although their parity card misses its gate."""
+    untrained: tuple[str, ...] = ()
+    """Components that wait for training; `Upscaler` refuses a bundle that has any."""
     schema: int = SCHEMA
     """Version of this form."""
 
@@ -287,9 +289,10 @@ class Manifest:
                 f"manifest schema {self.schema} is not {SCHEMA}, the one this mmsr-edge reads; "
                 "install the release that wrote the bundle, or export it again"
             )
-        for name in self.allow_failing:
-            if name not in self.components:
-                raise BundleError(f"allow_failing names {name!r}, which is no component")
+        for key in ("allow_failing", "untrained"):
+            for name in getattr(self, key):
+                if name not in self.components:
+                    raise BundleError(f"{key} names {name!r}, which is no component")
         check_components(self)
 
     @classmethod

@@ -142,12 +142,17 @@ class Upscaler:
             cache_dir: where compiled models are kept; None: the user's cache folder.
 
         Raises:
-            BundleError: the bundle is missing or damaged.
+            BundleError: the bundle is missing or damaged, or holds networks not yet trained.
             BackendError, MissingExtraError: no runtime, or not the one asked for, can be used.
             OptionError: `backend`, `precision` or `threads` is not what it must be.
         """
         self.bundle = open_bundle(model)
         manifest = self.bundle.manifest
+        if manifest.untrained:
+            raise BundleError(
+                f"bundle {manifest.name!r} is not a model yet: {', '.join(manifest.untrained)} "
+                "have not been trained; give a bundle that was exported after training"
+            )
         if manifest.tile.multiple_of * manifest.scale % manifest.latent.factor:
             raise BundleError(
                 f"bundle {manifest.name!r} has tiles at multiples of {manifest.tile.multiple_of}, "

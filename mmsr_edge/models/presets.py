@@ -54,6 +54,8 @@ class TokenizerConfig:
     """Width of a token."""
     norm_groups: int = 32
     """Groups of its GroupNorms; must divide every width."""
+    attention: bool = False
+    """Attention after each residual layer at the smallest size, as VQGAN has it."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,9 @@ PRESETS: dict[str, Preset] = {
             encoder_blocks=(0, 0), lr_blocks=(0, 0), decoder_blocks=(0, 0, 0),
             block_out_channels=(128, 256, 512, 512),
         ),
-        tokenizer=TokenizerConfig((128, 128, 256, 256, 512), layers_per_block=2),
+        tokenizer=TokenizerConfig(
+            (128, 128, 256, 256, 512), layers_per_block=2, attention=True
+        ),
         text=TextConfig("clip-bpe", vocab_size=49408, layers=23, heads=16),
         connector=ConnectorConfig(latents=128, heads=8, blocks=4),
         unet=UNetConfig(

@@ -14,11 +14,12 @@ from mmsr_edge.models.presets import TokenizerConfig
 
 def build_vq(config: TokenizerConfig) -> VQModel:
     """The whole VQ autoencoder; training needs its decoder, devices only the encoder's half."""
-    levels = len(config.block_out_channels)
+    levels = len(config.block_out_channels) - 1
+    attention = "Attn" if config.attention else ""
     return VQModel(
         block_out_channels=config.block_out_channels,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels + (f"{attention}DownEncoderBlock2D",),
+        up_block_types=(f"{attention}UpDecoderBlock2D",) + ("UpDecoderBlock2D",) * levels,
         layers_per_block=config.layers_per_block,
         norm_num_groups=config.norm_groups,
         latent_channels=config.width,

@@ -68,19 +68,31 @@ def open_checkpoint(root: Path) -> Checkpoint:
         BundleError: there is none, a file is damaged, or weights do not fit the preset.
     """
     bundle = open_bundle(root)
-    networks = {}
-    for name in bundle.manifest.components:
-        path = bundle.path(_weights(bundle, name).files[0])
-        network = build_component(name, bundle.manifest.preset)
-        try:
-            network.load_state_dict(load_file(path))  # fp16 is copied into float32 parameters
-        except RuntimeError as error:
-            raise BundleError(
-                f"{str(path)!r} does not hold the weights of {name!r} of preset "
-                f"{bundle.manifest.preset!r}: {error}"
-            ) from None
-        networks[name] = network.eval().requires_grad_(False)
-    return Checkpoint(bundle, networks)
+    return Checkpoint(bundle, {name: _load(bundle, name) for name in bundle.manifest.components})
+
+
+def load_network(root: Path, name: str) -> tuple[nn.Module, Preset]:
+    """One network of a checkpoint, and the preset that has its sizes; no other is loaded.
+
+    Raises:
+        BundleError: as `open_checkpoint`, or there is no such component.
+    """
+    bundle = open_bundle(root)
+    bundle.component(name)
+    return _load(bundle, name), preset(bundle.manifest.preset)
+
+
+def _load(bundle: Bundle, name: str) -> nn.Module:
+    path = bundle.path(_weights(bundle, name).files[0])
+    network = build_component(name, bundle.manifest.preset)
+    try:
+        network.load_state_dict(load_file(path))  # fp16 is copied into float32 parameters
+    except RuntimeError as error:
+        raise BundleError(
+            f"{str(path)!r} does not hold the weights of {name!r} of preset "
+            f"{bundle.manifest.preset!r}: {error}"
+        ) from None
+    return network.eval().requires_grad_(False)
 
 
 def load_states(folder: Path, *, ema: bool = True) -> dict[str, dict[str, Tensor]]:
@@ -117,6 +129,7 @@ def write_checkpoint(
     name: str | None = None,
     sampler: SamplerSpec | None = None,
     labels: Mapping[str, tuple[str, ...]] | None = None,
+    untrained: tuple[str, ...] = (),
 ) -> Path:
     """Write networks as a checkpoint; the folder appears whole or not at all.
 
@@ -131,6 +144,7 @@ def write_checkpoint(
         name: of the model; None: the preset's.
         sampler: None: the preset's.
         labels: names of classes and tags by component; see `ComponentSpec`.
+        untrained: components that wait for training; see `Manifest`.
 
     Raises:
         BundleError: components are missing, or a weight does not fit the precision.
@@ -160,6 +174,7 @@ def write_checkpoint(
             text=p.text_spec(),
             components=components,
             provenance=provenance,
+            untrained=untrained,
         )
         write_manifest(root, manifest)
     return out

@@ -108,6 +108,7 @@ def test_a_misspelt_key_is_corrected(bundle: Bundle) -> None:
         ("latent.residual_scale", [1.0, 0.0], "must be 2 positive numbers"),
         ("text.vocab_size", 3, "vocab_size 3"),
         ("allow_failing", ["uent"], "allow_failing names 'uent'"),
+        ("untrained", ["uent"], "untrained names 'uent'"),
         ("schema", 2, "schema: 2 is not 1"),
         ("schema", None, "schema: missing"),
     ],

@@ -1,0 +1,87 @@
+"""Large networks' way to each format, walked with a small one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from mmsr_edge import OptionError
+from mmsr_edge.converters.components import component
+from mmsr_edge.converters.large import main, write_large
+from mmsr_edge.training.checkpoint import load_network, run_network
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.host
+
+Feeds = dict[str, NDArray[Any]]
+
+
+def on_onnxruntime(path: Path, feeds: Feeds) -> NDArray[Any]:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(path).run(None, feeds)[0]
+
+
+def on_openvino(path: Path, feeds: Feeds) -> NDArray[Any]:
+    import openvino as ov
+
+    compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return compiled(feeds)[0]
+
+
+def interpreted(path: Path, feeds: Feeds) -> NDArray[Any]:
+    from mmsr_edge.converters.mil.program import MILProgram
+
+    return next(iter(MILProgram.open(path).run(feeds).values()))
+
+
+@pytest.mark.parametrize(
+    ("form", "suffix", "run", "decibels"),
+    [
+        ("onnx-int8", "onnx", on_onnxruntime, 35),
+        ("openvino-int8", "xml", on_openvino, 35),
+        ("openvino-int4", "xml", on_openvino, 15),
+        ("coreml-palette", "mlpackage", interpreted, 20),
+    ],
+)
+def test_the_file_computes_what_the_network_does(
+    checkpoint: Path, tmp_path: Path, form: str, suffix: str, run: Any, decibels: float
+) -> None:
+    out = tmp_path / "made" / f"unet.{suffix}"
+    arguments = ["--checkpoint", str(checkpoint), "--component", "unet", "--out", str(out)]
+    assert main([*arguments, "--form", form]) == 0
+    assert {path.suffix for path in out.parent.iterdir()} <= {f".{suffix}", ".bin"}  # nothing else
+    network, p = load_network(checkpoint, "unet")
+    feeds = component("unet").draw(p, np.random.default_rng(4))
+    (expected,) = run_network(network, "unet", feeds).values()
+    found = run(out, feeds)
+    error = np.square(found - expected).mean()
+    assert error > 0  # compressed it is
+    assert 10 * np.log10(np.ptp(expected) ** 2 / error) > decibels
+
+
+def test_weights_are_as_small_as_the_form_says(checkpoint: Path, tmp_path: Path) -> None:
+    import onnx
+
+    network, p = load_network(checkpoint, "connector")
+    entry = component("connector")
+    feeds = entry.draw(p, np.random.default_rng(0))
+    names = write_large(network, feeds, entry.outputs, "onnx-int8", tmp_path / "c.onnx")
+    assert names == ("c.onnx",)
+    bits = {onnx.TensorProto.INT8: 8, onnx.TensorProto.FLOAT16: 16}
+    model = onnx.load(tmp_path / "c.onnx")
+    large = [t for t in model.graph.initializer if np.prod(t.dims) >= 1024]
+    assert {bits[tensor.data_type] for tensor in large} == {8, 16}
+
+
+def test_options_are_checked(checkpoint: Path, tmp_path: Path) -> None:
+    network, _ = load_network(checkpoint, "decoder")
+    with pytest.raises(OptionError, match="form 'onnx-int4' is not supported; there are"):
+        write_large(network, {}, (), "onnx-int4", tmp_path / "d.onnx")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"must end in \.xml for form 'openvino-int8'"):
+        write_large(network, {}, (), "openvino-int8", tmp_path / "d.onnx")
