@@ -71,11 +71,26 @@ def test_colours_stay(original: NDArray[np.uint8]) -> None:
     assert delta_e00(regions(image), regions(small)) < 1.5  # 1.17 when released
 
 
+@pytest.mark.parametrize("modality", ["text", "depth", "segmentation", "edges"])
+def test_temperature_moves_the_picture_one_way(modality: str, original: NDArray[np.uint8]) -> None:
+    """Fig. 9: the farther the temperature is from 0.4, the farther the picture."""
+    tile = original[:, 200:624]
+    upscaler, small = Upscaler(), shrink(tile, noise=10, quality=80)
+    pictures = [
+        np.asarray(
+            upscaler.upscale(small, prompt="auto", temperature={modality: t}).image, np.float64
+        )
+        for t in (0.4, 1.0, 3.0, 10.0)
+    ]
+    moved = [float(np.abs(picture - pictures[0]).mean()) for picture in pictures]
+    assert moved == sorted(moved) and moved[1] > 0
+
+
 def test_the_bundle_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     manifest = open_bundle("nano").manifest
     assert manifest.name == "nano" and manifest.preset == "nano"
     assert manifest.allow_failing == ()
-    assert sum(source["photographs"] for source in manifest.provenance.sources) == 218
+    assert sum(source.get("photographs", 0) for source in manifest.provenance.sources) == 218
     assert all(source["licence"] for source in manifest.provenance.sources)
     for name in ("unet", "decoder"):
         (artifact,) = manifest.components[name].artifacts
