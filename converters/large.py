@@ -53,7 +53,7 @@ def write_large(
         feeds: one set of inputs, by name, in the order of the network's arguments.
         outputs: names, in the order of the network's results.
         form: int4 has 8 bits where a layer is a convolution; palette has 64 evenly spaced values
-            per tensor, for k-means over 10⁹ weights takes hours.
+            per tensor, in place of k-means, which was not tried on 10⁹ weights.
         out: the file to open, with the format's suffix.
 
     Returns:
