@@ -9,13 +9,13 @@ has never been trained on the bare sequence, and Table 2's quality is not measur
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from quality import write_csv
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -87,10 +87,7 @@ def main() -> None:
     connector, unet = (checkpoint.networks[name] for name in ("connector", "unet"))
     assert isinstance(connector, Connector) and isinstance(unet, UNet)
     rows = compare(ways(connector, unet, int(unet.net.config.sample_size)), args.repeats)
-    with args.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(args.out, rows)
     for row in rows:
         print(row)
 

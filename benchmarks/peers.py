@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -152,8 +153,6 @@ class Server:
 
 def measure(args: argparse.Namespace, names: list[str]) -> list[Row]:
     """Times and memory: a row per picture and method, the pictures under `OUT/pictures`."""
-    from contextlib import ExitStack
-
     work = [(root, *p) for root in args.set for p in pairs(root)]
     rows: list[Row] = []
     with ExitStack() as stack:

@@ -17,20 +17,20 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from mmsr_edge.bundle import Artifact, describe_file
+from mmsr_edge.bundle import Artifact, ComponentSpec, describe_file
 from mmsr_edge.calib.reader import CalibrationSet
-from mmsr_edge.calib.readers import onnxruntime_reader
 from mmsr_edge.calib.record import record
 from mmsr_edge.converters.components import COMPONENTS, component
 from mmsr_edge.converters.options import check_names, read_settings, words
 from mmsr_edge.converters.parity import measure
-from mmsr_edge.converters.quantize import QuantConfig, quantize
+from mmsr_edge.converters.quantize import QuantConfig, quantize, quantize_static
 from mmsr_edge.converters.report import draw_table
 from mmsr_edge.converters.to_onnx import halve_weights, save_onnx, to_onnx
 from mmsr_edge.runtimes.base import SessionOptions
@@ -44,21 +44,7 @@ Samples = list[dict[str, Any]]
 
 def naive(model: onnx.ModelProto, samples: Samples) -> onnx.ModelProto:
     """Everything int8, one scale a tensor, ranges from the first inputs recorded."""
-    from onnxruntime import quantization as ort
-
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "naive.onnx")
-        ort.quantize_static(
-            copied,
-            str(out),
-            onnxruntime_reader(samples[:4]),
-            quant_format=ort.QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
-            calibrate_method=ort.CalibrationMethod.MinMax,
-        )
-        return onnx.load(str(out))
+    return quantize_static(model, samples[:4], op_types_to_quantize=["Conv", "Gemm", "MatMul"])
 
 
 def recipes(
@@ -81,8 +67,7 @@ def recipes(
     }
     made["naive"] = lambda: naive(model, samples)
     for name, changes in variants.items():
-        chosen = replace(config, **changes)
-        made[name] = lambda chosen=chosen: quantize(model, samples, chosen)  # type: ignore[misc]
+        made[name] = partial(quantize, model, samples, replace(config, **changes))
     return made
 
 
@@ -121,13 +106,9 @@ def main() -> None:
         rows += compare(
             name,
             recipes(model, recorded.calibration(name), config),
-            lambda session, f=feeds, r=references, n=name: (
-                measure(  # type: ignore[misc]
-                    session, f, r, component(n).codes
-                ).psnr
-            ),
             spec,
-            feeds[0],
+            feeds,
+            references,
             args,
         )
     args.out.mkdir(parents=True, exist_ok=True)
@@ -140,9 +121,9 @@ def main() -> None:
 def compare(
     name: str,
     ways: dict[str, Callable[[], onnx.ModelProto]],
-    error: Callable[[Any], float | None],
-    spec: Any,
-    feed: dict[str, Any],
+    spec: ComponentSpec,
+    feeds: Samples,
+    references: Samples,
     args: argparse.Namespace,
 ) -> list[tuple[str, ...]]:
     """The lines of one component, printed as they come."""
@@ -165,12 +146,12 @@ def compare(
             for _ in range(args.rounds):
                 for way in ways:
                     session = sessions[way, backend.name]
-                    session.run(feed)  # the runtime's threads, and caches, are this one's again
+                    session.run(feeds[0])  # the runtime's threads and caches are its own again
                     began = time.perf_counter()
-                    session.run(feed)
+                    session.run(feeds[0])
                     seconds[way, backend.name].append(time.perf_counter() - began)
         for (way, reader), session in sessions.items():
-            psnr = error(session)
+            psnr = measure(session, feeds, references, component(name).codes).psnr
             row = (
                 name,
                 way,

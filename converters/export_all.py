@@ -21,8 +21,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any, get_args
 
@@ -64,6 +62,7 @@ from mmsr_edge.converters.quantize import QuantConfig
 from mmsr_edge.converters.report import artifact_lines, pipeline_lines, write_report
 from mmsr_edge.converters.staging import Stage, check_replaceable, resumable_bundle
 from mmsr_edge.errors import BundleError, MMSRError, OptionError
+from mmsr_edge.machine import installed_version
 from mmsr_edge.runtimes.base import SessionOptions
 from mmsr_edge.runtimes.registry import open_session
 from mmsr_edge.training.checkpoint import Checkpoint, open_checkpoint, run_network
@@ -228,8 +227,9 @@ class _Export:
         feeds = self.inputs(name)
         references: list[dict[str, Any]] = []
         for form, precision in source.forms(self.config.formats, self.config.precisions):
-            bar.set_postfix_str(f"{name} {form} {precision}")
-            done = self.stage.finished(f"{name} {form} {precision}")
+            key = f"{name} {form} {precision}"
+            bar.set_postfix_str(key)
+            done = self.stage.finished(key)
             if done is not None:
                 scores = {reader: Score(**score) for reader, score in done[1].items()}
                 rows.append(Row(name, done[0], scores))
@@ -250,7 +250,7 @@ class _Export:
                 gated=name not in self.config.allow_failing,
             )
             notes = {reader: asdict(score) for reader, score in scores.items()}
-            self.stage.finish(f"{name} {form} {precision}", artifact, notes)
+            self.stage.finish(key, artifact, notes)
             rows.append(Row(name, artifact, scores))
             bar.update()
         return rows
@@ -301,15 +301,8 @@ def export_key(config: ExportConfig) -> str:
         for path in files or [config.calibration]:
             with contextlib.suppress(OSError):
                 parts.append((path.name, path.stat().st_size, path.stat().st_mtime_ns))
-    parts += [(tool, _version(tool)) for tool in _TOOLS]
+    parts += [(tool, installed_version(tool)) for tool in _TOOLS]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
-def _version(tool: str) -> str | None:
-    try:
-        return package_version(tool)
-    except PackageNotFoundError:
-        return None
 
 
 def _recorded(config: ExportConfig, folder: Path) -> CalibrationSet | None:

@@ -11,7 +11,6 @@ memory is printed with the time it took.
 from __future__ import annotations
 
 import argparse
-import resource
 import shutil
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from mmsr_edge.converters.to_coreml import compress_weights as compress_program
 from mmsr_edge.converters.to_coreml import save_coreml, to_coreml
 from mmsr_edge.converters.to_onnx import export_onnx, halve_weights, save_onnx
 from mmsr_edge.errors import MMSRError, OptionError, OutputError
+from mmsr_edge.machine import peak_rss_mb
 from mmsr_edge.training.checkpoint import load_network
 
 Form = Literal["onnx-int8", "openvino-int8", "openvino-int4", "coreml-palette"]
@@ -64,21 +64,17 @@ def write_large(
         OutputError: `out` cannot be written.
     """
     check_names("form", (form,), get_args(Form))
-    suffix = SUFFIXES[form.partition("-")[0]]
+    kind = form.partition("-")[0]
+    suffix = SUFFIXES[kind]
     if out.suffix != suffix:
         raise OptionError(f"{str(out)!r} must end in {suffix} for form {form!r}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-            names = _WRITERS[form.partition("-")[0]](
-                network, feeds, outputs, form, Path(folder, out.name)
-            )
-            tops = {Path(name).parts[0] for name in names}
-            for top in sorted(
-                tops
-            ):  # files beside first: the one to open appears when all is there
-                if top != out.name:
-                    Path(folder, top).replace(out.parent / top)
+            names = _WRITERS[kind](network, feeds, outputs, form, Path(folder, out.name))
+            # Files beside come first: the one to open appears when all is there.
+            for beside in sorted({Path(name).parts[0] for name in names} - {out.name}):
+                Path(folder, beside).replace(out.parent / beside)
             if out.is_dir():
                 shutil.rmtree(out)
             Path(folder, out.name).replace(out)
@@ -166,9 +162,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     size = sum((args.out.parent / name).stat().st_size for name in names)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    seconds = time.perf_counter() - began
-    print(f"{args.form}: {size / 1e6:.1f} MB, {seconds:.0f} s, peak RSS {peak:.2f} GiB")
+    peak = peak_rss_mb()
+    held = "" if peak is None else f", peak RSS {peak * 1e6 / 2**30:.2f} GiB"
+    print(f"{args.form}: {size / 1e6:.1f} MB, {time.perf_counter() - began:.0f} s{held}")
     return 0
 
 

@@ -110,7 +110,7 @@ def quantize(
     Raises:
         OptionError: no samples, or a `keep_float` that matches no layer.
         ParityError: a weight that should be int8 is still float.
-        MissingExtraError: NNCF is not installed.
+        MissingExtraError: the tool is not installed.
     """
     layers = weighted_layers(model)
     float_paths = _kept(layers.values(), config.keep_float)
@@ -120,7 +120,7 @@ def quantize(
     elif config.tool == "onnxruntime":
         kinds = {node.name: node.op_type for node in model.graph.node}
         quantized = {name for name in quantized if kinds[name] == "Conv"}
-        result = _run_onnxruntime(model, _chosen(samples, config), quantized)
+        result = _run_onnxruntime(model, samples, config, quantized)
     else:
         result = _run_nncf(model, samples, config, quantized)
     _check_weights(result, quantized)
@@ -169,10 +169,36 @@ def _chosen(
 
 
 def _run_onnxruntime(
-    model: onnx.ModelProto, samples: list[dict[str, NDArray[Any]]], quantized: set[str]
+    model: onnx.ModelProto,
+    samples: Iterable[Mapping[str, NDArray[Any]]],
+    config: QuantConfig,
+    quantized: set[str],
 ) -> onnx.ModelProto:
     if importlib.util.find_spec("onnxruntime") is None:
         raise missing_extra("onnxruntime", "convert")
+    from onnxruntime.quantization import QuantType
+
+    return quantize_static(
+        model,
+        _chosen(samples, config),
+        op_types_to_quantize=["Conv"],
+        nodes_to_quantize=sorted(quantized),
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+
+
+def quantize_static(
+    model: onnx.ModelProto, samples: list[dict[str, NDArray[Any]]], **settings: Any
+) -> onnx.ModelProto:
+    """ONNX Runtime's `quantize_static` on a graph in memory: QDQ, ranges from least and greatest.
+
+    Args:
+        model: not changed.
+        samples: inputs by name; all of them are used.
+        settings: others of that function.
+    """
     import onnx
     from onnxruntime import quantization as ort
 
@@ -191,12 +217,8 @@ def _run_onnxruntime(
                 str(out),
                 onnxruntime_reader(samples),
                 quant_format=ort.QuantFormat.QDQ,
-                op_types_to_quantize=["Conv"],
-                nodes_to_quantize=sorted(quantized),
-                per_channel=True,
-                activation_type=ort.QuantType.QUInt8,
-                weight_type=ort.QuantType.QInt8,
                 calibrate_method=ort.CalibrationMethod.MinMax,
+                **settings,
             )
             return onnx.load(str(out))
     finally:

@@ -109,11 +109,8 @@ def resumable_bundle(out: Path, key: str, *, keep: bool = True) -> Iterator[Stag
     try:
         yield stage
         _put(stage.root, out, stage.folder / _OLD)
-    except MMSRError:
-        shutil.rmtree(stage.folder, ignore_errors=True)
-        raise
-    except BaseException:
-        if not keep:
+    except BaseException as error:
+        if not keep or isinstance(error, MMSRError):
             shutil.rmtree(stage.folder, ignore_errors=True)
         raise
     shutil.rmtree(stage.folder, ignore_errors=True)

@@ -121,11 +121,14 @@ class Bundle:
         # named precision is the caller's, and of two files at that, the backend's own is taken.
         groups = [own, common] if precision == "auto" else [[*own, *common]]
         for group in groups:
+            # Of files in one form, the first counts.
+            forms: dict[tuple[str, str], Artifact] = {
+                (a.precision, a.format): a for a in reversed(group)
+            }
             for level in wanted:
                 for form in formats:
-                    for artifact in group:
-                        if (artifact.precision, artifact.format) == (level, form):
-                            return artifact
+                    if (level, form) in forms:
+                        return forms[level, form]
         has = ", ".join(dict.fromkeys(f"{a.format} {a.precision}{_for(a)}" for a in artifacts))
         asked = "" if precision == "auto" else f" at {precision} or better"
         raise BundleError(

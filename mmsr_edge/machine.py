@@ -8,7 +8,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["describe_machine", "peak_rss_mb"]
+__all__ = ["describe_machine", "installed_version", "peak_rss_mb"]
 
 _LIBRARIES = ("numpy", "pillow", "openvino", "onnxruntime", "coremltools", "torch")
 
@@ -39,7 +39,7 @@ def describe_machine() -> dict[str, object]:
         "cores_usable": _usable(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "libraries": {name: version for name in _LIBRARIES if (version := _version(name))},
+        "libraries": {name: version for name in _LIBRARIES if (version := installed_version(name))},
     }
 
 
@@ -58,7 +58,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _version(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """A distribution's version; None: it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

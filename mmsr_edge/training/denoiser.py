@@ -37,6 +37,11 @@ def diffuse(z0: Tensor, a: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     return a.sqrt() * z0 + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * z0
 
 
+def to_start(noisy: Tensor, v: Tensor, a: Tensor) -> Tensor:
+    """ẑ_0 = √ᾱ·z_t − √(1−ᾱ)·v̂, the other way; `a` as in `diffuse`."""
+    return a.sqrt() * noisy - (1 - a).sqrt() * v
+
+
 def alphas(preset_name: str, device: torch.device) -> Tensor:
     """ᾱ_t of the preset's schedule, [T]."""
     table = make_schedule(preset(preset_name).sampler).alphas_cumprod

@@ -113,7 +113,6 @@ class PictureLoss(nn.Module):
             taught: [B, 3, H, W], a teacher's answer: VGG compares with it alone, and L1 with it
                 and `target` in equal parts. LPIPS-Alex sees `target`.
         """
-        taught = target if taught is None else taught
         perceptual = torch.zeros(len(image), device=image.device)
         adversarial = critic = torch.zeros((), device=image.device)
         if self.alex is not None:
@@ -122,13 +121,16 @@ class PictureLoss(nn.Module):
                 *shifted(image, target, side, g)
             )
         if self.vgg is not None:
-            fake, real = self.vgg.pair(*shifted(image, taught, self.weights.vgg_crop, g))
+            sharp = target if taught is None else taught
+            fake, real = self.vgg.pair(*shifted(image, sharp, self.weights.vgg_crop, g))
             perceptual = perceptual + self.weights.vgg_weight * self.vgg.compare(fake, real)
             for judge in self._critic:  # a list: the critic is the run's network, not a part of us
                 adversarial = self.weights.critic_weight * judge.generator_loss(fake)
                 critic = judge.critic_loss(fake, real)
         error = image.float() - target
-        both = (error.abs() + (image.float() - taught).abs()) / 2
-        l1 = self.weights.l1_weight * both.mean((1, 2, 3))
+        missed = error.abs()
+        if taught is not None:
+            missed = (missed + (image.float() - taught).abs()) / 2
+        l1 = self.weights.l1_weight * missed.mean((1, 2, 3))
         grid = self.weights.grid_weight * periodic(error)
         return PictureTerms(l1, grid, perceptual, adversarial, critic)

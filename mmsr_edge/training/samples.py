@@ -41,23 +41,27 @@ class Samples:
     """[B, 3, H, W] uint8, the HR crops (blurred where the prompt says so)."""
     lr: Tensor
     """[B, 3, H/4, W/4] uint8, the LR pictures."""
-    taught: Tensor
-    """[B, 3, H, W] uint8, the LR pictures as a teacher enlarges them; without one, `target`."""
+    taught: Tensor | None = None
+    """[B, 3, H, W] uint8, the LR pictures as a teacher enlarges them; None: there is no teacher."""
 
-    def __getitem__(self, rows: Tensor) -> Samples:
-        return Samples(*(v[rows] for v in vars(self).values()))
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """What there is, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def __getitem__(self, rows: Tensor | slice) -> Samples:
+        return Samples(**{name: value[rows] for name, value in self.columns.items()})
 
     def put(self, rows: Tensor, new: Samples) -> None:
         """Replace `rows` by `new`."""
-        for name, value in vars(self).items():
+        for name, value in self.columns.items():
             value[rows] = getattr(new, name)
 
     @staticmethod
     def cat(parts: list[Samples]) -> Samples:
         """Join batches."""
-        return Samples(
-            *(torch.cat(column) for column in zip(*(vars(p).values() for p in parts), strict=True))
-        )
+        columns = [part.columns for part in parts]
+        return Samples(**{name: torch.cat([c[name] for c in columns]) for name in columns[0]})
 
 
 class Encoder:
@@ -74,7 +78,7 @@ class Encoder:
         negative: share of blurred targets.
         device: where all of it happens.
         seed: of everything random.
-        teacher: enlarges LR pictures; None: the HR crops stand for what it would give.
+        teacher: enlarges LR pictures; None: nobody teaches.
     """
 
     def __init__(
@@ -122,18 +126,14 @@ class Encoder:
             z_lr = self.frozen["lr_encoder"](lr.contiguous(memory_format=fold))
             maps = seen.maps.flatten(0, 1).contiguous(memory_format=fold)
             _, indices = self.frozen["tokenizer"](maps)
-            taught = target
+            pictures = [target, lr]
             if self.teacher is not None:
                 sharp = self.teacher(lr.contiguous(memory_format=fold))
                 # What is to be blurred, the teacher does not know.
-                taught = torch.where(bad[:, None, None, None], target, sharp)
+                pictures.append(torch.where(bad[:, None, None, None], target, sharp))
         ids = torch.stack(prompts).to(self.device)
-        pixels, small, given = (
-            ((x + 1) * 127.5).round().to(torch.uint8) for x in (target, lr, taught)
-        )
-        return Samples(
-            z_hr.float(), z_lr.float(), indices.reshape(count, 3, -1), ids, pixels, small, given
-        )
+        pixels = (((x + 1) * 127.5).round().to(torch.uint8) for x in pictures)
+        return Samples(z_hr.float(), z_lr.float(), indices.reshape(count, 3, -1), ids, *pixels)
 
 
 class Pool:

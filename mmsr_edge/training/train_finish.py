@@ -32,7 +32,7 @@ from mmsr_edge.models.presets import preset
 from mmsr_edge.models.tokenizer import Tokenizer
 from mmsr_edge.training.checkpoint import load_states
 from mmsr_edge.training.critic import Critic
-from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse
+from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse, to_start
 from mmsr_edge.training.modalities import add_modalities, load_modalities
 from mmsr_edge.training.options import add_run_options, run_config
 from mmsr_edge.training.picture_loss import PictureLoss
@@ -86,13 +86,18 @@ class FinishStage:
     anchor_weight: float = 0.0
     """Weight of what holds E_lr near where it was; 0 keeps it as it is."""
 
+    @property
+    def later_rows(self) -> int:
+        """How many of `batch`, its first, start after pure noise."""
+        return round(self.later * self.batch)
+
 
 def draw_timesteps(stage: FinishStage, total: int, g: torch.Generator) -> Tensor:
     """Timesteps [batch + diffused]: the sampler's for the pictures, any for the diffusion."""
     # Trailing spacing (Lin et al. 2023, Table 2), as the bundle samples.
     table = torch.arange(stage.sampler_steps, 0, -1, device=g.device) * total // stage.sampler_steps
     rows = torch.randint(1, stage.sampler_steps, (stage.batch,), generator=g, device=g.device)
-    rows[stage.batch - round((1 - stage.later) * stage.batch) :] = 0
+    rows[stage.later_rows :] = 0
     anywhere = torch.randint(total, (stage.diffused,), generator=g, device=g.device)
     return torch.cat([table[rows] - 1, anywhere])
 
@@ -112,6 +117,22 @@ def move_lr(encoder: nn.Module | None, batch: Samples, scale: Tensor) -> tuple[S
     return replace(batch, z_lr=moved), ((moved - batch.z_lr) / scale).square().mean()
 
 
+def aims(batch: Samples, n: int, kept: int) -> tuple[Tensor, Tensor | None]:
+    """What `n` pictures and `kept` reconstructions are judged by: HR, and a teacher's if any.
+
+    A reconstruction sees the HR picture itself, so the teacher has no say in it.
+    """
+
+    def pictures(values: Tensor) -> Tensor:
+        return (values.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+    again = pictures(batch.target[:kept])
+    target = torch.cat([pictures(batch.target[:n]), again])
+    if batch.taught is None:
+        return target, None
+    return target, torch.cat([pictures(batch.taught[:n]), again])
+
+
 def first_guess(
     net: Denoiser, batch: Samples, noise: Tensor, present: Tensor, table: Tensor, rows: int
 ) -> Tensor:
@@ -120,12 +141,12 @@ def first_guess(
     The later steps of a sampler start from it, with the same noise (DDIM with η = 0), not from
     z_0: a denoiser that was trained on z_0 alone trusts what it gave itself too much.
     """
+    # Cut off at the end, not under no_grad: the counter of FLOP hooks into the gradients.
     last = torch.full((rows,), len(table) - 1, device=noise.device)
     a = table[last][:, None, None, None]
-    few = batch[torch.arange(rows, device=noise.device)]
     with autocast(noise.device):
-        v = net(noise[:rows], last.float(), few, present[:rows]).float()
-    return (a.sqrt() * noise[:rows] - (1 - a).sqrt() * v).detach()
+        v = net(noise[:rows], last.float(), batch[:rows], present[:rows]).float()
+    return to_start(noise[:rows], v, a).detach()
 
 
 def train(
@@ -144,31 +165,22 @@ def train(
         a = table[t][:, None, None, None]
         noise = torch.randn(batch.z_hr.shape, generator=g, device=device)
         present = (torch.rand((len(t), 4), generator=g, device=device) >= stage.drop).float()
-        target, taught = (
-            (x[:n].float() / 127.5 - 1).contiguous(memory_format=fold)
-            for x in (batch.target, batch.taught)
-        )
+        target, taught = aims(batch, n, kept)
         with autocast(device):
             batch, anchor = move_lr(run.trained.get("lr_encoder"), batch, scale)
         z0 = (batch.z_hr - batch.z_lr.detach()) / scale
-        later = n - round((1 - stage.later) * n)
-        if later:
+        if later := stage.later_rows:
             z0[:later] = first_guess(net, batch, noise, present, table, later)
         noisy, v = diffuse(z0, a, noise)
         with autocast(device):
             prediction = net(noisy, t.float(), batch, present).float()
-            start = (a.sqrt() * noisy - (1 - a).sqrt() * prediction)[:n]
+            start = to_start(noisy, prediction, a)[:n]
             blur = torch.randn(batch.z_hr[:kept].shape, generator=g, device=device)
             latents = torch.cat(
                 [batch.z_lr[:n] + scale * start, batch.z_hr[:kept] + stage.latent_noise * blur]
             )
             image = decoder(latents.contiguous(memory_format=fold))
-            terms = picture(
-                image,
-                torch.cat([target, target[:kept]]),
-                g,
-                torch.cat([taught, target[:kept]]),
-            )
+            terms = picture(image, target, g, taught)
         diffusion = (prediction - v)[n:].square().mean()
         run.update(
             terms.total() + diffusion + stage.anchor_weight * anchor,

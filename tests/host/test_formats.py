@@ -132,7 +132,7 @@ def test_another_export_does_not_take_over(
     config = ExportConfig(checkpoint, tmp_path / "micro", ("torch",), ("fp32",))
     assert export_key(config) == export_key(replace(config, report=tmp_path))
     assert export_key(config) != export_key(replace(config, precisions=("fp16",)))
-    monkeypatch.setattr(export_all, "_version", lambda tool: "other")
+    monkeypatch.setattr(export_all, "installed_version", lambda tool: "other")
     stale = tmp_path / f".micro.{export_key(config)}.part" / "bundle"
     monkeypatch.undo()
     assert export_key(config) not in str(stale)
