@@ -20,16 +20,16 @@ from mmsr_edge.errors import OptionError
 _ADMITTED = {"_reconstruct", "ndarray", "dtype", "scalar"}
 
 
-def shifted(a: Tensor, b: Tensor, side: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The same random square of `side` pixels of both.
+def shifted(pictures: list[Tensor], side: int, g: torch.Generator) -> list[Tensor]:
+    """The same random square of `side` pixels of all, [B, 3, H, W] each.
 
     AlexNet looks at every fourth pixel only: with the phase fixed, patterns of period four cost
     nothing, and a decoder that ends in a ×4 pixel shuffle makes them. A random phase shows them.
     """
-    h, w = a.shape[-2:]
+    h, w = pictures[0].shape[-2:]
     top, left = (int(torch.randint(n - side + 1, (), generator=g, device=g.device)) for n in (h, w))
     box = (..., slice(top, top + side), slice(left, left + side))
-    return a[box], b[box]
+    return [picture[box] for picture in pictures]
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -59,6 +59,41 @@ LAYOUTS: dict[str, tuple[list[Any], tuple[int, ...]]] = {
     "alexnet": (_ALEX, (0, 1, 2, 3, 4)),
     "vgg16": (_VGG, (1, 3, 6, 9, 12)),
 }
+
+
+def unit(maps: list[Tensor]) -> list[Tensor]:
+    """Feature maps [B, C, h, w], each position's vector at length 1."""
+    norms = [x.float().square().sum(1, keepdim=True).clamp_min(1e-12).sqrt() for x in maps]
+    return [x / norm.to(x.dtype) for x, norm in zip(maps, norms, strict=True)]
+
+
+def statistics(a: list[Tensor], b: list[Tensor], floor: float = 1e-6) -> Tensor:
+    r"""How far the statistics of feature maps are apart, [B], in [0, 1] but for anticorrelation.
+
+    Of every channel of every map, in DISTS's form (Ding et al. 2020, Eqs. 5 and 6) with equal
+    weights in place of its learnt ones,
+
+        1 − ½·[ (2·μ_a·μ_b + c) / (μ_a² + μ_b² + c) + (2·σ_ab + c) / (σ_a² + σ_b² + c) ]
+
+    The first part asks for as much texture of each kind, wherever it lies; the second for
+    structure where it is. Pixel by pixel, as L1 and LPIPS count, doubtful texture is best left out.
+
+    Args:
+        a: maps [B, C, h, w], not brought to unit length; the pictures themselves may be one.
+        b: what they should be like.
+        floor: c, small against the square of a feature that matters.
+    """
+    total, channels = torch.zeros(len(a[0]), device=a[0].device), 0
+    for one, two in zip(a, b, strict=True):
+        x, y = one.float().flatten(2), two.float().flatten(2)
+        mx, my = x.mean(2), y.mean(2)
+        x, y = x - mx[..., None], y - my[..., None]
+        texture = (2 * mx * my + floor) / (mx.square() + my.square() + floor)
+        spread = x.square().mean(2) + y.square().mean(2)
+        structure = (2 * (x * y).mean(2) + floor) / (spread + floor)
+        total = total + (1 - (texture + structure) / 2).sum(1)
+        channels += one.shape[1]
+    return total / channels
 
 
 class LPIPS(nn.Module):
@@ -91,7 +126,7 @@ class LPIPS(nn.Module):
         self.requires_grad_(False)
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """Unit-length feature maps of `image` [B, 3, H, W] in [-1, 1]."""
+        """Feature maps of `image` [B, 3, H, W] in [-1, 1], as the classifier has them."""
         x = (image - self.shift) / self.scale
         out, index = [], 0
         for layer in self.layout:
@@ -103,23 +138,18 @@ class LPIPS(nn.Module):
             conv = self.convs[index]
             x = F.relu(F.conv2d(x, conv.weight, conv.bias, stride=layer[0], padding=layer[1]))
             if index in self.taps:
-                norm = x.float().square().sum(1, keepdim=True).clamp_min(1e-12).sqrt()
-                out.append(x / norm.to(x.dtype))
+                out.append(x)
             index += 1
         return out
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """LPIPS of each pair, [B]; `a` and `b` are [B, 3, H, W] in [-1, 1]."""
-        return self.compare(*self.pair(a, b))
-
-    def pair(self, a: Tensor, b: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Features of both; no gradient goes to `b`."""
+        """LPIPS of each pair, [B]; `a` and `b` are [B, 3, H, W] in [-1, 1]. None flows to `b`."""
         with torch.no_grad():
             reference = self.features(b)
-        return self.features(a), reference
+        return self.compare(unit(self.features(a)), unit(reference))
 
     def compare(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
-        """LPIPS of features, [B]: Σ_l mean over positions of w_l·(a_l − b_l)² (their Eq. 1)."""
+        """LPIPS of unit features, [B]: Σ_l mean over positions of w_l·(a_l − b_l)² (Eq. 1)."""
         total = torch.zeros(a[0].shape[0], device=a[0].device)
         for i, (one, two) in enumerate(zip(a, b, strict=True)):
             difference = (one.float() - two.float()).square()

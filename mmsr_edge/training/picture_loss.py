@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmsr_edge.errors import OptionError
 from mmsr_edge.training.critic import WIDTHS, Critic
-from mmsr_edge.training.perceptual import LPIPS, shifted
+from mmsr_edge.training.perceptual import LPIPS, shifted, statistics, unit
 
 
 class PictureWeights(Protocol):
@@ -30,6 +30,8 @@ class PictureWeights(Protocol):
     @property
     def vgg_crop(self) -> int: ...
     @property
+    def statistics_weight(self) -> float: ...
+    @property
     def critic_weight(self) -> float: ...
 
 
@@ -43,6 +45,8 @@ class PictureTerms:
     """[B], weighted periodic difference; see `periodic`."""
     perceptual: Tensor
     """[B], weighted LPIPS terms."""
+    statistics: Tensor
+    """[B], weighted distance of the statistics of VGG's features."""
     adversarial: Tensor
     """Scalar, weighted: how far the pictures are from convincing the critic."""
     critic: Tensor
@@ -50,7 +54,8 @@ class PictureTerms:
 
     def total(self) -> Tensor:
         """The sum of the batch's means."""
-        return (self.l1 + self.grid + self.perceptual).mean() + self.adversarial + self.critic
+        pictures = self.l1 + self.grid + self.perceptual + self.statistics
+        return pictures.mean() + self.adversarial + self.critic
 
 
 def periodic(error: Tensor, period: int = 8, cells: int = 4) -> Tensor:
@@ -76,10 +81,10 @@ def periodic(error: Tensor, period: int = 8, cells: int = 4) -> Tensor:
 
 
 class PictureLoss(nn.Module):
-    """Weighted sum of L1, its periodic part, LPIPS-Alex, LPIPS-VGG and an adversary.
+    """Weighted sum of L1, its periodic part, LPIPS-Alex, LPIPS-VGG, statistics and an adversary.
 
     AlexNet is cheap and is shown nearly all of the picture; VGG costs fifteen times as much and is
-    shown a piece of it, and the critic sees what VGG sees.
+    shown a piece of it; the statistics are those of its features, and the critic judges them.
 
     Args:
         folder: of the LPIPS weights; see `perceptual`.
@@ -110,20 +115,27 @@ class PictureLoss(nn.Module):
 
         Args:
             g: draws the pieces that are looked at.
-            taught: [B, 3, H, W], a teacher's answer: VGG compares with it alone, and L1 with it
-                and `target` in equal parts. LPIPS-Alex sees `target`.
+            taught: [B, 3, H, W], a teacher's answer: LPIPS-VGG compares with it alone, and L1 with
+                it and `target` in equal parts. The others see `target`.
         """
-        perceptual = torch.zeros(len(image), device=image.device)
+        perceptual = character = torch.zeros(len(image), device=image.device)
         adversarial = critic = torch.zeros((), device=image.device)
         if self.alex is not None:
             side = min(image.shape[-2:]) - 8
             perceptual = perceptual + self.weights.alex_weight * self.alex(
-                *shifted(image, target, side, g)
+                *shifted([image, target], side, g)
             )
         if self.vgg is not None:
-            sharp = target if taught is None else taught
-            fake, real = self.vgg.pair(*shifted(image, sharp, self.weights.vgg_crop, g))
+            pieces = [image, target] if taught is None else [image, target, taught]
+            piece, *aims = shifted(pieces, self.weights.vgg_crop, g)
+            with torch.no_grad():
+                known = [self.vgg.features(x) for x in aims]
+            maps = self.vgg.features(piece)
+            fake, real = unit(maps), unit(known[-1])
             perceptual = perceptual + self.weights.vgg_weight * self.vgg.compare(fake, real)
+            if self.weights.statistics_weight:
+                told = statistics([piece, *maps], [aims[0], *known[0]])
+                character = self.weights.statistics_weight * told
             for judge in self._critic:  # a list: the critic is the run's network, not a part of us
                 adversarial = self.weights.critic_weight * judge.generator_loss(fake)
                 critic = judge.critic_loss(fake, real)
@@ -133,4 +145,4 @@ class PictureLoss(nn.Module):
             missed = (missed + (image.float() - taught).abs()) / 2
         l1 = self.weights.l1_weight * missed.mean((1, 2, 3))
         grid = self.weights.grid_weight * periodic(error)
-        return PictureTerms(l1, grid, perceptual, adversarial, critic)
+        return PictureTerms(l1, grid, perceptual, character, adversarial, critic)

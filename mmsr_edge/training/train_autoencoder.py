@@ -54,6 +54,8 @@ class AutoencoderStage:
     """Feature maps of VGG that are compared: 5 where there is a GPU."""
     vgg_crop: int = 96
     """Side of the piece of a crop that VGG sees."""
+    statistics_weight: float = 0.0
+    """Weight of how far the statistics of VGG's features are apart."""
     critic_weight: float = 0.0
     """Weight of the adversary; 0 does without it."""
     reconstructed: float = 1.0

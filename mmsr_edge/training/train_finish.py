@@ -79,6 +79,8 @@ class FinishStage:
     """Feature maps of VGG that are compared."""
     vgg_crop: int = 128
     """Side of the piece of a picture that VGG and the critic see."""
+    statistics_weight: float = 0.0
+    """Weight of how far the statistics of VGG's features are apart."""
     critic_weight: float = 0.03
     """Weight of the adversary."""
     latent_noise: float = 0.05
@@ -187,6 +189,7 @@ def train(
             l1=terms.l1[:n].mean(),
             grid=terms.grid.mean(),
             perceptual=terms.perceptual[:n].mean(),
+            statistics=terms.statistics[:n].mean(),
             reconstruction=(terms.l1 + terms.perceptual)[n:].sum() / max(kept, 1),
             adversarial=terms.adversarial,
             critic=terms.critic,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from mmsr_edge.errors import OptionError
 from mmsr_edge.models.presets import preset
 from mmsr_edge.sampler import timesteps
 from mmsr_edge.training.critic import WIDTHS, Critic
+from mmsr_edge.training.perceptual import statistics, unit
 from mmsr_edge.training.picture_loss import PictureLoss, periodic
 from mmsr_edge.training.train_finish import FinishStage, draw_timesteps
 
@@ -26,6 +28,7 @@ class Weights:
     vgg_weight: float = 0.5
     vgg_taps: int = 4
     vgg_crop: int = 32
+    statistics_weight: float = 0.7
     critic_weight: float = 0.1
 
 
@@ -91,19 +94,51 @@ def test_the_picture_loss_is_the_sum_of_its_parts(lpips_weights: Path) -> None:
         t = loss(image, target, torch.Generator().manual_seed(3))
         torch.testing.assert_close(
             t.total(),
-            t.l1.mean() + t.grid.mean() + t.perceptual.mean() + t.adversarial + t.critic,
+            sum(x.mean() for x in (t.l1, t.grid, t.perceptual, t.statistics))
+            + (t.adversarial + t.critic),
         )
-        return t.l1, t.grid, t.perceptual, t.adversarial, t.critic
+        return t.l1, t.grid, t.perceptual, t.statistics, t.adversarial, t.critic
 
-    l1, grid, perceptual, adversarial, judged = terms()
+    l1, grid, perceptual, character, adversarial, judged = terms()
     torch.testing.assert_close(l1, 2 * (image - target).abs().mean((1, 2, 3)))
     torch.testing.assert_close(grid, 4 * periodic(image - target))
     assert perceptual.shape == (2,) and perceptual.min() > 0
-    fake, real = (loss.vgg.features(x) for x in (image, target))
+    maps, aims = (loss.vgg.features(x) for x in (image, target))
+    torch.testing.assert_close(character, 0.7 * statistics([image, *maps], [target, *aims]))
+    fake, real = unit(maps), unit(aims)
     torch.testing.assert_close(adversarial, 0.1 * critic.generator_loss(fake))
     torch.testing.assert_close(judged, critic.critic_loss(fake, real))
     judged.backward()
     assert image.grad is None
+
+
+def test_statistics_are_means_variances_and_covariances() -> None:
+    g = torch.Generator().manual_seed(2)
+    a = [torch.rand(2, c, 9, 7, generator=g) for c in (3, 5)]
+    b = [torch.rand(2, c, 9, 7, generator=g) + x for c, x in zip((3, 5), a, strict=True)]
+    parts = []
+    for one, two in zip(a, b, strict=True):
+        for x, y in zip(one.flatten(0, 1), two.flatten(0, 1), strict=True):
+            mx, my = x.mean().item(), y.mean().item()
+            (vx, vxy), (_, vy) = np.cov(x.flatten(), y.flatten(), bias=True)
+            parts.append(1 - mx * my / (mx**2 + my**2) - vxy / (vx + vy))
+    # Two pictures' channels: each map's first three or five belong to the first picture.
+    first = [*parts[:3], *parts[6:11]], [*parts[3:6], *parts[11:]]
+    expected = torch.tensor([np.mean(p) for p in first], dtype=torch.float32)
+    torch.testing.assert_close(statistics(a, b, floor=1e-12), expected, rtol=1e-4, atol=0)
+    assert statistics(a, a).abs().max() < 1e-6
+
+
+def test_statistics_miss_texture_that_l1_is_better_off_without() -> None:
+    g = torch.Generator().manual_seed(4)
+    texture, other = (torch.randn(1, 3, 64, 64, generator=g).abs() for _ in range(2))
+    flat = torch.full_like(texture, texture.mean().item())
+    assert (flat - texture).abs().mean() < (other - texture).abs().mean()
+    maps = [F.relu(torch.randn(1, 8, 64, 64, generator=g)) * x.std() for x in (texture, other)]
+    none = torch.zeros_like(maps[0])
+    assert statistics([none], [maps[0]]) > 0.9
+    assert statistics([maps[1]], [maps[0]]) < 0.6
+    assert statistics([flat], [texture]) > 0.45
 
 
 def test_a_critic_needs_vggs_first_four_maps(lpips_weights: Path) -> None:
