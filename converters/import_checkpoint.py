@@ -264,8 +264,14 @@ def _sampler(path: Path, p: Preset) -> SamplerSpec:
                 "beta_end",
             )
         }
+        kinds["rescale_zero_snr"] = data.get("rescale_betas_zero_snr", False)
     except (OSError, ValueError, AttributeError) as error:
         raise BundleError(f"{str(path)!r} cannot be read as a scheduler: {error}") from None
+    if not isinstance(kinds["rescale_zero_snr"], bool):
+        raise BundleError(
+            f"{str(path)!r} has rescale_betas_zero_snr = {kinds['rescale_zero_snr']!r}; "
+            "it must be true or false"
+        )
     return replace(p.sampler, **kinds)
 
 

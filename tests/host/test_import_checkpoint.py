@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -18,6 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from mmsr_edge import BundleError, OptionError, Upscaler
 from mmsr_edge.converters.import_checkpoint import (
     ImportConfig,
+    _sampler,
     import_checkpoint,
     import_text_encoder,
     import_unet,
@@ -26,6 +28,7 @@ from mmsr_edge.converters.import_checkpoint import (
 )
 from mmsr_edge.converters.taming import import_vqgan
 from mmsr_edge.models.presets import PRESETS, Preset
+from mmsr_edge.sampler import make_schedule
 from mmsr_edge.training.checkpoint import Checkpoint, load_network, open_checkpoint
 
 pytestmark = pytest.mark.host
@@ -281,3 +284,30 @@ def test_nothing_is_left_when_a_source_is_missing(
         replace(config, preset="nano")
     with pytest.raises(OptionError, match="'int8' is neither fp32 nor fp16"):
         replace(config, precision="int8")
+
+
+@pytest.mark.parametrize("rescale", [None, False, True])
+def test_the_noise_is_that_of_the_scheduler(
+    p: Preset, tmp_path: Path, rescale: bool | None
+) -> None:
+    """As diffusers reads the file, in which older ones lack the key."""
+    DDIMScheduler(
+        prediction_type="v_prediction", beta_schedule="scaled_linear", beta_start=0.001,
+        rescale_betas_zero_snr=bool(rescale),
+    ).save_pretrained(tmp_path)  # fmt: skip
+    path = tmp_path / "scheduler_config.json"
+    data = json.loads(path.read_text())
+    if rescale is None:
+        del data["rescale_betas_zero_snr"]
+    path.write_text(json.dumps(data))
+    theirs = DDIMScheduler.from_pretrained(tmp_path).alphas_cumprod.numpy()
+    ours = make_schedule(_sampler(path, p)).alphas_cumprod
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert (ours[-1] == 0) == bool(rescale)
+
+
+def test_a_flag_that_is_none_is_refused(p: Preset, tmp_path: Path) -> None:
+    path = tmp_path / "scheduler_config.json"
+    path.write_text(json.dumps({"rescale_betas_zero_snr": "yes"}))
+    with pytest.raises(BundleError, match="rescale_betas_zero_snr = 'yes'; it must be true or"):
+        _sampler(path, p)
