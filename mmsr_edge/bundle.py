@@ -237,7 +237,7 @@ def _verify(root: Path, file: FileSpec) -> None:
             known = _verified[key] = (state.st_mtime_ns, state.st_size, _digest(path))
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(f"{str(path)!r} is listed but missing; {remedy}") from None
-    except OSError as error:
+    except (OSError, UnicodeEncodeError) as error:  # a name that no file system can hold
         raise BundleError(f"{str(path)!r} cannot be read: {error}; {remedy}") from error
     if known[2] != file.sha256:
         raise BundleError(

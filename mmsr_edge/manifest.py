@@ -20,6 +20,9 @@ from mmsr_edge.records import decode, encode
 SCHEMA = 1
 """The version of the manifest's own form. Raised when an older reader would misread a newer one."""
 
+MAX_TIMESTEPS = 100_000
+"""Most noise levels of a schedule; diffusion models have a thousand."""
+
 Format = Literal["onnx", "openvino", "coreml", "torch"]
 Precision = Literal["fp32", "fp16", "int8"]
 Guidance = Literal["m-cfg", "cfg", "m0-cfg"]
@@ -179,6 +182,11 @@ class SamplerSpec:
     """w the UNet was distilled with, when its one call already contains the guidance."""
 
     def __post_init__(self) -> None:
+        if self.num_train_timesteps > MAX_TIMESTEPS:  # the schedule is an array of as many
+            raise BundleError(
+                f"sampler num_train_timesteps {self.num_train_timesteps} must be at most "
+                f"{MAX_TIMESTEPS}"
+            )
         if not 1 <= self.steps <= self.num_train_timesteps:
             raise BundleError(
                 f"sampler steps {self.steps} must lie in 1..{self.num_train_timesteps} "
@@ -304,9 +312,9 @@ class Manifest:
                 components do not fit together.
         """
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise BundleError(f"manifest is not JSON: {error}") from None
+            data = json.loads(text, object_pairs_hook=_distinct)
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+            raise BundleError(f"manifest is not JSON: {error}; export the bundle again") from None
         # The schema is looked at first: a newer form is one problem, not a hundred unknown keys.
         schema = data.get("schema") if isinstance(data, dict) else None
         if schema is None:
@@ -327,3 +335,13 @@ class Manifest:
                 f"manifest holds a number that JSON cannot: {error}; "
                 "write null for an infinite PSNR"
             ) from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key given twice, readers would disagree which counts."""
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise BundleError(f"manifest has the key {twice!r} twice; remove one of the two")
+    return data

@@ -87,7 +87,10 @@ def _decode_value(hint: Any, value: Any, where: str) -> Any:
     accepted = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}[hint]
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise _mismatch(where, value, f"a value of type {hint.__name__}")
-    return hint(value)
+    try:
+        return hint(value)
+    except OverflowError:  # an integer beyond every float
+        raise _mismatch(where, value, "a smaller number") from None
 
 
 def _mismatch(where: str, value: object, expected: str) -> BundleError:
