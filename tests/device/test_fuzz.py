@@ -262,7 +262,9 @@ def test_damaged_bundles(tmp_path: Path) -> None:
     ],
     ids=["twice", "digits", "deep", "float", "surrogate", "timesteps"],
 )
-def test_what_reading_the_code_found(change: Callable[[str], str], said: str, tmp_path: Path) -> None:
+def test_what_reading_the_code_found(
+    change: Callable[[str], str], said: str, tmp_path: Path
+) -> None:
     root = make_bundle(tmp_path / "bundle")
     text = (root / MANIFEST_NAME).read_text()
     assert change(text) != text
