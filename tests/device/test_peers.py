@@ -52,6 +52,27 @@ def test_ratio_is_of_each_pictures_times(peers: Any) -> None:
     assert mine["peak_mb"] == 20 and mine["lpips"] == 0.5
 
 
+def test_times_are_on_disk_before_the_metrics(
+    peers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"set": "s", "degradation": "lr_real", "picture": "a", "method": "x4plus"}
+    row |= {"seconds": 2.0, "peak_mb": 10.0, "file": "a.png", "hr": "a.png"}
+    weights = tmp_path / "weights"
+    command = ["peers.py", "--set", "s", "--out", str(tmp_path), "--weights", str(weights)]
+    monkeypatch.setattr("sys.argv", command)
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(peers, "measure", lambda args, names: [row])
+
+    def fail(folder: object) -> None:
+        raise SystemExit("no metrics here")
+
+    monkeypatch.setattr(peers, "Metrics", fail)
+    with pytest.raises(SystemExit, match="no metrics here"):
+        peers.main()
+    assert "x4plus,2.0,10.0" in (tmp_path / "pictures.csv").read_text()
+    assert "x4plus" in (tmp_path / "peers.csv").read_text()
+
+
 def test_without_ncnn_it_says_what_to_install() -> None:
     code = "import sys; sys.modules['ncnn'] = None; sys.argv[0] = 'peers.py'\n"
     code += f"sys.path.insert(0, {str(BENCHMARKS)!r}); import importlib.util as u\n"
