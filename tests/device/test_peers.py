@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -57,10 +59,11 @@ def test_times_are_on_disk_before_the_metrics(
 ) -> None:
     row = {"set": "s", "degradation": "lr_real", "picture": "a", "method": "x4plus"}
     row |= {"seconds": 2.0, "peak_mb": 10.0, "file": "a.png", "hr": "a.png"}
-    weights = tmp_path / "weights"
-    command = ["peers.py", "--set", "s", "--out", str(tmp_path), "--weights", str(weights)]
+    command = ["peers.py", "--set", "s", "--out", str(tmp_path), "--weights", str(tmp_path)]
     monkeypatch.setattr("sys.argv", command)
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(peers, "weights_folder", lambda: tmp_path)
+    monkeypatch.setitem(sys.modules, "ncnn", ModuleType("ncnn"))
+    monkeypatch.setattr(sys.modules["ncnn"], "__spec__", ModuleSpec("ncnn", None))
     monkeypatch.setattr(peers, "measure", lambda args, names: [row])
 
     def fail(folder: object) -> None:
