@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.special import gamma
 
-from mmsr_edge.jobs import SUFFIXES
+from mmsr_edge.tasks import SUFFIXES
 
 Array = NDArray[np.float64]
 
