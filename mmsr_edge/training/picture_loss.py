@@ -126,15 +126,18 @@ class PictureLoss(nn.Module):
                 *shifted([image, target], side, g)
             )
         if self.vgg is not None:
-            pieces = [image, target] if taught is None else [image, target, taught]
-            piece, *aims = shifted(pieces, self.weights.vgg_crop, g)
-            with torch.no_grad():
-                known = [self.vgg.features(x) for x in aims]
+            sharp = target if taught is None else taught
+            piece, near, model = shifted([image, target, sharp], self.weights.vgg_crop, g)
             maps = self.vgg.features(piece)
-            fake, real = unit(maps), unit(known[-1])
+            with torch.no_grad():
+                known = self.vgg.features(model)
+            fake, real = unit(maps), unit(known)
             perceptual = perceptual + self.weights.vgg_weight * self.vgg.compare(fake, real)
             if self.weights.statistics_weight:
-                told = statistics([piece, *maps], [aims[0], *known[0]])
+                if taught is not None:
+                    with torch.no_grad():
+                        known = self.vgg.features(near)
+                told = statistics([piece, *maps], [near, *known])
                 character = self.weights.statistics_weight * told
             for judge in self._critic:  # a list: the critic is the run's network, not a part of us
                 adversarial = self.weights.critic_weight * judge.generator_loss(fake)

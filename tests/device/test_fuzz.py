@@ -202,7 +202,8 @@ def spoil_bundle(root: Path, random: Random) -> None:
             elif action == 1 and isinstance(container, dict):
                 container[f"{key}_"] = container[key]
             elif action == 2:
-                container[key] = copy.deepcopy(random.choice(places(data)[:400]))[1]
+                there, name = random.choice(places(data))
+                container[key] = copy.deepcopy(there[name])
             else:
                 container[key] = random.choice(VALUES)
         manifest.write_text(json.dumps(data))
