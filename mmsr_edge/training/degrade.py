@@ -93,13 +93,17 @@ def sinc_kernels(cutoff: Tensor, size: int = 21) -> Tensor:
 
 
 def filter_each(image: Tensor, kernels: Tensor) -> Tensor:
-    """Convolve picture b of [B, C, H, W] with kernel b of [B, k, k], edges reflected."""
-    b, c, h, w = image.shape
+    """Correlate picture b of [B, C, H, W] with kernel b of [B, k, k], edges reflected.
+
+    By way of the Fourier transform: at k = 21 it takes a fraction of a convolution's time.
+    """
+    h, w = image.shape[-2:]
     pad = kernels.shape[-1] // 2
     mode = "reflect" if min(h, w) > pad else "replicate"
-    x = F.pad(image, (pad,) * 4, mode=mode).reshape(1, b * c, h + 2 * pad, w + 2 * pad)
-    weight = kernels.repeat_interleave(c, 0)[:, None]
-    return F.conv2d(x, weight, groups=b * c).reshape(b, c, h, w)
+    x = F.pad(image, (pad,) * 4, mode=mode)
+    size = x.shape[-2:]
+    spectrum = torch.fft.rfft2(x) * torch.fft.rfft2(kernels, s=size).conj()[:, None]
+    return torch.fft.irfft2(spectrum, s=size)[..., :h, :w]
 
 
 def _resize(image: Tensor, size: tuple[int, int], g: torch.Generator) -> Tensor:

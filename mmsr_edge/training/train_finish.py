@@ -9,12 +9,12 @@ been: a blur. Here the denoiser and the decoder learn together, the HR encoder b
     z_t = √ᾱ·z_0 + √(1−ᾱ)·ε,  v̂ = UNet(z_t),  ẑ_0 = √ᾱ·z_t − √(1−ᾱ)·v̂,  x̂ = D(E_lr(y) + s·ẑ_0)
 
 with the picture loss on x̂, against the HR picture and, where `--teacher` is given, against what
-Real-ESRGAN x4plus makes of y (see `picture_teacher`). E_lr learns too, held near where it was by
-`anchor_weight` times the mean square of how far z_lr has moved, in units of s: without it nothing
-keeps z_0 small, and v diverges. Most t are the last one, pure noise, which is all that one step
-sees; the rest are the other timesteps of a sampler of `sampler_steps`, which start from what the
-first step gave. On a part of each batch the diffusion's own loss goes on, so that sampling in many
-steps stays possible, and on another the reconstruction D(E(x)).
+Real-ESRGAN x4plus makes of y (see `picture_teacher`). E_lr learns too where `anchor_weight` is not
+0: that times the mean square of z_0, what it leaves to the diffusion, is added to the loss. Without
+it nothing keeps z_0 small, and v diverges. Most t are the last one, pure noise, which is all that
+one step sees; the rest are the other timesteps of a sampler of `sampler_steps`, which start from
+what the first step gave. On a part of each batch the diffusion's own loss goes on, so that sampling
+in many steps stays possible, and on another the reconstruction D(E(x)).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class FinishStage:
     latent_noise: float = 0.05
     """Standard deviation of the noise on E(x) before decoding."""
     anchor_weight: float = 0.0
-    """Weight of what holds E_lr near where it was; 0 keeps it as it is."""
+    """Weight of what E_lr leaves to the diffusion; 0 keeps E_lr as it is."""
 
     @property
     def later_rows(self) -> int:
@@ -104,19 +104,19 @@ def draw_timesteps(stage: FinishStage, total: int, g: torch.Generator) -> Tensor
     return torch.cat([table[rows] - 1, anywhere])
 
 
-def move_lr(encoder: nn.Module | None, batch: Samples, scale: Tensor) -> tuple[Samples, Tensor]:
-    """The batch with z_lr as E_lr gives it now, and the mean square of how far that has moved.
+def encode_lr(encoder: nn.Module | None, batch: Samples, scale: Tensor) -> tuple[Samples, Tensor]:
+    """The batch with z_lr as E_lr gives it now, and the mean square of z_0 = (z_hr − z_lr)/s.
 
     Args:
-        encoder: E_lr as it learns; None: it does not.
+        encoder: E_lr as it learns; None: it does not, and the mean square is not wanted.
         batch: with z_lr as the frozen E_lr gave it.
         scale: s, standard deviation of the residual, [C, 1, 1].
     """
     if encoder is None:
         return batch, torch.zeros((), device=batch.z_lr.device)
     lr = batch.lr.float() / 127.5 - 1
-    moved = encoder(lr.contiguous(memory_format=torch.channels_last)).float()
-    return replace(batch, z_lr=moved), ((moved - batch.z_lr) / scale).square().mean()
+    z_lr = encoder(lr.contiguous(memory_format=torch.channels_last)).float()
+    return replace(batch, z_lr=z_lr), ((batch.z_hr - z_lr) / scale).square().mean()
 
 
 def aims(batch: Samples, n: int, kept: int) -> tuple[Tensor, Tensor | None]:
@@ -169,7 +169,7 @@ def train(
         present = (torch.rand((len(t), 4), generator=g, device=device) >= stage.drop).float()
         target, taught = aims(batch, n, kept)
         with autocast(device):
-            batch, anchor = move_lr(run.trained.get("lr_encoder"), batch, scale)
+            batch, anchor = encode_lr(run.trained.get("lr_encoder"), batch, scale)
         z0 = (batch.z_hr - batch.z_lr.detach()) / scale
         if later := stage.later_rows:
             z0[:later] = first_guess(net, batch, noise, present, table, later)
