@@ -1,4 +1,4 @@
-"""The command line: `mmsr-edge upscale`, `mmsr-edge info`."""
+"""The command line: `mmsr-edge upscale`, `mmsr-edge info`, `mmsr-edge bench`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsr_edge import __version__
+from mmsr_edge.cli_bench import add_bench
 from mmsr_edge.cli_jobs import (
     CANCELLED,
     FAILED,
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_upscale(commands.add_parser("upscale", help="enlarge a picture, or many", **form))
     _add_info(commands.add_parser("info", help="show the model and the backends", **form))
+    add_bench(commands.add_parser("bench", help="measure how fast it is here", **form))
     return parser
 
 
