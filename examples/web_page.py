@@ -105,7 +105,7 @@ def main() -> int:
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--port", type=int, default=7860)
     args = parser.parse_args()
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False")
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # OpenVINO does without
     try:
         import gradio
@@ -119,7 +119,6 @@ def main() -> int:
             server_port=args.port,
             theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
             footer_links=[],
-            run_history=False,
             quiet=True,
             prevent_thread_lock=True,
         )
