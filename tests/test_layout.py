@@ -116,7 +116,7 @@ def test_a_package_folder_left_out_is_found(tree: Path) -> None:
 
 def test_the_distribution_says_what_it_is() -> None:
     about = metadata.metadata("mmsr-edge")
-    extras = {"onnx", "openvino", "coreml", "torch", "peers", "convert", "train", "dev"}
+    extras = {"onnx", "openvino", "coreml", "torch", "convert", "train", "web", "peers", "dev"}
     assert set(about.get_all("Provides-Extra") or ()) == extras
     assert set(about["Requires-Python"].split(",")) == {">=3.10", "<3.14"}
     required = [r for r in metadata.requires("mmsr-edge") or () if "extra ==" not in r]
