@@ -106,7 +106,6 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=7860)
     args = parser.parse_args()
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False")
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # OpenVINO does without
     try:
         import gradio
     except ImportError:

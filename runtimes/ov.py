@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,28 @@ def load() -> None:
     Raises:
         Exception: whatever a broken installation raises.
     """
-    import openvino  # noqa: F401
+    _openvino()
+
+
+_importing = threading.Lock()
+
+
+def _openvino() -> Any:
+    """The library, imported without its telemetry.
+
+    Importing OpenVINO reports that to an analytics server, unless `openvino_telemetry` cannot be
+    imported: then a stub takes its place. A program that imported OpenVINO before us has its way.
+    """
+    with _importing:
+        hidden = "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules
+        if hidden:
+            sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+        try:
+            import openvino
+        finally:
+            if hidden:
+                del sys.modules["openvino_telemetry"]
+    return openvino
 
 
 def open_session(
@@ -107,9 +129,7 @@ def _core() -> Any:
     """
     with _making:
         if not _made:
-            import openvino as ov
-
-            _made.append(ov.Core())
+            _made.append(_openvino().Core())
         return _made[0]
 
 

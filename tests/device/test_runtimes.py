@@ -591,3 +591,39 @@ except KeyboardInterrupt:
     command = [sys.executable, "-c", code, str(tmp_path)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (0, "interrupted\n")
+
+
+TELEMETRY = """
+import sys
+{first}
+from openvino.tools.ovc import telemetry_utils
+print(telemetry_utils.tm.__name__, "openvino_telemetry" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "used"),
+    [
+        ("from mmsr_edge.runtimes import ov; ov.load()", "openvino.tools.ovc.telemetry_stub False"),
+        # What the guard is there for: without it, telemetry is loaded, and reports the import.
+        ("import openvino", "openvino_telemetry True"),
+    ],
+)
+def test_openvino_reports_to_nobody(first: str, used: str, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    # A stand-in for the package, so that the planted import does not report anything either.
+    fake = tmp_path / "openvino_telemetry"
+    (fake / "backend").mkdir(parents=True)
+    (fake / "__init__.py").write_text(
+        "class Telemetry:\n"
+        "    def __init__(self, *a, **k): pass\n"
+        "    def __getattr__(self, name):\n"
+        "        if name == 'backend': raise AttributeError(name)\n"
+        "        return lambda *a, **k: None\n"
+    )
+    (fake / "backend" / "__init__.py").write_text("")
+    (fake / "backend" / "backend_ga4.py").write_text("class GA4Backend: pass\n")
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + TELEMETRY.format(first=first)
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == used, done.stderr[-2000:]
