@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -148,8 +148,7 @@ def grid(
 ) -> Iterator[Configuration]:
     """Every backend with every precision and number of steps, the rest as in `base`."""
     for backend, precision, count in itertools.product(backends, precisions, steps):
-        kept = {**asdict(base), "backend": backend, "precision": precision, "steps": count}
-        yield Configuration(**kept)
+        yield replace(base, backend=backend, precision=precision, steps=count)
 
 
 def _name(configuration: Configuration) -> str:
@@ -206,15 +205,13 @@ def _measurement(
 
 
 def _disk_mb(bundle: Bundle, backend: str, precision: str) -> float:
-    from mmsr_edge.runtimes.registry import select_backend
+    from mmsr_edge.runtimes.registry import backend_named
 
-    chosen = select_backend(backend, bundle, precision).backend
+    opens = backend_named(backend)
     files = {
         file.path: file.bytes
         for name in bundle.manifest.components
-        for file in bundle.artifact(
-            name, chosen.formats, precision, chosen.precisions, chosen.name
-        ).files
+        for file in opens.artifact(bundle, name, precision).files
     }
     return round(sum(files.values()) / 1e6, 2)
 
@@ -226,32 +223,32 @@ def _serve(task: dict[str, Any], began: float) -> dict[str, Any]:
     model, backend, precision = task["model"], task["backend"], task["precision"]
     picture = task["picture"] or sample_picture()
     options = {"steps": task["steps"], "prompt": "auto"}
-    tiles: list[float] = []
-    seen_steps: list[int] = []
-
-    def watch(progress: Progress) -> None:
-        seen_steps.append(progress.steps)
-        if progress.tile > 1 or progress.stage in ("finishing", "done"):
-            tiles.append(time.perf_counter())
-
+    events: list[tuple[float, Progress]] = []
     try:
         upscaler = Upscaler(
             model, backend, precision=precision, threads=task["threads"], cache_dir=task["cache"]
         )
         called = time.perf_counter()
-        first = upscaler.upscale(picture, progress=watch, **options)
+        first = upscaler.upscale(
+            picture,
+            progress=lambda event: events.append((time.perf_counter(), event)),
+            **options,
+        )
     except MMSRError as error:
         return {"refused": str(error)}
     first_ms = (time.time() - began) * 1e3
+    after_first_tile = next(
+        at for at, event in events if event.tile > 1 or event.stage in ("finishing", "done")
+    )
     again = 0 if task["once"] else task["repeats"] + 1
     runs = [upscaler.upscale(picture, **options).timings for _ in range(again)]
     return {
         "backend": upscaler.backend,
-        "steps": seen_steps[-1],
+        "steps": events[-1][1].steps,
         "size": f"{first.size[0]}x{first.size[1]}",
-        "disk_mb": _disk_mb(upscaler.bundle, backend, precision),
+        "disk_mb": _disk_mb(upscaler.bundle, upscaler.backend, precision),
         "first_ms": round(first_ms, 1),
-        "first_tile_ms": round((tiles[0] - called) * 1e3, 1),
+        "first_tile_ms": round((after_first_tile - called) * 1e3, 1),
         "first": first.timings,
         "runs": runs[1:],  # the first of them warms up
         "peak_mb": peak_rss_mb(),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmsr_edge.cli_jobs import FAILED, OK, write_json
-from mmsr_edge.errors import OptionError, OutputError
+from mmsr_edge.errors import OutputError
 
 if TYPE_CHECKING:
     import argparse
@@ -34,15 +34,14 @@ def _bench(arguments: argparse.Namespace) -> int:
     from mmsr_edge.benchmark_chart import write_chart
     from mmsr_edge.bundle import open_bundle
     from mmsr_edge.image import load_image
-    from mmsr_edge.runtimes.registry import BACKENDS
+    from mmsr_edge.runtimes.registry import BACKENDS, backend_named
 
     bundle = open_bundle(arguments.model)  # wrong things are said before minutes are spent
     if arguments.image is not None:
         load_image(arguments.image)
-    names = [backend.name for backend in BACKENDS]
     for name in arguments.backend or ():
-        if name not in [*names, "auto"]:
-            raise OptionError(f"backend {name!r} is unknown; choose auto, {', '.join(names)}")
+        if name != "auto":
+            backend_named(name)
     usable = [b.name for b in BACKENDS if not (b.serves(bundle) or b.available())]
     base = Configuration(
         model=arguments.model,

@@ -67,10 +67,18 @@ class Backend:
         """None when it can open every component of `bundle`, otherwise why not."""
         try:
             for component in bundle.manifest.components:
-                bundle.artifact(component, self.formats, precision, self.precisions, self.name)
+                self.artifact(bundle, component, precision)
         except BundleError as error:
             return str(error)
         return None
+
+    def artifact(self, bundle: Bundle, component: str, precision: str = "auto") -> Artifact:
+        """The form of a component that it opens; see `Bundle.artifact`.
+
+        Raises:
+            BundleError, OptionError: as there.
+        """
+        return bundle.artifact(component, self.formats, precision, self.precisions, self.name)
 
     def open(
         self,
@@ -143,7 +151,7 @@ def select_backend(
         BundleError: the named one cannot open the bundle.
     """
     if name != "auto":
-        backend = _named(name)
+        backend = backend_named(name)
         backend.check()
         if bundle is not None and (reason := backend.serves(bundle, precision)):
             raise BundleError(f"backend {name!r} cannot open this bundle: {reason}")
@@ -175,15 +183,18 @@ def open_session(
     Raises:
         BackendError, BundleError, OptionError: as `Backend.open` and `Bundle.artifact`.
     """
-    artifact = bundle.artifact(
-        component, backend.formats, precision, backend.precisions, backend.name
-    )
+    artifact = backend.artifact(bundle, component, precision)
     spec = bundle.component(component)
     path = bundle.path(artifact.files[0])
     return backend.open(path, spec, artifact, options, bundle.manifest.preset)
 
 
-def _named(name: str) -> Backend:
+def backend_named(name: str) -> Backend:
+    """Look up one of `BACKENDS`.
+
+    Raises:
+        OptionError: there is none of that name.
+    """
     for backend in BACKENDS:
         if backend.name == name:
             return backend
