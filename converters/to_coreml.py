@@ -5,8 +5,8 @@ the weights are compressed, activations stay float16: to calibrate activations c
 with the model, which needs macOS. `QuantConfig.keep_float`, which spares layers from int8
 activations, is therefore not regarded; weights alone cost little.
 
-Attention is what coremltools makes of it for iOS 17, plain matrix products and a softmax. The
-Neural Engine's own form of it ([B, C, 1, S], 1×1 convolutions, head by head) is not attempted.
+The UNet's attention takes the Neural Engine's form; see `split_attention`. That of the text encoder
+and the connector, which run once a picture, is what coremltools makes of it for iOS 17.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.export import ExportedProgram
 
+from mmsr_edge.converters.split_attention import split_attention
 from mmsr_edge.errors import OptionError, OutputError, ParityError, missing_extra
 
 CoreMLPrecision = Literal["fp32", "fp16", "int8", "palette", "uniform"]
@@ -122,7 +123,9 @@ def to_coreml(
     ct = import_coremltools()
     with _quiet():
         _register_operators()
-        model = _to_program(ct, _export(network, feeds), feeds, outputs, precision)
+        with split_attention(network):
+            program = _export(network, feeds)
+        model = _to_program(ct, program, feeds, outputs, precision)
     _check_ports(model.get_spec().description, feeds, outputs)
     return model
 

@@ -82,7 +82,8 @@ class UpscaleOptions:
     edges: MapOption = "auto"
     """Edge map, edges = bright. "auto": Canny."""
     seed: int = 0
-    """Of the noise, in `SEED_RANGE`; the same seed gives the same picture."""
+    """Of the noise, in `SEED_RANGE`; the same seed gives the same picture. Where the model starts
+    without noise (`SamplerSpec.few_steps`), every seed does."""
     color_fix: bool = True
     """Give the result the colours of the input."""
     fidelity: bool = False

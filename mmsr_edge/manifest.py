@@ -180,6 +180,8 @@ class SamplerSpec:
     """Default w of Eq. 3-4."""
     baked_guidance: float | None = None
     """w the UNet was distilled with, when its one call already contains the guidance."""
+    few_steps: int = 0
+    """Up to so many steps the walk starts from z_T = 0 instead of noise, as the UNet was taught."""
 
     def __post_init__(self) -> None:
         if self.num_train_timesteps > MAX_TIMESTEPS:  # the schedule is an array of as many
@@ -190,6 +192,11 @@ class SamplerSpec:
         if not 1 <= self.steps <= self.num_train_timesteps:
             raise BundleError(
                 f"sampler steps {self.steps} must lie in 1..{self.num_train_timesteps} "
+                "(num_train_timesteps)"
+            )
+        if not 0 <= self.few_steps <= self.num_train_timesteps:
+            raise BundleError(
+                f"sampler few_steps {self.few_steps} must lie in 0..{self.num_train_timesteps} "
                 "(num_train_timesteps)"
             )
         if not 0 < self.beta_start <= self.beta_end < 1:

@@ -32,8 +32,8 @@ def needed_mb(finishing: Finishing, manifest: Manifest, *, by_rows: bool) -> flo
     """
     width, height = finishing.picture.size
     wide = width * finishing.scale
-    # The input as floats; edges at twice its size, as floats and as the result's map.
-    per_input = 12 + 16 + 16
+    # The input as floats; edges at twice its size, as bytes, and as the result's map.
+    per_input = 12 + 4 + 4
     if finishing.picture.icc is not None:
         per_input += 24  # in sRGB, and what sRGB lacks
     if finishing.picture.alpha is not None:
@@ -50,9 +50,9 @@ def needed_mb(finishing: Finishing, manifest: Manifest, *, by_rows: bool) -> flo
     noise = 2 * latents * wide / manifest.latent.factor * manifest.latent.channels * 4
     # Pillow keeps four bytes a pixel, and encoders take as much again.
     whole = 0 if by_rows else (8 if channels > 2 else 2) * out_width * out_height
-    # The tracing of edges, before the first tile, takes up to 80 bytes a pixel of the input; of a
+    # The tracing of edges, before the first tile, takes up to 40 bytes a pixel of the input; of a
     # very large one that is the most. A canvas may be there at the same time, but is empty then.
-    edges = 80 * width * height
+    edges = 40 * width * height
     tiles = per_input * width * height + fine + noise + whole
     return (_FIXED + max(edges, tiles)) / 1e6
 

@@ -153,7 +153,8 @@ class PictureRun:
             lr: the tile, [1, 3, t, t] in [-1, 1].
             maps: by name of `MAPS`, [1, 3, s, s] in [-1, 1] with s = `map_side`; None or a
                 missing name is an absent modality.
-            noise: the tile's part of the canvas noise, [1, C, l, l].
+            noise: the tile's part of the canvas noise, [1, C, l, l]; of no consequence where the
+                manifest has so few steps start from 0.
         """
         settings, pipeline = self.settings, self.pipeline
         positive, negative = self._contexts(maps)
@@ -176,8 +177,12 @@ class PictureRun:
                 return prediction
             return guide(prediction, self.run("unet", context=negative, **feeds)["prediction"], w)
 
-        spacing = pipeline.manifest.sampler.timestep_spacing
-        for step in sample(predict, noise, pipeline.schedule, settings.steps, spacing):
+        sampler = pipeline.manifest.sampler
+        # A few steps have no time to walk off the noise that they start from: what is left of it
+        # is streaks. Those that were taught start, as OSEDiff (2024) does, without any.
+        start = noise if settings.steps > sampler.few_steps else np.zeros_like(noise)
+        spacing = sampler.timestep_spacing
+        for step in sample(predict, start, pipeline.schedule, settings.steps, spacing):
             latent = step.denoised
             if scale is not None:  # the diffusion models (z_hr − z_lr) / s
                 latent = lr_latent + np.array(scale, np.float32)[:, None, None] * latent

@@ -13,12 +13,13 @@ from mmsr_edge.blur import gaussian_blur
 from mmsr_edge.strips import Enlarger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
     Array = npt.NDArray[Any]
     Points = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
+    Mask = npt.NDArray[np.bool_]
 
 __all__ = ["canny", "detect_edges"]
 
@@ -29,8 +30,8 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 def canny(
     image: Array, sigma: float = 1.4, low: float = 0.1, high: float = 0.2
-) -> npt.NDArray[np.float32]:
-    """Edges of a picture, one pixel wide: float32 [H, W] of 0 and 1.
+) -> Mask:
+    """Edges of a picture, one pixel wide: bool [H, W].
 
     Equals `skimage.feature.canny(mode="reflect")` on the luma scaled to [0, 1].
 
@@ -49,8 +50,8 @@ def canny(
     return _canny(rows, (image.shape[0], image.shape[1]), sigma, low, high)
 
 
-def detect_edges(picture: Array, scale: float = 2.0) -> npt.NDArray[np.float32]:
-    """Edges of a low-resolution picture at the resolution of its maps: [scale · H, scale · W].
+def detect_edges(picture: Array, scale: float = 2.0) -> Mask:
+    """Edges of a low-resolution picture at its maps' resolution: bool [scale · H, scale · W].
 
     The picture is enlarged first (bicubic) and Canny comes second, as in training: the network
     knows edges that are one pixel of a map wide.
@@ -70,9 +71,10 @@ def _canny(
     sigma: float = 1.4,
     low: float = 0.1,
     high: float = 0.2,
-) -> npt.NDArray[np.float32]:
+) -> Mask:
     """`canny` of a grey picture of `shape`, of which `rows` gives [first, stop) in [−1, 1]."""
     height = shape[0]
+    stride = shape[1] + 2  # a frame of one pixel: neighbours of flat indices never wrap around
     halo = int(4 * sigma + 0.5) + 2  # rows that a pixel's edge depends on, above and below it
     found = []
     for top in range(0, height, _ROWS):
@@ -84,9 +86,8 @@ def _canny(
         y, x = _local_maxima(down, right, strength, low)
         kept = (y >= top - first) & (y < bottom - first)
         y, x = y[kept], x[kept]
-        found.append((y + first, x, strength[y, x] >= high))
-    y, x, strong = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return _connected(shape, (y, x), strong)
+        found.append(((y + first + 1) * stride + x + 1, strength[y, x] >= high))
+    return _connected(shape, found)
 
 
 def _sobel(grey: Array) -> Array:
@@ -120,20 +121,25 @@ def _local_maxima(down: Array, right: Array, strength: Array, low: float) -> Poi
     return y[keep], x[keep]
 
 
-def _connected(shape: tuple[int, int], thin: Points, strong: Array) -> npt.NDArray[np.float32]:
-    """Of the `thin` pixels, those that reach a `strong` one through their 8 neighbours."""
-    height, width = shape
-    # A frame of one pixel, so that neighbours of flat indices never wrap around.
-    stride = width + 2
-    indices = (thin[0] + 1) * stride + thin[1] + 1
+def _connected(shape: tuple[int, int], thin: Sequence[tuple[Array, Mask]]) -> Mask:
+    """Of the `thin` pixels, those that reach a strong one through their 8 neighbours.
+
+    Args:
+        shape: of the picture.
+        thin: by bands: flat indices into the framed picture, and whether each is strong.
+    """
+    height, stride = shape[0], shape[1] + 2
     waiting = np.zeros((height + 2) * stride, bool)
-    waiting[indices] = True
+    for indices, _ in thin:
+        waiting[indices] = True
     edges = np.zeros_like(waiting)
     around = np.array([-stride - 1, -stride, -stride + 1, -1, 1, stride - 1, stride, stride + 1])
-    front = indices[strong]
-    while front.size:
-        edges[front] = True
-        waiting[front] = False
-        reached = (front[:, None] + around).ravel()
-        front = np.unique(reached[waiting[reached]])
-    return edges.reshape(height + 2, stride)[1:-1, 1:-1].astype(np.float32)
+    for indices, strong in thin:  # band by band, so that the front never is the whole picture's
+        front = indices[strong]
+        front = front[waiting[front]]
+        while front.size:
+            edges[front] = True
+            waiting[front] = False
+            reached = (front[:, None] + around).ravel()
+            front = np.unique(reached[waiting[reached]])
+    return edges.reshape(height + 2, stride)[1:-1, 1:-1].copy()

@@ -1,6 +1,7 @@
 """Maps: depth, segmentation and edges as pictures that the tokenizer can read.
 
-A map is float32 [H', W', 3] in [−1, 1], of the whole picture, at whatever resolution it came in.
+A map is float32 [H', W', 3] in [−1, 1], of the whole picture, at whatever resolution it came in;
+one that only has black and white may be uint8, for a large picture's takes memory.
 `crop_map` cuts out what a tile needs, so that a tile's map knows the picture around it.
 What the caller may give as a map: a path, a PIL image, or an array.
 """
@@ -23,9 +24,18 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Array = npt.NDArray[Any]
-    Map: TypeAlias = npt.NDArray[np.float32]
+    Map: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
 
-__all__ = ["PALETTE", "crop_map", "depth_map", "edge_map", "map_image", "segmentation_map"]
+__all__ = [
+    "PALETTE",
+    "black_and_white",
+    "crop_map",
+    "depth_map",
+    "edge_map",
+    "map_image",
+    "segmentation_map",
+    "signed",
+]
 
 MapSource: TypeAlias = "str | os.PathLike[str] | Image.Image | Array"
 
@@ -85,6 +95,18 @@ def edge_map(edges: MapSource) -> Map:
     return _spread(grey)
 
 
+def black_and_white(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """The map of a mask [H, W], true = 1 = white, at a byte a pixel."""
+    return np.broadcast_to((mask.view(np.uint8) * np.uint8(255))[..., None], (*mask.shape, 3))
+
+
+def signed(pixels: Map) -> npt.NDArray[np.float32]:
+    """Part of a map as float32 in [−1, 1]."""
+    if pixels.dtype == np.uint8:
+        return pixels / np.float32(127.5) - np.float32(1)
+    return np.asarray(pixels, np.float32)
+
+
 def segmentation_map(segmentation: MapSource) -> Map:
     """The map of a segmentation: each class in its colour of `PALETTE`.
 
@@ -122,7 +144,7 @@ def crop_map(
     *,
     extent: tuple[int, int] | None = None,
     resample: Image.Resampling = Image.Resampling.BILINEAR,
-) -> Map:
+) -> npt.NDArray[np.float32]:
     """Cut `box` out of a map and resize it: float32 [1, 3, size, size], as the tokenizer's `map`.
 
     The neighbourhood of the box takes part in the resizing, so that the maps of adjoining tiles
@@ -145,7 +167,7 @@ def crop_map(
         raise ValueError(f"box {box} is empty")
     ys, y0 = _reach(top, bottom, size, height)
     xs, x0 = _reach(left, right, size, width)
-    part = whole[ys[:, None], xs]
+    part = signed(whole[ys[:, None], xs])
     inner = (left - x0, top - y0, right - x0, bottom - y0)
     planes = [
         Image.fromarray(np.ascontiguousarray(part[..., c])).resize((size, size), resample, inner)
@@ -163,8 +185,12 @@ def _reach(start: float, stop: float, size: int, length: int) -> tuple[npt.NDArr
 
 
 def map_image(whole: Map) -> Image.Image:
-    """A map as an 8-bit RGB picture, to look at or to give back as the next picture's map."""
-    return Image.fromarray(to_bytes(whole))
+    """A map as an 8-bit picture, to look at or to give back as the next picture's map.
+
+    Grey where the map is one channel, shown three times; else RGB.
+    """
+    pixels = whole[..., 0] if whole.strides[2] == 0 else whole
+    return Image.fromarray(pixels if pixels.dtype == np.uint8 else to_bytes(pixels))
 
 
 def _opened(source: MapSource) -> Image.Image | Array:

@@ -17,16 +17,23 @@ from PIL import Image
 from mmsr_edge.config import MAPS
 from mmsr_edge.errors import Cancelled, MMSRError
 from mmsr_edge.modalities.edges import detect_edges
-from mmsr_edge.modalities.maps import crop_map, depth_map, edge_map, segmentation_map
+from mmsr_edge.modalities.maps import (
+    black_and_white,
+    crop_map,
+    depth_map,
+    edge_map,
+    segmentation_map,
+    signed,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from mmsr_edge.config import UpscaleOptions
+    from mmsr_edge.modalities.maps import Map
     from mmsr_edge.pipeline import PictureRun
 
     Array = npt.NDArray[Any]
-    Map = npt.NDArray[np.float32]
 
 __all__ = ["PictureMap", "collect_maps", "see_whole", "whole_picture"]
 
@@ -36,7 +43,7 @@ class PictureMap:
     """A map of a whole picture."""
 
     values: Map
-    """[H', W', 3] in [-1, 1], at a resolution of its own."""
+    """[H', W', 3] as `maps` has it, at a resolution of its own."""
     resample: Image.Resampling
     """How it may be resized: colours that stand for classes must not mix."""
 
@@ -103,7 +110,7 @@ def _edges(rgb: Array, run: PictureRun) -> Map:
     run.seconds["edges"] += time.perf_counter() - began
     if not edges.any():
         raise _UnusableMapError("Canny finds none in this picture")
-    return edge_map(edges)
+    return black_and_white(edges)
 
 
 def _depth(rgb: Array, run: PictureRun) -> Map | None:
@@ -156,7 +163,9 @@ def _no_finer(values: Map, rgb: Array, run: PictureRun, resample: Image.Resampli
     if (height, width) == values.shape[:2]:
         return values
     planes = [
-        Image.fromarray(np.ascontiguousarray(values[..., c])).resize((width, height), resample)
+        Image.fromarray(np.ascontiguousarray(signed(values[..., c]))).resize(
+            (width, height), resample
+        )
         for c in range(3)
     ]
     return np.stack([np.asarray(plane, np.float32) for plane in planes], axis=-1)

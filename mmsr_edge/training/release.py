@@ -93,6 +93,9 @@ def main() -> None:
     parser.add_argument("--version", required=True, help="of the weights")
     parser.add_argument("--notes", default="", help="what a user of the weights should know")
     parser.add_argument("--steps", type=int, help="default steps of the bundle, not the preset's")
+    parser.add_argument(
+        "--few-steps", type=int, default=0, help="up to so many steps start without noise"
+    )
     parser.add_argument("--guidance-scale", type=float, help="default w; 0 means no guidance")
     parser.add_argument(
         "--taught-by",
@@ -111,7 +114,7 @@ def main() -> None:
     denoiser = last.pop("denoiser")
     states |= last | split_denoiser(denoiser)  # a finish has a decoder too
     scale = torch.as_tensor(denoiser["residual_scale"]).tolist()
-    sampler = preset(args.preset).sampler
+    sampler = replace(preset(args.preset).sampler, few_steps=args.few_steps)
     if args.steps is not None:
         sampler = replace(sampler, steps=args.steps)
     if args.guidance_scale is not None:

@@ -11,8 +11,8 @@ been: a blur. Here the denoiser and the decoder learn together, the HR encoder b
 with the picture loss on x̂, against the HR picture and, where `--teacher` is given, against what
 Real-ESRGAN x4plus makes of y (see `picture_teacher`). E_lr learns too where `anchor_weight` is not
 0: that times the mean square of z_0, what it leaves to the diffusion, is added to the loss. Without
-it nothing keeps z_0 small, and v diverges. Most t are the last one, pure noise, which is all that
-one step sees; the rest are the other timesteps of a sampler of `sampler_steps`, which start from
+it nothing keeps z_0 small, and v diverges. Few steps start without noise (`start_noise` 0: what one
+step could not remove of it was streaks), and most t are the last one, all that one step sees; the rest are the other timesteps of a sampler of `sampler_steps`, which start from
 what the first step gave. On a part of each batch the diffusion's own loss goes on, so that sampling
 in many steps stays possible, and on another the reconstruction D(E(x)).
 """
@@ -55,8 +55,10 @@ class FinishStage:
     """Samples a step, besides, on which the diffusion's loss goes on."""
     reconstructed: int = 2
     """Of `batch`, those whose reconstruction is trained too."""
+    start_noise: float = 0.0
+    """Standard deviation of what a few steps start from; 1: the diffusion's own start."""
     later: float = 0.25
-    """Share of `batch` that starts after pure noise."""
+    """Share of `batch` that starts after the first step."""
     sampler_steps: int = 4
     """The sampler whose timesteps those are."""
     pool: int = 2048
@@ -90,7 +92,7 @@ class FinishStage:
 
     @property
     def later_rows(self) -> int:
-        """How many of `batch`, its first, start after pure noise."""
+        """How many of `batch`, its first, start after the first step."""
         return round(self.later * self.batch)
 
 
@@ -138,7 +140,7 @@ def aims(batch: Samples, n: int, kept: int) -> tuple[Tensor, Tensor | None]:
 def first_guess(
     net: Denoiser, batch: Samples, noise: Tensor, present: Tensor, table: Tensor, rows: int
 ) -> Tensor:
-    """ẑ_0 of the first `rows` samples, in one step from pure noise, [rows, C, h, w].
+    """ẑ_0 of the first `rows` samples, in one step from the start, [rows, C, h, w].
 
     The later steps of a sampler start from it, with the same noise (DDIM with η = 0), not from
     z_0: a denoiser that was trained on z_0 alone trusts what it gave itself too much.
@@ -166,6 +168,7 @@ def train(
         t = draw_timesteps(stage, len(table), g)
         a = table[t][:, None, None, None]
         noise = torch.randn(batch.z_hr.shape, generator=g, device=device)
+        noise[:n] *= stage.start_noise
         present = (torch.rand((len(t), 4), generator=g, device=device) >= stage.drop).float()
         target, taught = aims(batch, n, kept)
         with autocast(device):

@@ -100,6 +100,7 @@ def test_a_misspelt_key_is_corrected(bundle: Bundle) -> None:
         ("components.decoder.artifacts.0.files", [], "onnx fp32 artifact has no files"),
         ("provenance.sources", [1], "provenance.sources[0]: got 1, expected an object"),
         ("sampler.steps", 0, "sampler: sampler steps 0 must lie in 1..1000"),
+        ("sampler.few_steps", 1001, "sampler: sampler few_steps 1001 must lie in 0..1000"),
         ("sampler.beta_end", 1.5, "0 < beta_start <= beta_end < 1"),
         ("sampler.guidance_scale", -1, "guidance_scale -1"),
         ("tile.overlap", 9, "tile overlap 9 must lie in 0..8"),

@@ -95,8 +95,18 @@ def test_a_map_given_back_is_the_same_map() -> None:
         (edges, maps.edge_map),
     ):
         image = maps.map_image(whole)
-        assert image.mode == "RGB"
+        assert image.mode == ("RGB" if whole is classes else "L")
         np.testing.assert_allclose(read(image), whole, rtol=0, atol=1e-6)
+
+
+def test_black_and_white_at_a_byte_a_pixel_is_the_same_map() -> None:
+    mask = np.random.default_rng(0).random((40, 30)) < 0.1
+    small, large = maps.black_and_white(mask), maps.edge_map(mask)
+    assert small.dtype == np.uint8
+    np.testing.assert_array_equal(maps.signed(small), large)
+    box = (3.5, -2.0, 21.0, 17.0)
+    np.testing.assert_array_equal(maps.crop_map(small, box, 16), maps.crop_map(large, box, 16))
+    assert maps.map_image(small).tobytes() == maps.map_image(large).tobytes()
 
 
 def test_refusals_quote_the_value(tmp_path: Path) -> None:

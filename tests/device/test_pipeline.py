@@ -113,10 +113,10 @@ def context_of(manifest: Manifest, text: str | None, maps: dict[str, Array]) -> 
     return reference.connector([embedding, *tokens], (1, 1, 1, 1))
 
 
-def one_step(context: Array) -> Array:
+def one_step(context: Array, start: Array = NOISE) -> Array:
     """The HR latent after one step of the zero-SNR walk: z_0 = −v, then z_lr + s z_0."""
     z_lr = reference.lr_encoder(LR)
-    v = reference.unet(np.concatenate([NOISE, z_lr], axis=1), 999, context)
+    v = reference.unet(np.concatenate([start, z_lr], axis=1), 999, context)
     latent: Array = z_lr - np.array(RESIDUAL_SCALE)[:, None, None] * v
     return latent
 
@@ -129,6 +129,22 @@ def test_one_step_is_the_formula(spies: Spies) -> None:
     assert (step.index, step.total) == (0, 1)
     np.testing.assert_array_equal(
         run.decode(step.latent), reference.decoder(step.latent).clip(-1, 1)
+    )
+
+
+def test_a_few_steps_that_were_taught_start_without_noise(manifest: Manifest) -> None:
+    few = Spies(replace(manifest, sampler=replace(manifest.sampler, few_steps=2)))
+    for steps, start_from in ((1, 0 * NOISE), (2, 0 * NOISE), (3, NOISE)):
+        few.fed.clear()
+        first, *_ = start(few, steps=steps, prompt="").denoise(LR, MAPS, NOISE)
+        fed = few.feeds("unet")[0]["latent"][:, :CHANNELS]
+        np.testing.assert_array_equal(fed, start_from)
+        if steps == 1:
+            expected = one_step(context_of(manifest, "sharp", MAPS), start_from)
+            np.testing.assert_allclose(first.latent, expected, atol=1e-5)
+    plain = start(Spies(manifest), steps=1, prompt="").denoise(LR, MAPS, NOISE)
+    np.testing.assert_allclose(
+        next(plain).latent, one_step(context_of(manifest, "sharp", MAPS)), atol=1e-5
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention import BasicTransformerBlock
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,6 +21,7 @@ from mmsr_edge.converters.export_all import ExportConfig, export_bundle, main, p
 from mmsr_edge.converters.mil import MILProgram
 from mmsr_edge.converters.mil.package import open_package
 from mmsr_edge.converters.quantize import QuantConfig
+from mmsr_edge.converters.split_attention import SplitAttention, split_attention
 from mmsr_edge.converters.to_coreml import convert, package_files
 from mmsr_edge.errors import (
     BackendError,
@@ -141,6 +143,31 @@ def test_codes_agree(exported: Path, opened: Checkpoint) -> None:
     indices = MILProgram.open(exported / "tokenizer" / "fp16.mlpackage").run(feeds)["indices"]
     assert (indices == reference["indices"]).mean() >= 0.98
     assert len(set(indices.flatten())) > 10  # else anything would agree
+
+
+def test_the_unets_attention_is_in_the_neural_engines_form(
+    exported: Path, opened: Checkpoint
+) -> None:
+    unet, feeds = opened.networks["unet"], feeds_of(opened, "unet")
+    blocks = [m for m in unet.modules() if isinstance(m, BasicTransformerBlock)]
+    attentions = [a for b in blocks for a in (b.attn1, b.attn2)]
+    before = [a.processor for a in attentions]
+    expected = run_network(unet, "unet", feeds)["prediction"]
+    with split_attention(unet) as count:
+        assert count == len(attentions) == 8
+        assert all(isinstance(a.processor, SplitAttention) for a in attentions)
+        split = run_network(unet, "unet", feeds)["prediction"]
+        mask = torch.zeros(1, 1, 4)
+        with pytest.raises(NotImplementedError, match="no mask"):
+            attentions[0](torch.zeros(1, 4, attentions[0].to_q.in_features), attention_mask=mask)
+    assert [a.processor for a in attentions] == before
+    np.testing.assert_allclose(split, expected, atol=1e-5)
+    # A softmax for each head, and no projection but as a convolution: what is left of linear
+    # layers is the embedding of time, one a residual block, and the feed-forward networks.
+    kinds = MILProgram.open(exported / "unet" / "fp16.mlpackage").kinds
+    assert kinds["softmax"] == sum(a.heads for a in attentions)
+    layers = [n for n, m in unet.named_modules() if isinstance(m, nn.Linear)]
+    assert kinds["linear"] == sum(".attn" not in name for name in layers)
 
 
 def test_precisions_and_sizes(exported: Path, opened: Checkpoint, tmp_path: Path) -> None:

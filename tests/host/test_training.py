@@ -21,10 +21,14 @@ from torch import nn
 
 from mmsr_edge.bundle import open_bundle
 from mmsr_edge.errors import OptionError
+from mmsr_edge.models.components import build_component
 from mmsr_edge.training.checkpoint import load_states, open_checkpoint
 from mmsr_edge.training.data import Photos
+from mmsr_edge.training.denoiser import Denoiser
 from mmsr_edge.training.perceptual import LPIPS, read_arrays
+from mmsr_edge.training.picture_loss import PictureLoss
 from mmsr_edge.training.run import Run, RunConfig, load_run, start_from
+from mmsr_edge.training.train_taught import TaughtPool, TaughtStage, train
 from mmsr_edge.training.train_tokenizer import revive
 
 STAGES = "mmsr_edge.training"
@@ -267,3 +271,59 @@ def test_a_terminated_stage_saves_and_resumes(
     assert 0 < state["step"] < 100000
     run_stage("train_tokenizer", tmp_path, *options, "--steps", state["step"] + 2)
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == state["step"] + 2
+
+
+class Doubled(nn.Module):
+    """A teacher whose answer is known: each pixel four times each way, and darker."""
+
+    def forward(self, lr: torch.Tensor) -> torch.Tensor:
+        return lr.repeat_interleave(4, 2).repeat_interleave(4, 3) / 2 - 0.5
+
+
+def test_pieces_of_a_taught_picture_stay_together(photos: Path) -> None:
+    stage = TaughtStage(taught_crop=64, crop=32, batch=4, pool=16, reuse=4, clean=1.0)
+    pool = TaughtPool(Photos(photos, torch.device("cpu")), Doubled(), stage, seed=0)
+    assert pool.count == 8
+    lr, hr, taught = pool.batch(24)
+    assert lr.shape == (24, 3, 8, 8) and hr.shape == taught.shape == (24, 3, 32, 32)
+    # Turned, mirrored and cut alike: the teacher's answer is still the one to this piece, and the
+    # HR picture, shrunk, is the piece but for what bicubic takes from around it.
+    torch.testing.assert_close(taught, Doubled()(lr), atol=1.5 / 127.5, rtol=0)
+    inner = (..., slice(2, -2), slice(2, -2))
+    shrunk = torch.nn.functional.interpolate(hr, (8, 8), mode="bicubic", antialias=True)
+    off = (shrunk - lr)[inner].abs().mean()
+    assert off < 0.1 * (shrunk.flip(-1) - lr)[inner].abs().mean()
+    # 24 pieces, each picture used four times: eight new ones came; then the oldest go.
+    assert pool.count == 8 and pool.owed == 6
+    for _ in range(4):
+        pool.batch(8)
+    assert pool.count == 16
+
+
+def test_the_teachers_stage_learns_from_the_teacher_alone(
+    photos: Path, lpips_weights: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    device = torch.device("cpu")
+    stage = TaughtStage(preset="micro", taught_crop=64, crop=64, batch=2, pool=8, clean=1.0)
+    states = load_states(checkpoint)
+    names = ("hr_encoder", "tokenizer", "lr_encoder", "decoder")
+    networks = {n: build_component(n, "micro") for n in names}
+    start_from(networks, states)
+    net = Denoiser("micro", networks.pop("tokenizer").vq.quantize.embedding.weight.detach())
+    net.load_state_dict(states["denoiser"])
+    hr_encoder = networks.pop("hr_encoder").requires_grad_(False)
+    net.text_encoder.requires_grad_(False)
+    net.connector.requires_grad_(False)
+    before = {k: v.clone() for k, v in net.connector.state_dict().items()}
+    config = RunConfig(steps=60, warmup=1, log_every=10, learning_rate=2e-3, device="cpu")
+    run = Run(tmp_path, config, stage, {**networks, "denoiser": net})
+    pool = TaughtPool(Photos(photos, device), Doubled(), stage, seed=0)
+    train(pool, PictureLoss(lpips_weights, stage), hr_encoder, run, stage, device)
+    with (tmp_path / "log.csv").open() as file:
+        log = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    assert log[-1]["l1"] < 0.6 * log[0]["l1"]
+    # The teacher is darker than HR, so what learns from it alone leaves HR behind.
+    assert log[-1]["hr_l1"] > log[-1]["l1"] / stage.l1_weight
+    assert set(load_run(tmp_path)) == {"lr_encoder", "decoder", "denoiser"}
+    for key, value in before.items():
+        assert torch.equal(value, net.connector.state_dict()[key]), key

@@ -1,0 +1,258 @@
+r"""Learn one step from a published enlarger: E_lr, UNet and decoder give what the teacher gives.
+
+    python -m mmsr_edge.training.train_taught --photos DIR --lpips DIR --teacher DIR \
+        --autoencoder RUN --tokenizer RUN --diffusion RUN --out RUN
+
+    x̂ = D(E_lr(y) + s·ẑ_0),   ẑ_0 = −UNet(ε ⊕ E_lr(y), T, c∅),   x̂ ≈ teacher(y)
+
+What the HR picture was cannot be known from a noisy LR picture y: losses against it stop falling
+early, and drown what can be learnt. The teacher's answer is a function of y, the same every time
+(see `picture_teacher`). No modality is seen here: c∅ is what the connector makes of four m∅, so
+that a sample is a crop, its degradation and the teacher's answer, which are cheap to make and may
+be turned and cut in many ways. `train_finish` goes on with the modalities and the HR pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmsr_edge.modalities.prompt import encode_prompt
+from mmsr_edge.models.components import build_component
+from mmsr_edge.models.presets import preset
+from mmsr_edge.models.tokenizer import Tokenizer
+from mmsr_edge.training.checkpoint import load_states
+from mmsr_edge.training.data import Photos
+from mmsr_edge.training.degrade import DegradeConfig, degrade
+from mmsr_edge.training.denoiser import Denoiser, alphas, to_start
+from mmsr_edge.training.options import add_run_options, run_config
+from mmsr_edge.training.picture_loss import PictureLoss
+from mmsr_edge.training.picture_teacher import load_picture_teacher
+from mmsr_edge.training.run import Run, autocast, pick_device, start_from
+
+SCALE = 4
+"""HR pixels per LR pixel, along a side."""
+
+
+@dataclass(frozen=True)
+class TaughtStage:
+    """Settings of this stage."""
+
+    preset: str = "nano"
+    """Which networks."""
+    taught_crop: int = 224
+    """HR pixels of a side of what the teacher is shown."""
+    crop: int = 128
+    """HR pixels of a side of the pieces of it that are trained on."""
+    batch: int = 8
+    """Pieces a step."""
+    pool: int = 4096
+    """Taught pictures held."""
+    reuse: float = 32.0
+    """Pieces drawn of each; 1 where teaching is cheap."""
+    start_noise: float = 0.0
+    """Standard deviation of what the one step starts from; 1: the diffusion's own start."""
+    clean: float = 0.25
+    """Share of pictures that are only downscaled."""
+    hr_share: float = 0.0
+    """Share of L1 and LPIPS-Alex that compares with the HR picture instead of the teacher's."""
+    l1_weight: float = 2.0
+    """Weight of the mean absolute difference."""
+    grid_weight: float = 2.0
+    """Weight of what repeats in it from cell to cell."""
+    alex_weight: float = 0.5
+    """Weight of LPIPS-Alex, at a random phase."""
+    vgg_weight: float = 0.0
+    """Weight of LPIPS-VGG."""
+    vgg_taps: int = 3
+    """Feature maps of VGG that are compared."""
+    vgg_crop: int = 96
+    """Side of the piece of a picture that VGG sees."""
+    statistics_weight: float = 0.0
+    """Weight of how far the statistics of VGG's features are apart."""
+    critic_weight: float = 0.0
+    """There is no adversary here."""
+    anchor_weight: float = 0.02
+    """Weight of the mean square of z_0, what E_lr leaves to the diffusion."""
+
+
+class TaughtPool:
+    """LR pictures, HR pictures and the teacher's answers, refreshed a few at a time.
+
+    Args:
+        photos: where crops come from.
+        teacher: enlarges [B, 3, h, w] in [-1, 1].
+        stage: sizes.
+        seed: of everything random.
+    """
+
+    def __init__(self, photos: Photos, teacher: nn.Module, stage: TaughtStage, seed: int) -> None:
+        self.photos, self.teacher, self.stage = photos, teacher, stage
+        self.g = torch.Generator(photos.device).manual_seed(seed)
+        self.held = [self._teach(8)]  # one tensor a picture would be slow to stack, one too big
+        self.oldest, self.owed = 0, 0.0
+        while self.count < max(stage.batch, stage.pool // 32):
+            self.held.append(self._teach(8))
+
+    @property
+    def count(self) -> int:
+        """Pictures held."""
+        return 8 * len(self.held)
+
+    @torch.no_grad()
+    def _teach(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """LR, HR and taught pictures as uint8."""
+        hr, _ = self.photos.batch(count, self.stage.taught_crop)
+        lr = degrade(hr, DegradeConfig(clean=self.stage.clean), self.g)
+        with autocast(self.photos.device):
+            taught = self.teacher(lr.contiguous(memory_format=torch.channels_last))
+        lr, hr, taught = (((x + 1) * 127.5).round().to(torch.uint8) for x in (lr, hr, taught))
+        return lr, hr, taught
+
+    def _refresh(self, count: int) -> None:
+        self.owed += count / self.stage.reuse
+        while self.owed >= 8:
+            self.owed -= 8
+            new = self._teach(8)
+            if self.count < self.stage.pool:
+                self.held.append(new)
+                continue
+            self.held[self.oldest] = new
+            self.oldest = (self.oldest + 1) % len(self.held)
+
+    def _below(self, limit: int) -> int:
+        return int(torch.randint(limit, (), generator=self.g, device=self.g.device))
+
+    def _piece(self) -> list[Tensor]:
+        """The same random square of a random picture's three versions, turned the same way."""
+        group, row = self.held[self._below(len(self.held))], self._below(8)
+        side, room = self.stage.crop, (self.stage.taught_crop - self.stage.crop) // SCALE + 1
+        top, left = self._below(room), self._below(room)
+        turns, mirrored = self._below(4), self._below(2)
+        out = []
+        for pictures, scale in zip(group, (1, SCALE, SCALE), strict=True):
+            y, x, n = top * scale, left * scale, side * scale // SCALE
+            piece = pictures[row, :, y : y + n, x : x + n].rot90(turns, (1, 2))
+            out.append(piece.flip(-1) if mirrored else piece)
+        return out
+
+    def batch(self, count: int) -> list[Tensor]:
+        """LR [B, 3, h, w], HR and taught [B, 3, 4h, 4w], in [-1, 1]."""
+        self._refresh(count)
+        stacked = (torch.stack(x) for x in zip(*(self._piece() for _ in range(count)), strict=True))
+        return [
+            (x.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last) for x in stacked
+        ]
+
+
+def absent_context(net: Denoiser, preset_name: str, device: torch.device) -> Tensor:
+    """c∅: the context [1, N, D] of a picture of which no modality is known."""
+    ids = encode_prompt("", preset(preset_name).text_spec())
+    text = net.text_encoder(torch.from_numpy(ids).to(device))
+    side = 16
+    nothing = torch.zeros(1, side * side, net.codebook.shape[1], device=device)
+    absent = torch.zeros(1, 4, device=device)
+    context: Tensor = net.connector(text, nothing, nothing, nothing, absent, torch.ones_like(absent))
+    return context
+
+
+def train(
+    pool: TaughtPool, picture: PictureLoss, hr_encoder: nn.Module, run: Run,
+    stage: TaughtStage, device: torch.device,
+) -> None:  # fmt: skip
+    """Run the stage; `run.trained` holds `lr_encoder`, `denoiser` and `decoder`.
+
+    E_hr only tells how much of a latent E_lr leaves to the diffusion.
+    """
+    encoder, net, decoder = (run.trained[n] for n in ("lr_encoder", "denoiser", "decoder"))
+    assert isinstance(net, Denoiser)
+    with torch.no_grad():
+        context = absent_context(net, stage.preset, device)
+    scale = net.residual_scale[:, None, None]
+    last = len(table := alphas(stage.preset, device)) - 1
+    fold = torch.channels_last
+    for _ in run:
+        lr, hr, taught = pool.batch(stage.batch)
+        t = torch.full((len(lr),), float(last), device=device)
+        with autocast(device):
+            with torch.no_grad():
+                z_hr = hr_encoder(hr).float()
+            z_lr = encoder(lr).float()
+            noise = torch.randn(z_lr.shape, generator=pool.g, device=device)
+            noise = stage.start_noise * noise
+            latent = torch.cat([noise, z_lr], 1).contiguous(memory_format=fold)
+            v = net.unet(latent, t, context.expand(len(lr), -1, -1)).float()
+            z_0 = to_start(noise, v, table[last])
+            image = decoder((z_lr + scale * z_0).contiguous(memory_format=fold))
+            terms = picture(image, taught, pool.g)
+            loss = terms.total()
+            if stage.hr_share:
+                known = picture(image, hr, pool.g)
+                loss = (1 - stage.hr_share) * loss + stage.hr_share * known.total()
+        anchor = ((z_hr - z_lr) / scale).square().mean()
+        run.update(
+            loss + stage.anchor_weight * anchor,
+            l1=terms.l1.mean(),
+            grid=terms.grid.mean(),
+            perceptual=terms.perceptual.mean(),
+            hr_l1=F.l1_loss(image.detach().float(), hr),
+            anchor=anchor,
+        )
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name in ("autoencoder", "tokenizer", "diffusion"):
+        parser.add_argument(
+            f"--{name}", type=Path, required=True, help=f"run of train_{name}, or a checkpoint"
+        )
+    parser.add_argument(
+        "--lpips", type=Path, required=True, help="folder with alexnet.ckpt, vgg16.ckpt"
+    )
+    parser.add_argument(
+        "--teacher", type=Path, required=True, help="folder with realesrgan-x4plus.param and .bin"
+    )
+    add_run_options(parser, TaughtStage(), steps=6000, learning_rate=5e-4, warmup=50, ema=0.998)
+    args = parser.parse_args()
+    config, stage = run_config(args, TaughtStage)
+    device = pick_device(config.device)
+    torch.manual_seed(config.seed)
+    states = {
+        **load_states(args.autoencoder),
+        **load_states(args.tokenizer, ema=False),
+        **load_states(args.diffusion),
+    }
+    names = ("hr_encoder", "tokenizer", "lr_encoder", "decoder")
+    networks: dict[str, nn.Module] = {n: build_component(n, stage.preset) for n in names}
+    start_from(networks, states)
+    tokenizer = networks.pop("tokenizer")
+    assert isinstance(tokenizer, Tokenizer)
+    net = Denoiser(stage.preset, tokenizer.vq.quantize.embedding.weight.detach())
+    net.load_state_dict(states["denoiser"])
+    for module in (*networks.values(), net):
+        module.to(device, memory_format=torch.channels_last)
+    for kept in (networks["hr_encoder"], net.text_encoder, net.connector):
+        kept.requires_grad_(False)
+    trained = {
+        "lr_encoder": networks.pop("lr_encoder").train(),
+        "denoiser": net.train(),
+        "decoder": networks.pop("decoder").train(),
+    }
+    run = Run(args.out, config, stage, trained)
+    photos = Photos(args.photos, device, seed=config.seed + run.step)
+    teacher = load_picture_teacher(args.teacher, device)
+    pool = TaughtPool(photos, teacher, stage, config.seed + run.step)
+    picture = PictureLoss(args.lpips, stage).to(device)
+    train(pool, picture, networks["hr_encoder"], run, stage, device)
+
+
+if __name__ == "__main__":
+    main()
