@@ -1,4 +1,4 @@
-"""Full-reference metrics of a picture pair: PSNR-Y, SSIM-Y, LPIPS and DISTS.
+"""Full-reference metrics of a picture pair: PSNR-Y, SSIM-Y, LPIPS and DISTS; colour shift.
 
 LPIPS and DISTS are networks in ONNX files that stay outside the project; name their folder:
 
@@ -15,10 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
+from mmsr_edge.color import block_means, delta_e00
+
 Picture = NDArray[np.uint8]
 """[H, W, 3], RGB."""
 
-BETTER = {"psnr_y": 1, "ssim_y": 1, "lpips": -1, "lpips_vgg": -1, "dists": -1, "niqe": -1}
+BETTER = {
+    "psnr_y": 1,
+    "ssim_y": 1,
+    "lpips": -1,
+    "lpips_vgg": -1,
+    "dists": -1,
+    "niqe": -1,
+    "shift_e00": -1,
+}
 """Column names; +1 where larger is better."""
 
 
@@ -39,6 +49,24 @@ def ssim_y(a: Picture, b: Picture, border: int = 4) -> float:
     inner = np.s_[border:-border, border:-border]
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     return float(structural_similarity(luma(a)[inner], luma(b)[inner], data_range=255, **options))
+
+
+def shift_e00(picture: Picture, lr: Picture, side: int = 8) -> float:
+    """Colour shift: mean ΔE00 of a result from its input, both averaged over the same squares.
+
+    Pixel by pixel, the noise that the result no longer has would count as a shift.
+
+    Args:
+        picture: the result, [s·H, s·W, 3].
+        lr: the input, [H, W, 3].
+        side: of a square in pixels of the input; what is left over at the ends is not looked at.
+    """
+    scale = len(picture) // len(lr)
+    side = min(side, *lr.shape[:2])
+    height, width = (n // side * side for n in lr.shape[:2])
+    small = block_means(lr[:height, :width] / 127.5 - 1, side)
+    large = block_means(picture[: height * scale, : width * scale] / 127.5 - 1, side * scale)
+    return delta_e00(large, small)
 
 
 def _network(path: Path) -> Callable[[Picture, Picture], list[float]]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-from metrics import BETTER, Metrics, Picture
+from metrics import BETTER, Metrics, Picture, shift_e00
 from PIL import Image
 from tqdm import tqdm
 
@@ -81,6 +81,7 @@ def measure(args: argparse.Namespace, methods: dict[str, Method], metrics: Metri
             (args.out / file).parent.mkdir(parents=True, exist_ok=True)
             image.save(args.out / file)
             values = metrics(np.asarray(image), np.asarray(hr))
+            values["shift_e00"] = shift_e00(np.asarray(image), np.asarray(lr))
             key = {
                 "set": root.name,
                 "degradation": degradation,

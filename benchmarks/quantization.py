@@ -63,6 +63,7 @@ def recipes(
     variants: dict[str, dict[str, Any]] = {
         "int8 nncf": {"tool": "nncf", "activations": "asymmetric"},
         "int8 nncf symmetric": {"tool": "nncf", "activations": "symmetric"},
+        "int8 nncf smooth": {"tool": "nncf", "activations": "asymmetric", "smooth": True},
         "int8 onnxruntime": {"tool": "onnxruntime", "activations": "asymmetric"},
     }
     made["naive"] = lambda: naive(model, samples)

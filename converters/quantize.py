@@ -56,6 +56,9 @@ class QuantConfig:
     """Who quantizes. ONNX Runtime's tool also rounds what a convolution gives, without which ONNX
     Runtime has no int8 kernel for it: 2.5 times as fast there, as fast in OpenVINO, less exact. It
     quantizes convolutions only, with uint8 activations, and does not correct biases."""
+    smooth: bool = False
+    """SmoothQuant (Xiao et al. 2023): before rounding, what makes single channels of activations
+    large moves into the weights after them. By NNCF, of matrix products."""
 
     def __post_init__(self) -> None:
         if self.tool not in ("nncf", "onnxruntime"):
@@ -68,6 +71,11 @@ class QuantConfig:
         if self.activations not in ("asymmetric", "symmetric", "float"):
             raise OptionError(
                 f"activations {self.activations!r} must be 'asymmetric', 'symmetric' or 'float'"
+            )
+        if self.smooth and (self.tool != "nncf" or self.activations == "float"):
+            raise OptionError(
+                f"smooth with tool {self.tool!r} and activations {self.activations!r}: it is NNCF's, "
+                "and of use where activations are rounded; choose 'nncf' and 'asymmetric'"
             )
         if self.samples < 1:
             raise OptionError(f"samples {self.samples} must be >= 1")
@@ -251,6 +259,7 @@ def _run_nncf(
         preset=presets[config.activations],
         target_device=nncf.TargetDevice.CPU,
         fast_bias_correction=config.fast_bias_correction,
+        model_type=nncf.ModelType.TRANSFORMER if config.smooth else None,
         ignored_scope=nncf.IgnoredScope(names=ignored),
     )
 

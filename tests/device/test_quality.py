@@ -11,7 +11,7 @@ import bundle_factory
 import numpy as np
 import pytest
 from PIL import Image
-from skimage.color import rgb2ycbcr
+from skimage.color import deltaE_ciede2000, rgb2lab, rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio
 from sklearn.datasets import load_sample_image
 
@@ -33,6 +33,22 @@ def test_psnr_is_scikit_images_on_luma(metrics: object) -> None:
     assert metrics.psnr_y(a, b) == pytest.approx(expected, abs=1e-6)
     assert metrics.psnr_y(a, a) == float("inf")
     assert metrics.ssim_y(a, a) == pytest.approx(1) and metrics.ssim_y(a, b) < 0.95
+
+
+def test_a_colour_shift_is_scikit_images_and_noise_is_none(metrics: object) -> None:
+    lr = load_sample_image("flower.jpg")[:64:2, :82:2]
+    large = lr.repeat(4, axis=0).repeat(4, axis=1)
+    assert metrics.shift_e00(large, lr) == pytest.approx(0, abs=1e-3)
+    warmer = np.clip(large + np.array([12, 0, -9]), 0, 255).astype(np.uint8)
+    means = [
+        p[:, : 40 * p.shape[1] // 41].reshape(4, len(p) // 4, 5, len(p) // 4, 3).mean((1, 3)) / 255
+        for p in (warmer, lr)
+    ]
+    expected = deltaE_ciede2000(*(rgb2lab(m) for m in means)).mean()
+    assert metrics.shift_e00(warmer, lr) == pytest.approx(expected, abs=1e-3) and expected > 3
+    noise = np.random.default_rng(0).normal(0, 8, lr.shape)
+    noisy = np.clip(lr + noise, 0, 255).astype(np.uint8)
+    assert metrics.shift_e00(large, noisy) < 1.0
 
 
 def test_report_has_every_picture_and_the_mean(tmp_path: Path) -> None:

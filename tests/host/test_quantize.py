@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from torch import nn
 
-from mmsr_edge.bundle import open_bundle
+from mmsr_edge.bundle import TensorSpec, open_bundle
 from mmsr_edge.converters.components import COMPONENTS
 from mmsr_edge.converters.compress import compress_weights, round_weights
 from mmsr_edge.converters.quantize import QuantConfig, quantize, weighted_layers
+from mmsr_edge.converters.to_onnx import to_onnx
 from mmsr_edge.errors import OptionError, ParityError
 
 if TYPE_CHECKING:
@@ -136,6 +139,8 @@ def test_settings_survive_the_manifest(exported: Path) -> None:
         ({"bits": 4}, "unknown quantization setting 'bits'"),
         ({"activations": "none"}, "'none' must be 'asymmetric', 'symmetric' or 'float'"),
         ({"samples": 0}, "samples 0 must be >= 1"),
+        ({"smooth": True, "activations": "float"}, "smooth with tool 'nncf' and activations 'fl"),
+        ({"smooth": True, "tool": "onnxruntime"}, "choose 'nncf' and 'asymmetric'"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -163,6 +168,23 @@ def test_patterns_must_match(
 def test_int8_without_recorded_inputs_is_refused(exported: Path) -> None:
     with pytest.raises(OptionError, match="needs recorded inputs"):
         quantize(load(exported, "decoder", "fp32"), [], QuantConfig())
+
+
+def test_smoothing_saves_what_stands_beside_a_large_channel() -> None:
+    network = nn.Sequential(nn.Linear(64, 64)).eval()
+    rng = np.random.default_rng(0)
+    large = np.where(np.arange(64) == 3, 60, 1).astype(np.float32)
+    samples = [{"x": rng.standard_normal((1, 16, 64), np.float32) * large} for _ in range(9)]
+    ports = [TensorSpec(name, (1, 16, 64), "float32") for name in ("x", "y")]
+    model = to_onnx(network, samples[0], ports[:1], ports[1:])
+    with torch.no_grad():
+        exact = network(torch.from_numpy(samples[-1]["x"])).numpy()
+    errors = []
+    for smooth in (False, True):
+        int8 = quantize(model, samples[:-1], QuantConfig(smooth=smooth))
+        (found,) = ReferenceEvaluator(int8).run(None, samples[-1])
+        errors.append(np.square(found - exact).mean())
+    assert errors[1] < 0.5 * errors[0]
 
 
 def test_weights_left_in_float_are_found(
