@@ -95,7 +95,10 @@ def main() -> None:
             f"{taken['seconds']:.1f}",
             f"{taken['seconds'] / megapixels:.2f}",
         )
-        print("  ".join(f"{title} {cell}" for title, cell in zip(COLUMNS, row, strict=True)), flush=True)
+        print(
+            "  ".join(f"{title} {cell}" for title, cell in zip(COLUMNS, row, strict=True)),
+            flush=True,
+        )
         rows.append(row)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)

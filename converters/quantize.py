@@ -74,8 +74,8 @@ class QuantConfig:
             )
         if self.smooth and (self.tool != "nncf" or self.activations == "float"):
             raise OptionError(
-                f"smooth with tool {self.tool!r} and activations {self.activations!r}: it is NNCF's, "
-                "and of use where activations are rounded; choose 'nncf' and 'asymmetric'"
+                f"smooth with tool {self.tool!r} and activations {self.activations!r}: it is "
+                "NNCF's, for activations that are rounded; choose 'nncf' and 'asymmetric'"
             )
         if self.samples < 1:
             raise OptionError(f"samples {self.samples} must be >= 1")

@@ -28,9 +28,7 @@ _ROWS = 256  # worked on at a time, for everything but the connecting
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
-def canny(
-    image: Array, sigma: float = 1.4, low: float = 0.1, high: float = 0.2
-) -> Mask:
+def canny(image: Array, sigma: float = 1.4, low: float = 0.1, high: float = 0.2) -> Mask:
     """Edges of a picture, one pixel wide: bool [H, W].
 
     Equals `skimage.feature.canny(mode="reflect")` on the luma scaled to [0, 1].

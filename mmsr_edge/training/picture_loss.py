@@ -90,19 +90,26 @@ class PictureLoss(nn.Module):
         folder: of the LPIPS weights; see `perceptual`.
         weights: of the terms, and what VGG sees.
         critic: learns to tell pictures apart; needed where its weight is not 0.
+        target_share: of L1 where there is a teacher; the rest compares with the teacher's answer.
 
     Raises:
         OptionError: the critic is asked for without the four VGG feature maps that it judges.
     """
 
-    def __init__(self, folder: Path, weights: PictureWeights, critic: Critic | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        weights: PictureWeights,
+        critic: Critic | None = None,
+        target_share: float = 0.5,
+    ) -> None:
         super().__init__()
         if weights.critic_weight and (not weights.vgg_weight or weights.vgg_taps < len(WIDTHS)):
             raise OptionError(
                 f"critic_weight {weights.critic_weight:g} needs vgg_weight > 0 and vgg_taps >= "
                 f"{len(WIDTHS)}, not {weights.vgg_weight:g} and {weights.vgg_taps}"
             )
-        self.weights = weights
+        self.weights, self.target_share = weights, target_share
         self.alex = LPIPS(folder, "alexnet") if weights.alex_weight else None
         self.vgg = LPIPS(folder, "vgg16", weights.vgg_taps) if weights.vgg_weight else None
         self.to(memory_format=torch.channels_last)
@@ -115,8 +122,8 @@ class PictureLoss(nn.Module):
 
         Args:
             g: draws the pieces that are looked at.
-            taught: [B, 3, H, W], a teacher's answer: LPIPS-VGG compares with it alone, and L1 with
-                it and `target` in equal parts. The others see `target`.
+            taught: [B, 3, H, W], a teacher's answer: LPIPS-VGG and the critic compare with it
+                alone, and L1 with both. The others see `target`.
         """
         perceptual = character = torch.zeros(len(image), device=image.device)
         adversarial = critic = torch.zeros((), device=image.device)
@@ -145,7 +152,7 @@ class PictureLoss(nn.Module):
         error = image.float() - target
         missed = error.abs()
         if taught is not None:
-            missed = (missed + (image.float() - taught).abs()) / 2
+            missed = missed.lerp((image.float() - taught).abs(), 1 - self.target_share)
         l1 = self.weights.l1_weight * missed.mean((1, 2, 3))
         grid = self.weights.grid_weight * periodic(error)
         return PictureTerms(l1, grid, perceptual, character, adversarial, critic)

@@ -12,9 +12,10 @@ with the picture loss on x̂, against the HR picture and, where `--teacher` is g
 Real-ESRGAN x4plus makes of y (see `picture_teacher`). E_lr learns too where `anchor_weight` is not
 0: that times the mean square of z_0, what it leaves to the diffusion, is added to the loss. Without
 it nothing keeps z_0 small, and v diverges. Few steps start without noise (`start_noise` 0: what one
-step could not remove of it was streaks), and most t are the last one, all that one step sees; the rest are the other timesteps of a sampler of `sampler_steps`, which start from
-what the first step gave. On a part of each batch the diffusion's own loss goes on, so that sampling
-in many steps stays possible, and on another the reconstruction D(E(x)).
+step could not remove of it was streaks), and most t are the last one, all that one step sees; the
+rest are the other timesteps of a sampler of `sampler_steps`, which start from what the first step
+gave. On a part of each batch the diffusion's own loss goes on, so that sampling in many steps stays
+possible, and on another the reconstruction D(E(x)).
 """
 
 from __future__ import annotations

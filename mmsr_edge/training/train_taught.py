@@ -27,6 +27,7 @@ from mmsr_edge.models.components import build_component
 from mmsr_edge.models.presets import preset
 from mmsr_edge.models.tokenizer import Tokenizer
 from mmsr_edge.training.checkpoint import load_states
+from mmsr_edge.training.critic import Critic
 from mmsr_edge.training.data import Photos
 from mmsr_edge.training.degrade import DegradeConfig, degrade
 from mmsr_edge.training.denoiser import Denoiser, alphas, to_start
@@ -59,8 +60,8 @@ class TaughtStage:
     """Standard deviation of what the one step starts from; 1: the diffusion's own start."""
     clean: float = 0.25
     """Share of pictures that are only downscaled."""
-    hr_share: float = 0.0
-    """Share of L1 and LPIPS-Alex that compares with the HR picture instead of the teacher's."""
+    alex_sees_hr: bool = False
+    """LPIPS-Alex compares with the HR picture, for texture that the teacher leaves out."""
     l1_weight: float = 2.0
     """Weight of the mean absolute difference."""
     grid_weight: float = 2.0
@@ -76,7 +77,7 @@ class TaughtStage:
     statistics_weight: float = 0.0
     """Weight of how far the statistics of VGG's features are apart."""
     critic_weight: float = 0.0
-    """There is no adversary here."""
+    """Weight of the adversary, to whom the teacher's answers are real."""
     anchor_weight: float = 0.02
     """Weight of the mean square of z_0, what E_lr leaves to the diffusion."""
 
@@ -157,7 +158,9 @@ def absent_context(net: Denoiser, preset_name: str, device: torch.device) -> Ten
     side = 16
     nothing = torch.zeros(1, side * side, net.codebook.shape[1], device=device)
     absent = torch.zeros(1, 4, device=device)
-    context: Tensor = net.connector(text, nothing, nothing, nothing, absent, torch.ones_like(absent))
+    context: Tensor = net.connector(
+        text, nothing, nothing, nothing, absent, torch.ones_like(absent)
+    )
     return context
 
 
@@ -165,7 +168,7 @@ def train(
     pool: TaughtPool, picture: PictureLoss, hr_encoder: nn.Module, run: Run,
     stage: TaughtStage, device: torch.device,
 ) -> None:  # fmt: skip
-    """Run the stage; `run.trained` holds `lr_encoder`, `denoiser` and `decoder`.
+    """Run the stage; `run.trained` holds `lr_encoder`, `denoiser`, `decoder`, and a critic if any.
 
     E_hr only tells how much of a latent E_lr leaves to the diffusion.
     """
@@ -189,17 +192,15 @@ def train(
             v = net.unet(latent, t, context.expand(len(lr), -1, -1)).float()
             z_0 = to_start(noise, v, table[last])
             image = decoder((z_lr + scale * z_0).contiguous(memory_format=fold))
-            terms = picture(image, taught, pool.g)
-            loss = terms.total()
-            if stage.hr_share:
-                known = picture(image, hr, pool.g)
-                loss = (1 - stage.hr_share) * loss + stage.hr_share * known.total()
+            terms = picture(image, hr if stage.alex_sees_hr else taught, pool.g, taught)
         anchor = ((z_hr - z_lr) / scale).square().mean()
         run.update(
-            loss + stage.anchor_weight * anchor,
+            terms.total() + stage.anchor_weight * anchor,
             l1=terms.l1.mean(),
             grid=terms.grid.mean(),
             perceptual=terms.perceptual.mean(),
+            adversarial=terms.adversarial,
+            critic=terms.critic,
             hr_l1=F.l1_loss(image.detach().float(), hr),
             anchor=anchor,
         )
@@ -237,7 +238,9 @@ def main() -> None:
     assert isinstance(tokenizer, Tokenizer)
     net = Denoiser(stage.preset, tokenizer.vq.quantize.embedding.weight.detach())
     net.load_state_dict(states["denoiser"])
-    for module in (*networks.values(), net):
+    critic = Critic()
+    start_from({"critic": critic}, states)
+    for module in (*networks.values(), net, critic):
         module.to(device, memory_format=torch.channels_last)
     for kept in (networks["hr_encoder"], net.text_encoder, net.connector):
         kept.requires_grad_(False)
@@ -246,11 +249,13 @@ def main() -> None:
         "denoiser": net.train(),
         "decoder": networks.pop("decoder").train(),
     }
+    if stage.critic_weight:
+        trained["critic"] = critic
     run = Run(args.out, config, stage, trained)
     photos = Photos(args.photos, device, seed=config.seed + run.step)
     teacher = load_picture_teacher(args.teacher, device)
     pool = TaughtPool(photos, teacher, stage, config.seed + run.step)
-    picture = PictureLoss(args.lpips, stage).to(device)
+    picture = PictureLoss(args.lpips, stage, critic, target_share=0.0).to(device)
     train(pool, picture, networks["hr_encoder"], run, stage, device)
 
 
