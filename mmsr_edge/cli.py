@@ -391,3 +391,7 @@ def _as_text(report: dict[str, Any]) -> str:
 
 def _size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -72,6 +72,8 @@ class FinishStage:
     """Share of targets blurred on purpose, with a prompt that says so."""
     l1_weight: float = 1.5
     """Weight of the mean absolute difference."""
+    target_share: float = 0.5
+    """Share of it that compares with HR where there is a teacher; the rest with the teacher."""
     grid_weight: float = 5.0
     """Weight of what repeats in it from cell to cell."""
     alex_weight: float = 0.6
@@ -259,7 +261,7 @@ def main() -> None:
         config.seed + run.step,
         load_picture_teacher(args.teacher, device) if args.teacher else None,
     )
-    picture = PictureLoss(args.lpips, stage, critic).to(device)
+    picture = PictureLoss(args.lpips, stage, critic, stage.target_share).to(device)
     train(Pool(encoder, stage.pool, stage.reuse), picture, run, stage, device)
 
 
