@@ -62,7 +62,7 @@ class RecordConfig:
     """Tiles to upscale; photographs are used again where there are fewer."""
     calls: int = 6
     """Calls kept of each component for each picture."""
-    steps: tuple[int, ...] = (4, 20, 50)
+    steps: tuple[int, ...] = (1, 4, 20, 50)
     """Lengths of the sampler's walk, cycled through."""
     maps: float = 0.5
     """Chance that depth, and that segmentation is there; edges are left out of every tenth tile."""
@@ -105,12 +105,12 @@ def record(
     )
     tiles = low_resolution_tiles(pictures, manifest, config)
     for number, tile in enumerate(tqdm(tiles, "recording", config.pictures, unit="picture")):
-        steps = config.steps[number % len(config.steps)]
+        steps = min(config.steps[number % len(config.steps)], manifest.sampler.num_train_timesteps)
         upscaler.upscale(
             tile,
             prompt=PROMPTS[number % len(PROMPTS)],
-            steps=min(steps, manifest.sampler.num_train_timesteps),
-            guidance=_guidance(manifest, number),
+            steps=steps,
+            guidance=_guidance(manifest, number, steps),
             seed=config.seed + number,
             color_fix=False,
             **_maps(tile, manifest, config, rng),
@@ -141,9 +141,11 @@ def low_resolution_tiles(folder: Path, manifest: Manifest, config: RecordConfig)
         yield ((lr + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
 
 
-def _guidance(manifest: Manifest, number: int) -> str | None:
+def _guidance(manifest: Manifest, number: int, steps: int) -> str | None:
     """The bundle's own, and now and then another, whose negative branch lacks modalities."""
-    if manifest.sampler.baked_guidance is not None or number % 4 < 2:
+    sampler = manifest.sampler
+    alone = sampler.baked_guidance is not None or steps <= sampler.few_steps
+    if alone or number % 4 < 2:
         return "default"
     return "cfg" if number % 4 == 2 else "m0-cfg"
 

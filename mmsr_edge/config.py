@@ -195,12 +195,18 @@ def resolve(options: UpscaleOptions, manifest: Manifest) -> RunSettings:
     steps = sampler.steps if options.steps is None else operator.index(options.steps)
     _integer("steps", steps, 1, sampler.num_train_timesteps)
 
-    baked = sampler.baked_guidance
+    baked, taught = sampler.baked_guidance, steps <= sampler.few_steps
     guidance: str | None
     if options.guidance == "default":
-        guidance = sampler.guidance if baked is None else None
+        guidance = sampler.guidance if baked is None and not taught else None
     else:
         guidance = options.guidance
+    if taught and guidance is not None:
+        raise OptionError(
+            f"guidance is {guidance!r}, but {manifest.name!r} was taught its walks of up to "
+            f"{sampler.few_steps} steps without it, one UNet call a step; pass guidance=None, or "
+            "more steps"
+        )
     if baked is not None and guidance is not None:
         raise OptionError(
             f"guidance is {guidance!r}, but {manifest.name!r} has guidance baked in at "

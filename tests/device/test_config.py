@@ -150,6 +150,17 @@ def test_baked_guidance_refuses_guidance(manifest: Manifest) -> None:
         resolve(UpscaleOptions(guidance_scale=2), baked)
 
 
+def test_a_few_taught_steps_refuse_guidance(manifest: Manifest) -> None:
+    few = replace(manifest, sampler=replace(manifest.sampler, guidance="m-cfg", few_steps=4))
+    assert resolve(UpscaleOptions(steps=4), few).guidance is None
+    assert resolve(UpscaleOptions(steps=5), few).guidance == "m-cfg"
+    assert resolve(UpscaleOptions(steps=4, guidance=None), few).guidance_scale == 0
+    with pytest.raises(OptionError, match=r"guidance is 'cfg', but 'tiny' was taught .* 4 steps"):
+        resolve(UpscaleOptions(steps=4, guidance="cfg"), few)
+    with pytest.raises(OptionError, match="guidance_scale is 2"):
+        resolve(UpscaleOptions(steps=1, guidance_scale=2), few)
+
+
 def test_a_unet_that_takes_w_knows_one_kind_of_guidance(manifest: Manifest) -> None:
     unet = manifest.components["unet"]
     unet = replace(unet, inputs=(*unet.inputs, TensorSpec("guidance", (1,), "float32")))
