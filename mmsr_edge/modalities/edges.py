@@ -140,4 +140,5 @@ def _connected(shape: tuple[int, int], thin: Sequence[tuple[Array, Mask]]) -> Ma
             waiting[front] = False
             reached = (front[:, None] + around).ravel()
             front = np.unique(reached[waiting[reached]])
-    return edges.reshape(height + 2, stride)[1:-1, 1:-1].copy()
+    inner: Mask = edges.reshape(height + 2, stride)[1:-1, 1:-1].copy()
+    return inner

@@ -102,9 +102,8 @@ def black_and_white(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
 
 def signed(pixels: Map) -> npt.NDArray[np.float32]:
     """Part of a map as float32 in [−1, 1]."""
-    if pixels.dtype == np.uint8:
-        return pixels / np.float32(127.5) - np.float32(1)
-    return np.asarray(pixels, np.float32)
+    values: npt.NDArray[np.float32] = np.asarray(pixels, np.float32)
+    return values / np.float32(127.5) - np.float32(1) if pixels.dtype == np.uint8 else values
 
 
 def segmentation_map(segmentation: MapSource) -> Map:
@@ -190,7 +189,7 @@ def map_image(whole: Map) -> Image.Image:
     Grey where the map is one channel, shown three times; else RGB.
     """
     pixels = whole[..., 0] if whole.strides[2] == 0 else whole
-    return Image.fromarray(pixels if pixels.dtype == np.uint8 else to_bytes(pixels))
+    return Image.fromarray(pixels if pixels.dtype == np.uint8 else to_bytes(signed(pixels)))
 
 
 def _opened(source: MapSource) -> Image.Image | Array:
