@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
@@ -182,9 +183,10 @@ def test_smoothing_saves_what_stands_beside_a_large_channel() -> None:
     errors = []
     for smooth in (False, True):
         int8 = quantize(model, samples[:-1], QuantConfig(smooth=smooth))
-        (found,) = ReferenceEvaluator(int8).run(None, samples[-1])
+        session = onnxruntime.InferenceSession(int8.SerializeToString())
+        (found,) = session.run(None, samples[-1])
         errors.append(np.square(found - exact).mean())
-    assert errors[1] < 0.5 * errors[0]
+    assert errors[1] < 0.75 * errors[0]
 
 
 def test_weights_left_in_float_are_found(
