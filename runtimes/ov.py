@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
+import tempfile
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsr_edge.errors import OptionError
@@ -18,8 +21,7 @@ from mmsr_edge.runtimes.base import (
 from mmsr_edge.runtimes.cache import writable_cache
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -91,12 +93,19 @@ class _OpenVinoSession(CheckedSession):
         if options.threads is not None:
             config["INFERENCE_NUM_THREADS"] = options.threads
         # OpenVINO knows a cached model by its path, and would go on serving a file that has been
-        # replaced since; so each content has a folder of its own.
-        digest = hashlib.sha256("".join(file.sha256 for file in artifact.files).encode())
-        cache = writable_cache(options.cache_dir, f"openvino/{digest.hexdigest()[:16]}")
+        # replaced since; so what is compiled from each content, in each way, has its own folder.
+        key = [file.sha256 for file in artifact.files], device, config, _openvino().__version__
+        digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        cache = writable_cache(options.cache_dir, "openvino")
         try:
-            self._model = _compile(core, path, component, device, config, cache)
-        except RuntimeError:
+            if cache is None:
+                self._model = _compile(core, path, component, device, config, None)
+            elif (kept := cache / digest).is_dir():
+                self._model = _compile(core, path, component, device, config, kept)
+            else:
+                with _published(kept) as part:
+                    self._model = _compile(core, path, component, device, config, part)
+        except (RuntimeError, OSError):
             if cache is None:
                 raise
             # A damaged or unwritable cache must not cost the result.
@@ -131,6 +140,21 @@ def _core() -> Any:
         if not _made:
             _made.append(_openvino().Core())
         return _made[0]
+
+
+@contextlib.contextmanager
+def _published(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which then becomes `folder` in one step, unless another was faster.
+
+    OpenVINO writes a compiled model bit by bit under its final name, where a second process that
+    starts at the same time may read half of it.
+    """
+    with tempfile.TemporaryDirectory(
+        prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True
+    ) as name:
+        yield Path(name)
+        with contextlib.suppress(OSError):
+            Path(name).rename(folder)
 
 
 def _compile(

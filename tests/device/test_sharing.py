@@ -6,13 +6,14 @@ import hashlib
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from bundle_factory import make_bundle
 
 from mmsr_edge import Upscaler
+from mmsr_edge.runtimes import ov
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +26,7 @@ ENLARGE = """
 import hashlib, sys
 import numpy as np
 from mmsr_edge import Upscaler
+from mmsr_edge.runtimes import ov
 root, cache, seed = sys.argv[1:]
 picture = np.random.default_rng(int(seed)).integers(0, 256, (20, 24, 3), np.uint8)
 result = Upscaler(root, "openvino", cache_dir=cache).upscale(picture, seed=3)
@@ -36,6 +38,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from mmsr_edge import Upscaler
+from mmsr_edge.runtimes import ov
 
 def held():  # resident now, MB
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -98,6 +101,28 @@ def test_processes_share_an_empty_cache(root: Path, tmp_path: Path) -> None:
     digests.add(hashlib.sha256(np.asarray(result.image).tobytes()).hexdigest())
     assert len(digests) == 1
     assert answer(start(ENLARGE, root, cache, 6)) not in digests
+
+
+def test_a_compiled_model_appears_when_it_is_whole(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    original, used = ov._compile, []
+
+    def compile_and_note(*arguments: Any) -> Any:
+        used.append(arguments[-1])
+        return original(*arguments)
+
+    monkeypatch.setattr(ov, "_compile", compile_and_note)
+    first = Upscaler(root, "openvino", cache_dir=tmp_path).upscale(picture(0))
+    published = sorted((tmp_path / "openvino").iterdir())
+    assert len(published) == len(used) and all(any(p.glob("*.blob")) for p in published)
+    # Each was written elsewhere, and is read where it is now.
+    assert not {*used} & {*published}
+    used.clear()
+    again = Upscaler(root, "openvino", cache_dir=tmp_path).upscale(picture(0))
+    assert {*used} == {*published} == {*(tmp_path / "openvino").iterdir()}
+    assert np.array_equal(np.asarray(first.image), np.asarray(again.image))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
