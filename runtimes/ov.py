@@ -98,13 +98,9 @@ class _OpenVinoSession(CheckedSession):
         digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
         cache = writable_cache(options.cache_dir, "openvino")
         try:
-            if cache is None:
-                self._model = _compile(core, path, component, device, config, None)
-            elif (kept := cache / digest).is_dir():
-                self._model = _compile(core, path, component, device, config, kept)
-            else:
-                with _published(kept) as part:
-                    self._model = _compile(core, path, component, device, config, part)
+            kept = contextlib.nullcontext() if cache is None else _published(cache / digest)
+            with kept as folder:
+                self._model = _compile(core, path, component, device, config, folder)
         except (RuntimeError, OSError):
             if cache is None:
                 raise
@@ -144,11 +140,14 @@ def _core() -> Any:
 
 @contextlib.contextmanager
 def _published(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which then becomes `folder` in one step, unless another was faster.
+    """`folder`, or a new one to fill, which then becomes it in one step unless another was faster.
 
     OpenVINO writes a compiled model bit by bit under its final name, where a second process that
     starts at the same time may read half of it.
     """
+    if folder.is_dir():
+        yield folder
+        return
     with tempfile.TemporaryDirectory(
         prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True
     ) as name:

@@ -223,5 +223,5 @@ def _grey(name: str, source: MapSource) -> tuple[npt.NDArray[np.float32], float 
 
 def _spread(grey: npt.NDArray[np.float32]) -> Map:
     """[H, W] in [0, 1] to [H, W, 3] in [−1, 1], which shares the memory of one channel."""
-    signed = grey * np.float32(2) - np.float32(1)
-    return np.broadcast_to(signed[..., None], (*grey.shape, 3))
+    values = grey * np.float32(2) - np.float32(1)
+    return np.broadcast_to(values[..., None], (*grey.shape, 3))

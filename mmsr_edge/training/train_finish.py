@@ -28,17 +28,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mmsr_edge.models.components import build_component
 from mmsr_edge.models.presets import preset
-from mmsr_edge.models.tokenizer import Tokenizer
-from mmsr_edge.training.checkpoint import load_states
-from mmsr_edge.training.critic import Critic
 from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse, to_start
 from mmsr_edge.training.modalities import add_modalities, load_modalities
 from mmsr_edge.training.options import add_run_options, run_config
+from mmsr_edge.training.parts import add_parts, load_parts
 from mmsr_edge.training.picture_loss import PictureLoss
 from mmsr_edge.training.picture_teacher import load_picture_teacher
-from mmsr_edge.training.run import Run, autocast, pick_device, start_from
+from mmsr_edge.training.run import Run, autocast, pick_device
 from mmsr_edge.training.samples import Encoder, Pool, Samples
 
 
@@ -209,37 +206,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name in ("autoencoder", "tokenizer", "diffusion"):
-        parser.add_argument(
-            f"--{name}", type=Path, required=True, help=f"run of train_{name}, or a checkpoint"
-        )
+    add_parts(parser)
     add_modalities(parser)
-    parser.add_argument(
-        "--lpips", type=Path, required=True, help="folder with alexnet.ckpt, vgg16.ckpt"
-    )
     parser.add_argument("--teacher", type=Path, help="folder with realesrgan-x4plus.param and .bin")
     add_run_options(parser, FinishStage(), steps=3000, learning_rate=1e-4, warmup=50, ema=0.998)
     args = parser.parse_args()
     config, stage = run_config(args, FinishStage)
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
-    states = {
-        **load_states(args.autoencoder),
-        **load_states(args.tokenizer, ema=False),
-        **load_states(args.diffusion),
-    }
-    networks: dict[str, nn.Module] = {
-        name: build_component(name, stage.preset)
-        for name in ("hr_encoder", "lr_encoder", "tokenizer", "decoder")
-    }
-    critic = Critic()
-    start_from({**networks, "critic": critic}, states)
-    tokenizer, decoder = networks["tokenizer"], networks.pop("decoder")
-    assert isinstance(tokenizer, Tokenizer)
-    net = Denoiser(stage.preset, tokenizer.vq.quantize.embedding.weight.detach())
-    net.load_state_dict(states["denoiser"])
-    for module in (*networks.values(), decoder, critic, net):
-        module.to(device, memory_format=torch.channels_last)
+    parts = load_parts(args, stage.preset, device)
+    networks, net, critic = parts.networks, parts.denoiser, parts.critic
+    decoder = networks.pop("decoder")
     for frozen in networks.values():
         frozen.requires_grad_(False)
     trained = {"denoiser": net.train(), "decoder": decoder.train()}

@@ -23,21 +23,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmsr_edge.modalities.prompt import encode_prompt
-from mmsr_edge.models.components import build_component
+from mmsr_edge.models.autoencoder import SCALE
 from mmsr_edge.models.presets import preset
-from mmsr_edge.models.tokenizer import Tokenizer
-from mmsr_edge.training.checkpoint import load_states
-from mmsr_edge.training.critic import Critic
 from mmsr_edge.training.data import Photos
 from mmsr_edge.training.degrade import DegradeConfig, degrade
 from mmsr_edge.training.denoiser import Denoiser, alphas, to_start
 from mmsr_edge.training.options import add_run_options, run_config
+from mmsr_edge.training.parts import add_parts, load_parts
 from mmsr_edge.training.picture_loss import PictureLoss
 from mmsr_edge.training.picture_teacher import load_picture_teacher
-from mmsr_edge.training.run import Run, autocast, pick_device, start_from
-
-SCALE = 4
-"""HR pixels per LR pixel, along a side."""
+from mmsr_edge.training.run import Run, autocast, pick_device
 
 
 @dataclass(frozen=True)
@@ -186,8 +181,7 @@ def train(
             with torch.no_grad():
                 z_hr = hr_encoder(hr).float()
             z_lr = encoder(lr).float()
-            noise = torch.randn(z_lr.shape, generator=pool.g, device=device)
-            noise = stage.start_noise * noise
+            noise = torch.randn(z_lr.shape, generator=pool.g, device=device) * stage.start_noise
             latent = torch.cat([noise, z_lr], 1).contiguous(memory_format=fold)
             v = net.unet(latent, t, context.expand(len(lr), -1, -1)).float()
             z_0 = to_start(noise, v, table[last])
@@ -211,13 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name in ("autoencoder", "tokenizer", "diffusion"):
-        parser.add_argument(
-            f"--{name}", type=Path, required=True, help=f"run of train_{name}, or a checkpoint"
-        )
-    parser.add_argument(
-        "--lpips", type=Path, required=True, help="folder with alexnet.ckpt, vgg16.ckpt"
-    )
+    add_parts(parser)
     parser.add_argument(
         "--teacher", type=Path, required=True, help="folder with realesrgan-x4plus.param and .bin"
     )
@@ -226,22 +214,8 @@ def main() -> None:
     config, stage = run_config(args, TaughtStage)
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
-    states = {
-        **load_states(args.autoencoder),
-        **load_states(args.tokenizer, ema=False),
-        **load_states(args.diffusion),
-    }
-    names = ("hr_encoder", "tokenizer", "lr_encoder", "decoder")
-    networks: dict[str, nn.Module] = {n: build_component(n, stage.preset) for n in names}
-    start_from(networks, states)
-    tokenizer = networks.pop("tokenizer")
-    assert isinstance(tokenizer, Tokenizer)
-    net = Denoiser(stage.preset, tokenizer.vq.quantize.embedding.weight.detach())
-    net.load_state_dict(states["denoiser"])
-    critic = Critic()
-    start_from({"critic": critic}, states)
-    for module in (*networks.values(), net, critic):
-        module.to(device, memory_format=torch.channels_last)
+    parts = load_parts(args, stage.preset, device)
+    networks, net, critic = parts.networks, parts.denoiser, parts.critic
     for kept in (networks["hr_encoder"], net.text_encoder, net.connector):
         kept.requires_grad_(False)
     trained = {

@@ -26,7 +26,6 @@ ENLARGE = """
 import hashlib, sys
 import numpy as np
 from mmsr_edge import Upscaler
-from mmsr_edge.runtimes import ov
 root, cache, seed = sys.argv[1:]
 picture = np.random.default_rng(int(seed)).integers(0, 256, (20, 24, 3), np.uint8)
 result = Upscaler(root, "openvino", cache_dir=cache).upscale(picture, seed=3)
@@ -38,7 +37,6 @@ import sys
 from pathlib import Path
 import numpy as np
 from mmsr_edge import Upscaler
-from mmsr_edge.runtimes import ov
 
 def held():  # resident now, MB
     pages = int(Path("/proc/self/statm").read_text().split()[1])

@@ -315,7 +315,7 @@ def test_the_teachers_stage_learns_from_the_teacher_alone(
     net.text_encoder.requires_grad_(False)
     net.connector.requires_grad_(False)
     before = {k: v.clone() for k, v in net.connector.state_dict().items()}
-    config = RunConfig(steps=60, warmup=1, log_every=10, learning_rate=2e-3, device="cpu")
+    config = RunConfig(steps=150, warmup=1, log_every=10, learning_rate=2e-3, device="cpu")
     run = Run(tmp_path, config, stage, {**networks, "denoiser": net})
     pool = TaughtPool(Photos(photos, device), Doubled(), stage, seed=0)
     train(pool, PictureLoss(lpips_weights, stage, target_share=0.0), hr_encoder, run, stage, device)

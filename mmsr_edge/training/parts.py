@@ -1,0 +1,62 @@
+"""What the stages after the diffusion start from: its denoiser, the autoencoder, and a critic."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mmsr_edge.models.components import build_component
+from mmsr_edge.models.tokenizer import Tokenizer
+from mmsr_edge.training.checkpoint import load_states
+from mmsr_edge.training.critic import Critic
+from mmsr_edge.training.denoiser import Denoiser
+from mmsr_edge.training.run import start_from
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The networks, on the device, in training mode."""
+
+    networks: dict[str, nn.Module]
+    """`hr_encoder`, `lr_encoder`, `tokenizer` and `decoder`."""
+    denoiser: Denoiser
+    """Text encoder, connector and UNet."""
+    critic: Critic
+    """Fresh where no run has one."""
+
+
+def add_parts(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `load_parts` reads, and `--lpips`."""
+    for name in ("autoencoder", "tokenizer", "diffusion"):
+        parser.add_argument(
+            f"--{name}", type=Path, required=True, help=f"run of train_{name}, or a checkpoint"
+        )
+    parser.add_argument(
+        "--lpips", type=Path, required=True, help="folder with alexnet.ckpt, vgg16.ckpt"
+    )
+
+
+def load_parts(args: argparse.Namespace, preset_name: str, device: torch.device) -> Parts:
+    """Build the networks with the weights of the runs; of two that have one, the later stage's."""
+    states = {
+        **load_states(args.autoencoder),
+        **load_states(args.tokenizer, ema=False),
+        **load_states(args.diffusion),
+    }
+    networks: dict[str, nn.Module] = {
+        name: build_component(name, preset_name)
+        for name in ("hr_encoder", "lr_encoder", "tokenizer", "decoder")
+    }
+    critic = Critic()
+    start_from({**networks, "critic": critic}, states)
+    tokenizer = networks["tokenizer"]
+    assert isinstance(tokenizer, Tokenizer)
+    net = Denoiser(preset_name, tokenizer.vq.quantize.embedding.weight.detach())
+    net.load_state_dict(states["denoiser"])
+    for module in (*networks.values(), critic, net):
+        module.to(device, memory_format=torch.channels_last)
+    return Parts(networks, net, critic)
