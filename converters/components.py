@@ -7,7 +7,7 @@ below stand in for recorded inputs where there are none, and give every exporter
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,10 +40,16 @@ class Component:
     """Output that holds indices [1, n], for which the others [1, n, ·] are looked up."""
     shipped: bool = True
     """Whether a bundle needs it; otherwise it is exported on request only."""
+    sometimes: Mapping[str, Callable[[Preset], bool]] = field(default_factory=dict)
+    """Inputs that not every preset's network takes, and whether one does."""
 
     def draw(self, preset: Preset, rng: np.random.Generator) -> dict[str, Array]:
         """One set of inputs, batch 1."""
-        return {name: draw(preset, rng) for name, draw in self.inputs.items()}
+        return {
+            name: draw(preset, rng)
+            for name, draw in self.inputs.items()
+            if name not in self.sometimes or self.sometimes[name](preset)
+        }
 
 
 def _latent_side(p: Preset) -> int:
@@ -110,7 +116,10 @@ UNET_FLOAT = (
     r"\bto_out\b",
 )
 ENCODER_FLOAT = (r"^quarter\.1$|\bconv_in$", r"^out$|\bconv_out$|\bquant_conv$")
-DECODER_FLOAT = (r"^eighth\.0$|\bconv_in$|\bpost_quant_conv$", r"^out\.0$|\bconv_out$")
+DECODER_FLOAT = (
+    r"^eighth\.0$|^skip\.0$|\bconv_in$|\bpost_quant_conv$",
+    r"^out\.0$|\bconv_out$",
+)
 
 # The small networks that see the whole picture run once for it. With int8 activations they fall far
 # short of the gates (depth 13 dB, segmentation 89 % of its classes) and are no faster.
@@ -165,9 +174,10 @@ COMPONENTS: dict[str, Component] = {
         quantization=QuantConfig(keep_float=UNET_FLOAT),
     ),
     "decoder": Component(
-        {"latent": _latent},
+        {"latent": _latent, "lr": _picture(lambda p: p.tile)},
         ("image",),
         quantization=QuantConfig(keep_float=DECODER_FLOAT, tool="onnxruntime"),
+        sometimes={"lr": lambda p: p.autoencoder.skip_blocks > 0},
     ),
     "hr_encoder": Component(
         {"image": _picture(lambda p: p.tile * SCALE)}, ("latent",), shipped=False

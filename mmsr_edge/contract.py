@@ -51,7 +51,10 @@ _CONTRACT: dict[str, tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]
         },
         {"prediction": ("1 c l l", _F)},
     ),
-    "decoder": ({"latent": ("1 c l l", _F)}, {"image": ("1 3 o o", _F)}),
+    "decoder": (
+        {"latent": ("1 c l l", _F), "lr": ("1 3 t t", _F)},
+        {"image": ("1 3 o o", _F)},
+    ),
     "hr_encoder": ({"image": ("1 3 o o", _F)}, {"latent": ("1 c l l", _F)}),
     "depth": ({"image": ("1 3 s s", _F)}, {"depth": ("1 1 s s", _F)}),
     "segmentation": ({"image": ("1 3 s s", _F)}, {"classes": ("1 s s", _I)}),
@@ -68,7 +71,8 @@ _CONTRACT: dict[str, tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]
 }
 # A captioner that writes sentences: what it sees is read by a caption decoder.
 _CAPTION_ENCODER = ({"image": ("1 3 s s", _F)}, {"states": ("1 y h p e", _F)})
-_MAY_LACK = {("unet", "guidance")}  # an input only where w is one
+# Inputs that are there only where w is one, and where the decoder looks at the LR picture too.
+_MAY_LACK = {("unet", "guidance"), ("decoder", "lr")}
 
 
 def check_components(manifest: Manifest) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmsr_edge.config import MAPS, takes_guidance
+from mmsr_edge.config import MAPS, decoder_sees_lr, takes_guidance
 from mmsr_edge.errors import BackendError
 from mmsr_edge.modalities.prompt import encode_prompt
 from mmsr_edge.sampler import guide, make_schedule, negative_present, sample
@@ -188,13 +188,18 @@ class PictureRun:
                 latent = lr_latent + np.array(scale, np.float32)[:, None, None] * latent
             yield TileStep(step.index, step.total, latent)
 
-    def decode(self, latent: Array) -> Array:
+    def decode(self, latent: Array, lr: Array) -> Array:
         """The picture of a latent: [1, C, l, l] -> [1, 3, o, o], clipped to [-1, 1].
+
+        Args:
+            latent: of the last step.
+            lr: the tile that it was made of; some decoders look at it as well.
 
         Raises:
             BackendError: when the backend's numbers are not finite.
         """
-        image = self.run("decoder", latent=latent)["image"]
+        extra = {"lr": lr} if decoder_sees_lr(self.pipeline.manifest) else {}
+        image = self.run("decoder", latent=latent, **extra)["image"]
         if not np.isfinite(image).all():
             raise BackendError(
                 "the decoder's picture is not finite: the chosen backend or precision overflows; "

@@ -78,11 +78,20 @@ def _up(width: int, out: int, factor: int) -> nn.Sequential:
     return nn.Sequential(conv, nn.PixelShuffle(factor))
 
 
+def _skip(blocks: int, width: int) -> nn.Sequential:
+    """LR picture to features of its size; they begin at zero, to join a trained decoder."""
+    out = nn.Conv2d(width, width, 3, padding=1)
+    nn.init.zeros_(out.weight)
+    return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), _blocks(blocks, width), out)
+
+
 class SlimDecoder(nn.Module):
     """Latent to pixels, by way of an eighth, a quarter and a half of the HR size.
 
     Nothing is convolved at full size, where it costs most. Without blocks at a half, one ×4 pixel
-    shuffle does the rest.
+    shuffle does the rest. A latent has 16 numbers for the 12 of four LR pixels and for all that an
+    HR picture adds to them; with `skip_blocks` the decoder looks at the LR picture as well, where
+    both have the same size, so that they are free for the latter.
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -93,15 +102,24 @@ class SlimDecoder(nn.Module):
             _blocks(eighth, width),
             *_up(width, width // 2, 2),
         )
+        self.skip = _skip(config.skip_blocks, width // 2) if config.skip_blocks else None
         self.quarter = _blocks(quarter, width // 2)
         self.halved = nn.Sequential()
         if half:
             self.halved = nn.Sequential(*_up(width // 2, width // 4, 2), _blocks(half, width // 4))
         self.out = _up(width // 4, 3, 2) if half else _up(width // 2, 3, 4)
 
-    def forward(self, latent: Tensor) -> Tensor:
-        """Decode `latent` [B, C, h, w] to RGB [B, 3, 8h, 8w], about [-1, 1], not clipped."""
-        return self.out(self.halved(self.quarter(self.eighth(latent))))
+    def forward(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:
+        """Decode `latent` [B, C, h, w] to RGB [B, 3, 8h, 8w], about [-1, 1], not clipped.
+
+        Args:
+            lr: the LR picture [B, 3, 2h, 2w], RGB in [-1, 1]; None: there is nothing but the
+                latent, as where a picture is only reconstructed.
+        """
+        x = self.eighth(latent)
+        if self.skip is not None and lr is not None:
+            x = x + self.skip(lr)
+        return self.out(self.halved(self.quarter(x)))
 
 
 class KLEncoder(nn.Module):

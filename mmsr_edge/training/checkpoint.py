@@ -86,7 +86,7 @@ def _load(bundle: Bundle, name: str) -> nn.Module:
     path = bundle.path(_weights(bundle, name).files[0])
     network = build_component(name, bundle.manifest.preset)
     try:
-        network.load_state_dict(load_file(path))  # fp16 is copied into float32 parameters
+        network.load_state_dict(_state(bundle, name))
     except RuntimeError as error:
         raise BundleError(
             f"{str(path)!r} does not hold the weights of {name!r} of preset "
@@ -95,8 +95,17 @@ def _load(bundle: Bundle, name: str) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
+def _state(bundle: Bundle, name: str) -> dict[str, Tensor]:
+    """The weights of a component; fp16 becomes float32."""
+    state = load_file(bundle.path(_weights(bundle, name).files[0]))
+    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+
 def load_states(folder: Path, *, ema: bool = True) -> dict[str, dict[str, Tensor]]:
     """State dicts of a training run's networks, or of a checkpoint's as the stages name them.
+
+    Whether they fit today's networks is for `run.start_from` to say: a stage may begin with a layer
+    that the checkpoint's networks had not.
 
     Args:
         folder: a run's (see `run.load_run`), or a checkpoint such as `weights/nano`.
@@ -108,10 +117,10 @@ def load_states(folder: Path, *, ema: bool = True) -> dict[str, dict[str, Tensor
     """
     if not (folder / "manifest.json").exists():
         return load_run(folder, ema=ema)
-    checkpoint = open_checkpoint(folder)
-    states = {name: network.state_dict() for name, network in checkpoint.networks.items()}
+    bundle = open_bundle(folder)
+    states = {name: _state(bundle, name) for name in bundle.manifest.components}
     denoiser = {f"{n}.{k}": v for n in DENOISER for k, v in states.pop(n).items()}
-    scale = checkpoint.bundle.manifest.latent.residual_scale
+    scale = bundle.manifest.latent.residual_scale
     if scale is not None:
         denoiser["residual_scale"] = torch.tensor(scale)
     return {**states, "denoiser": denoiser}
@@ -216,7 +225,8 @@ def run_network(
 ) -> dict[str, NDArray[Any]]:
     """Run a network as a session would: arrays by name in, arrays by name out."""
     entry = component(name)
-    return run_torch(network, {key: feeds[key] for key in entry.inputs}, entry.outputs)
+    given = {key: feeds[key] for key in entry.inputs if key in feeds}
+    return run_torch(network, given, entry.outputs)
 
 
 def run_torch(

@@ -87,7 +87,7 @@ def train(
         with autocast(device):
             z, z_lr = encoder(hr), lr_encoder(lr)
             noise = torch.randn(z[:kept].shape, generator=g, device=device) * stage.latent_noise
-            out = decoder(torch.cat([z_lr, z[:kept] + noise]))
+            out = decoder(torch.cat([z_lr, z[:kept] + noise]), torch.cat([lr, lr[:kept]]))
             terms = picture(out, torch.cat([hr, hr[:kept]]), g)
         latent = F.mse_loss(z_lr.float(), z.float())
         scale = (z.float().square().mean((0, 2, 3)) - 1).square().mean()

@@ -184,7 +184,9 @@ def train(
             latents = torch.cat(
                 [batch.z_lr[:n] + scale * start, batch.z_hr[:kept] + stage.latent_noise * blur]
             )
-            image = decoder(latents.contiguous(memory_format=fold))
+            lr = batch.lr[:n].float() / 127.5 - 1
+            lr = torch.cat([lr, lr[:kept]]).contiguous(memory_format=fold)
+            image = decoder(latents.contiguous(memory_format=fold), lr)
             terms = picture(image, target, g, taught)
         diffusion = (prediction - v)[n:].square().mean()
         run.update(

@@ -26,8 +26,8 @@ from mmsr_edge.modalities.prompt import encode_prompt
 from mmsr_edge.models.autoencoder import SCALE
 from mmsr_edge.models.presets import preset
 from mmsr_edge.training.data import Photos
-from mmsr_edge.training.degrade import DegradeConfig, degrade
-from mmsr_edge.training.denoiser import Denoiser, alphas, to_start
+from mmsr_edge.training.degrade import DegradeConfig, bicubic_down, degrade
+from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse, to_start
 from mmsr_edge.training.options import add_run_options, run_config
 from mmsr_edge.training.parts import add_parts, load_parts
 from mmsr_edge.training.picture_loss import PictureLoss
@@ -51,6 +51,10 @@ class TaughtStage:
     """Taught pictures held."""
     reuse: float = 32.0
     """Pieces drawn of each; 1 where teaching is cheap."""
+    later: float = 0.0
+    """Share of pieces that take a second step, from the first one's guess."""
+    sampler_steps: int = 4
+    """The longest sampler whose timesteps those take."""
     start_noise: float = 0.0
     """Standard deviation of what the one step starts from; 1: the diffusion's own start."""
     clean: float = 0.25
@@ -77,8 +81,14 @@ class TaughtStage:
     """Weight of the mean square of z_0, what E_lr leaves to the diffusion."""
 
 
+CLEAN = 1 / 127.5
+"""An LR picture this near to the downscaled HR picture, everywhere, is that and no more."""
+
+
 class TaughtPool:
     """LR pictures, HR pictures and the teacher's answers, refreshed a few at a time.
+
+    Where the LR picture is clean, the HR picture is the answer.
 
     Args:
         photos: where crops come from.
@@ -107,6 +117,9 @@ class TaughtPool:
         lr = degrade(hr, DegradeConfig(clean=self.stage.clean), self.g)
         with autocast(self.photos.device):
             taught = self.teacher(lr.contiguous(memory_format=torch.channels_last))
+        # Of a picture that was only downscaled more is known than the teacher shows.
+        known = (bicubic_down((hr + 1) / 2, SCALE) * 2 - 1 - lr).abs().amax((1, 2, 3)) < CLEAN
+        taught = torch.where(known[:, None, None, None], hr, taught)
         lr, hr, taught = (((x + 1) * 127.5).round().to(torch.uint8) for x in (lr, hr, taught))
         return lr, hr, taught
 
@@ -159,6 +172,14 @@ def absent_context(net: Denoiser, preset_name: str, device: torch.device) -> Ten
     return context
 
 
+def later_timesteps(count: int, longest: int, total: int, g: torch.Generator) -> Tensor:
+    """`count` timesteps after the first, of samplers of 2 to `longest` steps, trailing spacing."""
+    # Lin et al. 2023, Table 2, as the bundle samples.
+    table = [k * total // n - 1 for n in range(2, longest + 1) for k in range(1, n)]
+    rows = torch.randint(len(table), (count,), generator=g, device=g.device)
+    return torch.tensor(table, device=g.device)[rows]
+
+
 def train(
     pool: TaughtPool, picture: PictureLoss, hr_encoder: nn.Module, run: Run,
     stage: TaughtStage, device: torch.device,
@@ -173,7 +194,16 @@ def train(
         context = absent_context(net, stage.preset, device)
     scale = net.residual_scale[:, None, None]
     last = len(table := alphas(stage.preset, device)) - 1
-    fold = torch.channels_last
+    fold, later = torch.channels_last, round(stage.later * stage.batch)
+
+    def unet(noisy: Tensor, z_lr: Tensor, t: Tensor) -> Tensor:
+        latent = torch.cat([noisy, z_lr], 1).contiguous(memory_format=fold)
+        v: Tensor = net.unet(latent, t, context.expand(len(t), -1, -1)).float()
+        return v
+
+    def at(t: Tensor) -> Tensor:
+        return table[t.long()][:, None, None, None]
+
     for _ in run:
         lr, hr, taught = pool.batch(stage.batch)
         t = torch.full((len(lr),), float(last), device=device)
@@ -182,10 +212,13 @@ def train(
                 z_hr = hr_encoder(hr).float()
             z_lr = encoder(lr).float()
             noise = torch.randn(z_lr.shape, generator=pool.g, device=device) * stage.start_noise
-            latent = torch.cat([noise, z_lr], 1).contiguous(memory_format=fold)
-            v = net.unet(latent, t, context.expand(len(lr), -1, -1)).float()
-            z_0 = to_start(noise, v, table[last])
-            image = decoder((z_lr + scale * z_0).contiguous(memory_format=fold))
+            if later:
+                t[:later] = later_timesteps(later, stage.sampler_steps, last + 1, pool.g).float()
+                v = unet(noise[:later], z_lr[:later], t.new_full((later,), last))
+                guess = to_start(noise[:later], v, table[last]).detach()
+                noise[:later] = diffuse(guess, at(t[:later]), noise[:later])[0]
+            z_0 = to_start(noise, unet(noise, z_lr, t), at(t))
+            image = decoder((z_lr + scale * z_0).contiguous(memory_format=fold), lr)
             terms = picture(image, hr if stage.alex_sees_hr else taught, pool.g, taught)
         anchor = ((z_hr - z_lr) / scale).square().mean()
         run.update(

@@ -307,5 +307,5 @@ class reference:  # noqa: N801 - a namespace
         return prediction
 
     @staticmethod
-    def decoder(latent: Array) -> Array:
+    def decoder(latent: Array, lr: Array | None = None) -> Array:
         return latent[:, :3].repeat(FACTOR, axis=2).repeat(FACTOR, axis=3)

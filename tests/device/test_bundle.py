@@ -170,6 +170,17 @@ def test_a_unet_may_take_guidance(bundle: Bundle) -> None:
     assert len(Manifest.from_json(json.dumps(data)).components["unet"].inputs) == 4
 
 
+def test_a_decoder_may_take_the_lr_picture_at_its_size(bundle: Bundle) -> None:
+    data = json.loads(bundle.manifest.to_json())
+    shape = data["components"]["lr_encoder"]["inputs"][0]["shape"]
+    tensor = {"name": "lr", "shape": shape, "dtype": "float32"}
+    data["components"]["decoder"]["inputs"].append(tensor)
+    assert len(Manifest.from_json(json.dumps(data)).components["decoder"].inputs) == 2
+    tensor["shape"] = [*shape[:2], 2 * shape[2], 2 * shape[3]]
+    with pytest.raises(BundleError, match="component 'decoder': input 'lr'"):
+        Manifest.from_json(json.dumps(data))
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"manifest"'])
 def test_what_is_no_manifest_is_a_bundle_error(text: str) -> None:
     with pytest.raises(BundleError):

@@ -128,7 +128,7 @@ def test_one_step_is_the_formula(spies: Spies) -> None:
     np.testing.assert_allclose(step.latent, expected, atol=1e-5)
     assert (step.index, step.total) == (0, 1)
     np.testing.assert_array_equal(
-        run.decode(step.latent), reference.decoder(step.latent).clip(-1, 1)
+        run.decode(step.latent, LR), reference.decoder(step.latent).clip(-1, 1)
     )
 
 
@@ -203,6 +203,16 @@ def test_a_unet_that_takes_w_is_called_once_a_step(manifest: Manifest) -> None:
     latent_of(start(spies, steps=2, guidance_scale=2.5))
     latent_of(start(spies, steps=1, guidance=None))
     assert [feeds["guidance"].tolist() for feeds in spies.feeds("unet")] == [[2.5], [2.5], [0.0]]
+
+
+def test_a_decoder_may_see_the_tile_as_well(manifest: Manifest) -> None:
+    decoder = manifest.components["decoder"]
+    lr = TensorSpec("lr", LR.shape, "float32")
+    decoder = replace(decoder, inputs=(*decoder.inputs, lr))
+    spies = Spies(replace(manifest, components={**manifest.components, "decoder": decoder}))
+    run = start(spies)
+    run.decode(latent_of(run), LR)
+    np.testing.assert_array_equal(spies.feeds("decoder")[0]["lr"], LR)
 
 
 def test_temperature_reaches_the_connector_in_order(spies: Spies) -> None:
@@ -282,7 +292,7 @@ def test_numbers_that_are_not_finite_are_no_picture(spies: Spies) -> None:
     latent = np.zeros((1, CHANNELS, LATENT, LATENT), np.float32)
     latent[0, 0, 3, 4] = np.nan
     with pytest.raises(BackendError, match=r"not finite.*fp32"):
-        start(spies).decode(latent)
+        start(spies).decode(latent, LR)
 
 
 def test_sessions_are_opened_when_needed_and_once_only(spies: Spies) -> None:
