@@ -34,7 +34,7 @@ from mmsr_edge.training.degrade import DegradeConfig, degrade
 from mmsr_edge.upscaler import Upscaler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -214,9 +214,12 @@ class _RecordedPipeline(MultimodalPipeline):
         super().__init__(manifest, opener, vocabulary)
         self._recorder = recorder
 
-    def run(self, component: str, feeds: dict[str, Array], picture: PictureRun) -> dict[str, Array]:
-        self._recorder.see(component, feeds)
-        return super().run(component, feeds, picture)
+    def run(
+        self, component: str, calls: Sequence[dict[str, Array]], picture: PictureRun
+    ) -> list[dict[str, Array]]:
+        for feeds in calls:
+            self._recorder.see(component, feeds)
+        return super().run(component, calls, picture)
 
 
 def main(arguments: list[str] | None = None) -> int:

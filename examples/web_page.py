@@ -86,7 +86,7 @@ def build(upscaler: Upscaler, gr: Any) -> Any:
             return (bicubic(source, result.size), result.image), "\n".join(lines), used
 
         sliders = [steps, seed, *deltas.values()]
-        moved = [slider.release for slider in sliders]
+        moved = [slider.input for slider in sliders]  # by mouse, arrow keys or a number typed
         gr.on(
             [photo.change, prompt.submit, fidelity.input, *moved],
             upscale,

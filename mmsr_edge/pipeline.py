@@ -23,7 +23,7 @@ from mmsr_edge.modalities.prompt import encode_prompt
 from mmsr_edge.sampler import guide, make_schedule, negative_present, sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -96,13 +96,15 @@ class MultimodalPipeline:
         """
         return PictureRun(self, settings, check)
 
-    def run(self, component: str, feeds: dict[str, Array], picture: PictureRun) -> dict[str, Array]:
-        """Call one component, on `picture`'s clock."""
+    def run(
+        self, component: str, calls: Sequence[dict[str, Array]], picture: PictureRun
+    ) -> list[dict[str, Array]]:
+        """Call one component once or several times, on `picture`'s clock."""
         session = self._sessions.get(component) or self._opened(component, picture)
         began = time.perf_counter()
-        outputs = session.run(feeds)
+        outputs = session.run_all(calls)
         picture.seconds[component] += time.perf_counter() - began
-        picture.calls[component] += 1
+        picture.calls[component] += len(calls)
         return outputs
 
     def _opened(self, component: str, picture: PictureRun) -> Session:
@@ -140,9 +142,15 @@ class PictureRun:
 
     def run(self, component: str, **feeds: Array) -> dict[str, Array]:
         """Call one component."""
+        return self.run_all(component, [feeds])[0]
+
+    def run_all(
+        self, component: str, calls: Sequence[Mapping[str, Array]]
+    ) -> list[dict[str, Array]]:
+        """Call one component several times; in one batch, where the runtime can."""
         self._check()
-        feeds = {name: np.ascontiguousarray(array) for name, array in feeds.items()}
-        return self.pipeline.run(component, feeds, self)
+        whole = [{name: np.ascontiguousarray(a) for name, a in feeds.items()} for feeds in calls]
+        return self.pipeline.run(component, whole, self)
 
     def denoise(
         self, lr: Array, maps: Mapping[str, Array | None], noise: Array
@@ -172,10 +180,10 @@ class PictureRun:
                 "timestep": np.array([timestep], np.float32),
                 **extra,
             }
-            prediction = self.run("unet", context=positive, **feeds)["prediction"]
-            if negative is None:
-                return prediction
-            return guide(prediction, self.run("unet", context=negative, **feeds)["prediction"], w)
+            contexts = [positive] if negative is None else [positive, negative]
+            calls = [{**feeds, "context": context} for context in contexts]
+            predictions = [given["prediction"] for given in self.run_all("unet", calls)]
+            return predictions[0] if negative is None else guide(*predictions, w)
 
         sampler = pipeline.manifest.sampler
         # A few steps have no time to walk off the noise that they start from: what is left of it

@@ -46,6 +46,13 @@ class Session(Protocol):
             BackendError: the runtime failed.
         """
 
+    def run_all(self, calls: Sequence[Mapping[str, NDArray[Any]]]) -> list[Tensors]:
+        """What `run` gives for each of `calls`, in one batch where the runtime can.
+
+        Raises:
+            OptionError, BackendError: as `run`.
+        """
+
 
 @dataclass(frozen=True)
 class SessionOptions:
@@ -77,12 +84,22 @@ class CheckedSession(ABC):
     def _infer(self, feeds: Tensors) -> Sequence[NDArray[Any]]:
         """Outputs in the order of `outputs`, in memory that no later call writes to."""
 
+    def _infer_all(self, calls: Sequence[Tensors]) -> list[Sequence[NDArray[Any]]]:
+        """`_infer` for each of several calls; a runtime that takes batches makes one of them."""
+        return [self._infer(feeds) for feeds in calls]
+
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
-        checked = check_feeds(self.name, self.inputs, feeds)
+        return self.run_all([feeds])[0]
+
+    def run_all(self, calls: Sequence[Mapping[str, NDArray[Any]]]) -> list[Tensors]:
+        checked = [check_feeds(self.name, self.inputs, feeds) for feeds in calls]
         try:
-            results = self._infer(checked)
+            results = self._infer_all(checked)
         except Exception as error:
             raise BackendError(f"component {self.name!r} failed to run: {error}") from error
+        return [self._checked_results(arrays) for arrays in results]
+
+    def _checked_results(self, results: Sequence[NDArray[Any]]) -> Tensors:
         for spec, result in zip(self.outputs, results, strict=True):
             if result.shape != spec.shape or result.dtype != spec.dtype:
                 raise BackendError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mmsr_edge.errors import BundleError, OptionError
 from mmsr_edge.runtimes.base import CheckedSession, Session, SessionOptions, Tensors
 
@@ -77,13 +79,21 @@ class _TorchSession(CheckedSession):
         self._module = module.to(self._device).eval()
 
     def _infer(self, feeds: Tensors) -> Sequence[NDArray[Any]]:
+        return self._infer_all([feeds])[0]
+
+    def _infer_all(self, calls: Sequence[Tensors]) -> list[Sequence[NDArray[Any]]]:
         import torch
 
         # TF32 convolutions, torch's default on CUDA, would cost 20 dB against the other runtimes.
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            arguments = [torch.from_numpy(feeds[s.name]).to(self._device) for s in self.inputs]
-            results = self._module(*arguments)
+            arguments = [
+                torch.from_numpy(np.concatenate([feeds[s.name] for feeds in calls]))
+                for s in self.inputs
+            ]
+            results = self._module(*(argument.to(self._device) for argument in arguments))
             if isinstance(results, torch.Tensor):
                 results = (results,)
             # clone(): a network may return a view of what it was given, or of its own buffer.
-            return [result.cpu().clone().numpy() for result in results]
+            batches = [result.cpu().clone().numpy() for result in results]
+        rows = [np.split(batch, len(calls)) for batch in batches]
+        return [list(row) for row in zip(*rows, strict=True)]

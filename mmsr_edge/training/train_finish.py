@@ -87,6 +87,8 @@ class FinishStage:
     """Weight of the adversary."""
     latent_noise: float = 0.05
     """Standard deviation of the noise on E(x) before decoding."""
+    context_alone: bool = False
+    """Only what carries the modalities learns; what was taught without them stays as it is."""
     anchor_weight: float = 0.0
     """Weight of what E_lr leaves to the diffusion; 0 keeps E_lr as it is."""
 
@@ -203,6 +205,17 @@ def train(
         )
 
 
+def keep_all_but_context(net: Denoiser, decoder: nn.Module) -> None:
+    """Freeze all but the text encoder, the connector and the UNet's attention to the context.
+
+    `diffusers` calls a transformer block's cross-attention `attn2`.
+    """
+    decoder.requires_grad_(False)
+    for name, parameter in net.named_parameters():
+        carries = name.startswith(("text_encoder.", "connector."))
+        parameter.requires_grad_(carries or ".attn2." in name)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -221,6 +234,8 @@ def main() -> None:
     decoder = networks.pop("decoder")
     for frozen in networks.values():
         frozen.requires_grad_(False)
+    if stage.context_alone:
+        keep_all_but_context(net, decoder)
     trained = {"denoiser": net.train(), "decoder": decoder.train()}
     if stage.critic_weight:
         trained["critic"] = critic

@@ -59,8 +59,9 @@ class TaughtStage:
     """Standard deviation of what the one step starts from; 1: the diffusion's own start."""
     clean: float = 0.25
     """Share of pictures that are only downscaled."""
-    alex_sees_hr: bool = False
-    """LPIPS-Alex compares with the HR picture, for texture that the teacher leaves out."""
+    alex_sees_hr: float = 0.0
+    """Share of steps in which LPIPS-Alex compares with HR, for texture that the teacher leaves out.
+    """
     l1_weight: float = 2.0
     """Weight of the mean absolute difference."""
     grid_weight: float = 2.0
@@ -219,7 +220,8 @@ def train(
                 noise[:later] = diffuse(guess, at(t[:later]), noise[:later])[0]
             z_0 = to_start(noise, unet(noise, z_lr, t), at(t))
             image = decoder((z_lr + scale * z_0).contiguous(memory_format=fold), lr)
-            terms = picture(image, hr if stage.alex_sees_hr else taught, pool.g, taught)
+            textured = float(torch.rand((), generator=pool.g, device=device)) < stage.alex_sees_hr
+            terms = picture(image, hr if textured else taught, pool.g, taught)
         anchor = ((z_hr - z_lr) / scale).square().mean()
         run.update(
             terms.total() + stage.anchor_weight * anchor,

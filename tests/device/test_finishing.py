@@ -39,11 +39,10 @@ XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description
 @pytest.fixture(scope="module")
 def upscaler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upscaler]:
     def denoise(run: Any, lr: Array, maps: Any, noise: Array) -> Iterator[TileStep]:
-        run.shown = lr
         yield TileStep(0, 1, noise)
 
-    def decode(run: Any, latent: Array) -> Array:
-        return run.shown.repeat(SCALE, axis=2).repeat(SCALE, axis=3)  # type: ignore[no-any-return]
+    def decode(run: Any, latent: Array, lr: Array) -> Array:
+        return lr.repeat(SCALE, axis=2).repeat(SCALE, axis=3)  # type: ignore[no-any-return]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PictureRun, "denoise", denoise)
@@ -324,8 +323,8 @@ def test_edges_of_what_is_seen_have_no_fringe(
     enlargement of the small picture on that ground.
     """
 
-    def decode(run: Any, latent: Array) -> Array:
-        return np.float32(enlarged(run.shown[0].transpose(1, 2, 0)).transpose(2, 0, 1)[None])
+    def decode(run: Any, latent: Array, lr: Array) -> Array:
+        return np.float32(enlarged(lr[0].transpose(1, 2, 0)).transpose(2, 0, 1)[None])
 
     monkeypatch.setattr(PictureRun, "decode", decode)
     y, x = np.mgrid[:32, :32]
@@ -451,8 +450,8 @@ def test_fidelity_keeps_what_the_input_shows(
     """Of a network that shifts colours and invents detail, the detail stays and the shift not."""
     invented = np.random.default_rng(1).uniform(-0.3, 0.3, (1, 3, 32 * SCALE, 32 * SCALE))
 
-    def decode(run: Any, latent: Array) -> Array:
-        made = run.shown.repeat(SCALE, axis=2).repeat(SCALE, axis=3) * 0.7 + 0.2 + invented
+    def decode(run: Any, latent: Array, lr: Array) -> Array:
+        made = lr.repeat(SCALE, axis=2).repeat(SCALE, axis=3) * 0.7 + 0.2 + invented
         return np.float32(made).clip(-1, 1)
 
     monkeypatch.setattr(PictureRun, "decode", decode)

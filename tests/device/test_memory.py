@@ -24,11 +24,10 @@ from mmsr_edge import Upscaler, upscaler
 from mmsr_edge.pipeline import PictureRun, TileStep
 
 def denoise(run, lr, maps, noise):
-    run.lr = lr
     yield TileStep(0, 1, noise)
 
 PictureRun.denoise = denoise
-PictureRun.decode = lambda run, latent: run.lr.repeat(4, axis=2).repeat(4, axis=3)
+PictureRun.decode = lambda run, latent, lr: lr.repeat(4, axis=2).repeat(4, axis=3)
 original = upscaler.check_memory
 
 def check(finishing, manifest, limit, *, by_rows):

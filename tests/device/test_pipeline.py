@@ -66,7 +66,10 @@ class _Spy:
         spec = spies.manifest.components[component]
         self.inputs, self.outputs = spec.inputs, spec.outputs
 
-    def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
+    def run_all(self, calls: list[dict[str, Array]]) -> list[dict[str, Array]]:
+        return [self._run(feeds) for feeds in calls]
+
+    def _run(self, feeds: dict[str, Array]) -> dict[str, Array]:
         assert {name: (a.shape, a.dtype.name) for name, a in feeds.items()} == {
             spec.name: (spec.shape, spec.dtype) for spec in self.inputs
         }
@@ -275,7 +278,7 @@ def test_the_walk_goes_down_the_trailing_timesteps(spies: Spies) -> None:
 
 def test_a_check_that_raises_ends_it_before_the_next_network_call(spies: Spies) -> None:
     def check() -> None:
-        if len(spies.feeds("unet")) == 3:
+        if len(spies.feeds("unet")) == 4:
             raise Cancelled("enough")
 
     pipeline = MultimodalPipeline(spies.manifest, spies)
@@ -283,9 +286,9 @@ def test_a_check_that_raises_ends_it_before_the_next_network_call(spies: Spies) 
     run = pipeline.start(resolve(options, spies.manifest), check)
     with pytest.raises(Cancelled):
         latent_of(run)
-    # The third call is the positive one of the second step: its negative is not made any more.
+    # Two steps, each of a positive and a negative call: the third is not taken any more.
     assert spies.fed[-1][0] == "unet"
-    assert len(spies.feeds("unet")) == 3
+    assert len(spies.feeds("unet")) == 4
 
 
 def test_numbers_that_are_not_finite_are_no_picture(spies: Spies) -> None:

@@ -212,7 +212,7 @@ def test_every_pixel_lands_where_it_belongs(
     """With a decoder that shows its own tile four times as large, so is the picture."""
     windows = Windows(monkeypatch)
 
-    def decode(run: PictureRun, latent: Array) -> Array:
+    def decode(run: PictureRun, latent: Array, lr: Array) -> Array:
         return windows.given[-1][0].repeat(SCALE, axis=2).repeat(SCALE, axis=3)
 
     monkeypatch.setattr(PictureRun, "decode", decode)

@@ -169,9 +169,9 @@ class Overflows:
     def __init__(self, inner: Any) -> None:
         self.inner = inner
 
-    def run(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-        result: Mapping[str, Array] = self.inner.run(feeds)
-        return {name: value * np.inf for name, value in result.items()}
+    def run_all(self, calls: list[dict[str, Array]]) -> list[dict[str, Array]]:
+        results = self.inner.run_all(calls)
+        return [{name: v * np.inf for name, v in result.items()} for result in results]
 
 
 def test_pictures_that_overflow_are_caught(exported: Path) -> None:

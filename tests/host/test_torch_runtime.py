@@ -67,6 +67,27 @@ def test_a_session_is_the_network(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first["indices"], indices.numpy())
 
 
+def test_several_calls_are_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lr = feed((1, 3, 16, 16))
+    module, spec = describe("lr_encoder", lr=lr)
+    save_file(module.state_dict(), tmp_path / "w.safetensors")
+    session = open_weights(tmp_path / "w.safetensors", spec)
+    alone = [session.run({"lr": lr})["out"], session.run({"lr": -lr})["out"]]
+    sizes: list[int] = []
+    forward = type(module).forward
+
+    def seen(self: torch.nn.Module, given: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(given))
+        result: torch.Tensor = forward(self, given)
+        return result
+
+    monkeypatch.setattr(type(module), "forward", seen)
+    together = session.run_all([{"lr": lr}, {"lr": -lr}])
+    assert sizes == [2]
+    for one, result in zip(alone, together, strict=True):
+        np.testing.assert_allclose(result["out"], one, atol=1e-5)
+
+
 def test_reversed_feeds_are_welcome(tmp_path: Path) -> None:
     # BGR turned to RGB by a slice has negative strides, which torch itself refuses.
     lr = feed((1, 3, 16, 16))

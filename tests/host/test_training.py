@@ -28,6 +28,7 @@ from mmsr_edge.training.denoiser import Denoiser
 from mmsr_edge.training.perceptual import LPIPS, read_arrays
 from mmsr_edge.training.picture_loss import PictureLoss
 from mmsr_edge.training.run import Run, RunConfig, load_run, start_from
+from mmsr_edge.training.train_finish import keep_all_but_context
 from mmsr_edge.training.train_taught import TaughtPool, TaughtStage, train
 from mmsr_edge.training.train_tokenizer import revive
 
@@ -240,6 +241,18 @@ def test_all_stages_train_and_release_a_checkpoint(
         assert any(not torch.equal(v, after[name][k]) for k, v in before[name].items()), name
         for key, value in before[name].items():
             torch.testing.assert_close(after[name][key], value, atol=0.01, rtol=0)
+
+
+def test_what_carries_the_context_can_learn_alone() -> None:
+    net, decoder = Denoiser("micro", torch.zeros(32, 256)), build_component("decoder", "micro")
+    keep_all_but_context(net, decoder)
+    learns = {name for name, p in net.named_parameters() if p.requires_grad}
+    unet = {name for name in learns if name.startswith("unet.")}
+    assert unet and all(".attn2." in name for name in unet)
+    for part in ("text_encoder", "connector"):
+        whole = {f"{part}.{name}" for name, _ in getattr(net, part).named_parameters()}
+        assert whole and whole <= learns
+    assert not any(p.requires_grad for p in decoder.parameters())
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGTERM"), reason="needs SIGTERM")

@@ -109,7 +109,7 @@ def test_a_photo_and_the_dials(browser_page: Any, tmp_path: Path) -> None:
     for name in ("depth", "segmentation", "edges"):
         page.get_by_text(name, exact=True).last.wait_for()
 
-    # A drag: the result is another as soon as the dial is let go.
+    # A drag: the dial is live, and the result is that of where it was let go.
     page.get_by_label("range slider for Edges").scroll_into_view_if_needed()
     box = page.get_by_label("range slider for Edges").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.1, box["y"] + box["height"] / 2)
@@ -119,7 +119,12 @@ def test_a_photo_and_the_dials(browser_page: Any, tmp_path: Path) -> None:
     until(lambda: len(shown(page)) == 2 and shown(page)[1] != after)
     assert shown(page)[0] == before
 
-    # And a number typed, once it is left.
+    # An arrow key.
+    after = shown(page)[1]
+    page.get_by_label("range slider for Seed").press("ArrowRight")
+    until(lambda: len(shown(page)) == 2 and shown(page)[1] != after)
+
+    # And a number typed.
     after = shown(page)[1]
     seed = page.get_by_label("number input for Seed")
     seed.fill("7")
