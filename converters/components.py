@@ -117,7 +117,7 @@ UNET_FLOAT = (
 )
 ENCODER_FLOAT = (r"^quarter\.1$|\bconv_in$", r"^out$|\bconv_out$|\bquant_conv$")
 DECODER_FLOAT = (
-    r"^eighth\.0$|^skip\.0$|\bconv_in$|\bpost_quant_conv$",
+    r"^eighth\.0$|^skip\.see$|\bconv_in$|\bpost_quant_conv$",
     r"^out\.0$|\bconv_out$",
 )
 

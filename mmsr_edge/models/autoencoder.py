@@ -78,11 +78,26 @@ def _up(width: int, out: int, factor: int) -> nn.Sequential:
     return nn.Sequential(conv, nn.PixelShuffle(factor))
 
 
-def _skip(blocks: int, width: int) -> nn.Sequential:
-    """LR picture to features of its size; they begin at zero, to join a trained decoder."""
-    out = nn.Conv2d(width, width, 3, padding=1)
-    nn.init.zeros_(out.weight)
-    return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), _blocks(blocks, width), out)
+class Skip(nn.Module):
+    """Looks at the LR picture, knowing what the latent says of it; adds features of LR size.
+
+    What a pixel of the LR picture is worth depends on how much of it is noise, which the latent, of
+    larger fields of view, can tell. Both ways in begin at zero, to join a trained decoder.
+    """
+
+    def __init__(self, blocks: int, width: int) -> None:
+        super().__init__()
+        self.see = nn.Conv2d(3, width, 3, padding=1)
+        self.know = nn.Conv2d(width, width, 1)
+        self.blocks = _blocks(blocks, width)
+        self.out = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.know.weight)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: Tensor, lr: Tensor) -> Tensor:
+        """x [B, width, h, w] of the latent and `lr` [B, 3, h, w] to more of x."""
+        more: Tensor = self.out(self.blocks(self.see(lr) + self.know(x)))
+        return x + more
 
 
 class SlimDecoder(nn.Module):
@@ -102,7 +117,7 @@ class SlimDecoder(nn.Module):
             _blocks(eighth, width),
             *_up(width, width // 2, 2),
         )
-        self.skip = _skip(config.skip_blocks, width // 2) if config.skip_blocks else None
+        self.skip = Skip(config.skip_blocks, width // 2) if config.skip_blocks else None
         self.quarter = _blocks(quarter, width // 2)
         self.halved = nn.Sequential()
         if half:
@@ -118,7 +133,7 @@ class SlimDecoder(nn.Module):
         """
         x = self.eighth(latent)
         if self.skip is not None and lr is not None:
-            x = x + self.skip(lr)
+            x = self.skip(x, lr)
         return self.out(self.halved(self.quarter(x)))
 
 

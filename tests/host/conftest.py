@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mmsr_edge.calib.reader import CalibrationSet
-    from mmsr_edge.converters.export_all import Row
+    from mmsr_edge.converters.report import Row
 
 # Imports stay inside: most tests here need neither ONNX nor a checkpoint.
 

@@ -17,10 +17,11 @@ from torch.nn import functional as F
 from mmsr_edge.bundle import REQUIRED, open_bundle
 from mmsr_edge.converters.artifacts import INTERPRETER, Source
 from mmsr_edge.converters.components import component
-from mmsr_edge.converters.export_all import ExportConfig, export_bundle, main, pipeline_table
+from mmsr_edge.converters.export_all import ExportConfig, export_bundle, main
 from mmsr_edge.converters.mil import MILProgram
 from mmsr_edge.converters.mil.package import open_package
 from mmsr_edge.converters.quantize import QuantConfig
+from mmsr_edge.converters.report import pipeline_table
 from mmsr_edge.converters.split_attention import SplitAttention, split_attention
 from mmsr_edge.converters.to_coreml import convert, package_files
 from mmsr_edge.errors import (

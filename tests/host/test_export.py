@@ -16,7 +16,8 @@ from mmsr_edge.bundle import REQUIRED, open_bundle
 from mmsr_edge.converters import artifacts as artifacts_module
 from mmsr_edge.converters import to_onnx as to_onnx_module
 from mmsr_edge.converters.components import COMPONENTS, component
-from mmsr_edge.converters.export_all import ExportConfig, main, pipeline_table, table
+from mmsr_edge.converters.export_all import ExportConfig, main
+from mmsr_edge.converters.report import pipeline_table, table
 from mmsr_edge.converters.staging import staged_bundle
 from mmsr_edge.converters.to_onnx import halve_weights, save_onnx
 from mmsr_edge.errors import BundleError, OptionError, OutputError, ParityError
@@ -26,7 +27,7 @@ from mmsr_edge.training.checkpoint import open_checkpoint, run_network, write_ch
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mmsr_edge.converters.export_all import Row
+    from mmsr_edge.converters.report import Row
 
 pytestmark = pytest.mark.host
 

@@ -14,6 +14,7 @@ from mmsr_edge.converters.components import component
 from mmsr_edge.converters.parity import (
     Score,
     check,
+    check_likeness,
     check_pictures,
     measure,
     pictures,
@@ -146,6 +147,20 @@ def test_a_flipped_code_counts_once_and_not_as_a_wrong_token() -> None:
     assert score.psnr == pytest.approx(10 * np.log10(7**2 / (0.01**2 / 6)), abs=0.1)
     with pytest.raises(ParityError, match=r"tokenizer at int8 on openvino: 75.00% of the indices"):
         check(replace(score, psnr=70.0), "tokenizer", "int8", "openvino", 35)
+
+
+def test_the_whole_pipeline_is_gated_by_how_it_looks() -> None:
+    black = np.zeros((1, 3, 4, 4), np.float32)
+
+    def distance(a: Array, b: Array) -> float:
+        return float(np.abs(a - b).mean())
+
+    assert check_likeness([black] * 2, [black, black + 0.005], distance, "x", 0.01) == 0.005
+    with pytest.raises(ParityError, match=r"int8 on mil: LPIPS 0.0200 from torch's .* gate 0.01"):
+        check_likeness([black] * 2, [black + 0.02, black], distance, "int8 on mil", 0.01)
+    with pytest.raises(ParityError, match="LPIPS nan"):
+        check_likeness([black], [black], lambda a, b: float("nan"), "x", 0.01)
+    assert check_likeness([black], [black + 1], distance, "x", None) == 1
 
 
 def test_the_whole_pipeline_is_gated() -> None:
