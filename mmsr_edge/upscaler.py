@@ -346,7 +346,7 @@ class Upscaler:
         width, height = (side * scale for side in size)
         row = 0
         for strip in blend(outputs, placed):
-            kept = strip[: height - row, :width]
+            kept = strip[: max(0, height - row), :width]
             row += len(strip)
             if len(kept):
                 yield kept

@@ -217,10 +217,12 @@ def test_every_pixel_lands_where_it_belongs(
 
     monkeypatch.setattr(PictureRun, "decode", decode)
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    result = upscaler(picture, steps=1)
-    np.testing.assert_array_equal(
-        pixels(result), picture.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
-    )
+    for color_fix in (True, False):
+        windows.given.clear()
+        result = upscaler(picture, steps=1, color_fix=color_fix)
+        np.testing.assert_array_equal(
+            pixels(result), picture.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+        )
 
 
 def test_maps_are_made_once_and_cropped_where_the_tile_is(
