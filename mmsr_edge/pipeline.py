@@ -182,8 +182,8 @@ class PictureRun:
             }
             contexts = [positive] if negative is None else [positive, negative]
             calls = [{**feeds, "context": context} for context in contexts]
-            predictions = [given["prediction"] for given in self.run_all("unet", calls)]
-            return predictions[0] if negative is None else guide(*predictions, w)
+            wanted, *unwanted = (given["prediction"] for given in self.run_all("unet", calls))
+            return guide(wanted, unwanted[0], w) if unwanted else wanted
 
         sampler = pipeline.manifest.sampler
         # A few steps have no time to walk off the noise that they start from: what is left of it

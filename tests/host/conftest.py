@@ -88,6 +88,7 @@ def make_checkpoint(out: Path, seed: int) -> Path:
     with torch.no_grad():  # as loud as a trained decoder: its picture fills [-1, 1]
         networks["decoder"].out[0].weight.mul_(6)
         networks["depth"].out.weight.mul_(30)
+        networks["segmentation"].head.bias.zero_()  # no class is preferred to the others everywhere
     return write_checkpoint(
         networks,
         out,
