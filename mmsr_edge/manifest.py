@@ -130,6 +130,10 @@ class ComponentSpec:
         if not self.artifacts:
             raise BundleError(f"component {self.name!r} has no artifact")
 
+    def takes(self, name: str) -> bool:
+        """Whether it has an input of that name."""
+        return any(tensor.name == name for tensor in self.inputs)
+
 
 @dataclass(frozen=True)
 class LatentSpec:

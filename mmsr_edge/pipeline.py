@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmsr_edge.config import MAPS, decoder_sees_lr, takes_guidance
+from mmsr_edge.config import MAPS, takes_guidance
 from mmsr_edge.errors import BackendError
 from mmsr_edge.modalities.prompt import encode_prompt
 from mmsr_edge.sampler import guide, make_schedule, negative_present, sample
@@ -206,7 +206,8 @@ class PictureRun:
         Raises:
             BackendError: when the backend's numbers are not finite.
         """
-        extra = {"lr": lr} if decoder_sees_lr(self.pipeline.manifest) else {}
+        decoder = self.pipeline.manifest.components["decoder"]
+        extra = {"lr": lr} if decoder.takes("lr") else {}
         image = self.run("decoder", latent=latent, **extra)["image"]
         if not np.isfinite(image).all():
             raise BackendError(

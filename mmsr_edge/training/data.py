@@ -20,6 +20,16 @@ from mmsr_edge.errors import OptionError
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
 
 
+def to_bytes(pictures: Tensor) -> Tensor:
+    """[-1, 1] to uint8."""
+    return ((pictures + 1) * 127.5).round().to(torch.uint8)
+
+
+def to_picture(values: Tensor) -> Tensor:
+    """uint8 [B, C, h, w] to float32 in [-1, 1], channels last."""
+    return (values.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
 @dataclass(frozen=True)
 class Crop:
     """Where a crop was taken."""

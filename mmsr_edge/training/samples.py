@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmsr_edge.config import join_words
 from mmsr_edge.manifest import TextSpec
 from mmsr_edge.modalities.prompt import encode_prompt
-from mmsr_edge.training.data import Photos
+from mmsr_edge.training.data import Photos, to_bytes
 from mmsr_edge.training.degrade import DegradeConfig, degrade, filter_each, gaussian_kernels
 from mmsr_edge.training.maps import MapMaker
 from mmsr_edge.training.modalities import Modalities
@@ -132,7 +132,7 @@ class Encoder:
                 # What is to be blurred, the teacher does not know.
                 pictures.append(torch.where(bad[:, None, None, None], target, sharp))
         ids = torch.stack(prompts).to(self.device)
-        pixels = (((x + 1) * 127.5).round().to(torch.uint8) for x in pictures)
+        pixels = (to_bytes(x) for x in pictures)
         return Samples(z_hr.float(), z_lr.float(), indices.reshape(count, 3, -1), ids, *pixels)
 
 

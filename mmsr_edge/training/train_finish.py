@@ -29,6 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from mmsr_edge.models.presets import preset
+from mmsr_edge.sampler import timesteps
+from mmsr_edge.training.data import to_picture
 from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse, to_start
 from mmsr_edge.training.modalities import add_modalities, load_modalities
 from mmsr_edge.training.options import add_run_options, run_config
@@ -101,11 +103,11 @@ class FinishStage:
 def draw_timesteps(stage: FinishStage, total: int, g: torch.Generator) -> Tensor:
     """Timesteps [batch + diffused]: the sampler's for the pictures, any for the diffusion."""
     # Trailing spacing (Lin et al. 2023, Table 2), as the bundle samples.
-    table = torch.arange(stage.sampler_steps, 0, -1, device=g.device) * total // stage.sampler_steps
+    table = torch.from_numpy(timesteps(total, stage.sampler_steps, "trailing")).to(g.device)
     rows = torch.randint(1, stage.sampler_steps, (stage.batch,), generator=g, device=g.device)
     rows[stage.later_rows :] = 0
     anywhere = torch.randint(total, (stage.diffused,), generator=g, device=g.device)
-    return torch.cat([table[rows] - 1, anywhere])
+    return torch.cat([table[rows], anywhere])
 
 
 def encode_lr(encoder: nn.Module | None, batch: Samples, scale: Tensor) -> tuple[Samples, Tensor]:
@@ -118,8 +120,7 @@ def encode_lr(encoder: nn.Module | None, batch: Samples, scale: Tensor) -> tuple
     """
     if encoder is None:
         return batch, torch.zeros((), device=batch.z_lr.device)
-    lr = batch.lr.float() / 127.5 - 1
-    z_lr = encoder(lr.contiguous(memory_format=torch.channels_last)).float()
+    z_lr = encoder(to_picture(batch.lr)).float()
     return replace(batch, z_lr=z_lr), ((batch.z_hr - z_lr) / scale).square().mean()
 
 
@@ -129,14 +130,11 @@ def aims(batch: Samples, n: int, kept: int) -> tuple[Tensor, Tensor | None]:
     A reconstruction sees the HR picture itself, so the teacher has no say in it.
     """
 
-    def pictures(values: Tensor) -> Tensor:
-        return (values.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-
-    again = pictures(batch.target[:kept])
-    target = torch.cat([pictures(batch.target[:n]), again])
+    again = to_picture(batch.target[:kept])
+    target = torch.cat([to_picture(batch.target[:n]), again])
     if batch.taught is None:
         return target, None
-    return target, torch.cat([pictures(batch.taught[:n]), again])
+    return target, torch.cat([to_picture(batch.taught[:n]), again])
 
 
 def first_guess(
@@ -186,8 +184,7 @@ def train(
             latents = torch.cat(
                 [batch.z_lr[:n] + scale * start, batch.z_hr[:kept] + stage.latent_noise * blur]
             )
-            lr = batch.lr[:n].float() / 127.5 - 1
-            lr = torch.cat([lr, lr[:kept]]).contiguous(memory_format=fold)
+            lr = to_picture(torch.cat([batch.lr[:n], batch.lr[:kept]]))
             image = decoder(latents.contiguous(memory_format=fold), lr)
             terms = picture(image, target, g, taught)
         diffusion = (prediction - v)[n:].square().mean()

@@ -18,6 +18,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,7 +26,8 @@ from torch.nn import functional as F
 from mmsr_edge.modalities.prompt import encode_prompt
 from mmsr_edge.models.autoencoder import SCALE
 from mmsr_edge.models.presets import preset
-from mmsr_edge.training.data import Photos
+from mmsr_edge.sampler import timesteps
+from mmsr_edge.training.data import Photos, to_bytes, to_picture
 from mmsr_edge.training.degrade import DegradeConfig, bicubic_down, degrade
 from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse, to_start
 from mmsr_edge.training.options import add_run_options, run_config
@@ -121,8 +123,7 @@ class TaughtPool:
         # Of a picture that was only downscaled more is known than the teacher shows.
         known = (bicubic_down((hr + 1) / 2, SCALE) * 2 - 1 - lr).abs().amax((1, 2, 3)) < CLEAN
         taught = torch.where(known[:, None, None, None], hr, taught)
-        lr, hr, taught = (((x + 1) * 127.5).round().to(torch.uint8) for x in (lr, hr, taught))
-        return lr, hr, taught
+        return to_bytes(lr), to_bytes(hr), to_bytes(taught)
 
     def _refresh(self, count: int) -> None:
         self.owed += count / self.stage.reuse
@@ -155,9 +156,7 @@ class TaughtPool:
         """LR [B, 3, h, w], HR and taught [B, 3, 4h, 4w], in [-1, 1]."""
         self._refresh(count)
         stacked = (torch.stack(x) for x in zip(*(self._piece() for _ in range(count)), strict=True))
-        return [
-            (x.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last) for x in stacked
-        ]
+        return [to_picture(x) for x in stacked]
 
 
 def absent_context(net: Denoiser, preset_name: str, device: torch.device) -> Tensor:
@@ -175,10 +174,9 @@ def absent_context(net: Denoiser, preset_name: str, device: torch.device) -> Ten
 
 def later_timesteps(count: int, longest: int, total: int, g: torch.Generator) -> Tensor:
     """`count` timesteps after the first, of samplers of 2 to `longest` steps, trailing spacing."""
-    # Lin et al. 2023, Table 2, as the bundle samples.
-    table = [k * total // n - 1 for n in range(2, longest + 1) for k in range(1, n)]
-    rows = torch.randint(len(table), (count,), generator=g, device=g.device)
-    return torch.tensor(table, device=g.device)[rows]
+    walks = [timesteps(total, n, "trailing")[1:] for n in range(2, longest + 1)]
+    table = torch.from_numpy(np.concatenate(walks)).to(g.device)
+    return table[torch.randint(len(table), (count,), generator=g, device=g.device)]
 
 
 def train(
