@@ -92,7 +92,8 @@ class MultimodalPipeline:
 
         Args:
             settings: from `config.resolve`.
-            check: called before every network call; what it raises ends the run.
+            check: called before every network call, of which a step's two with guidance are one;
+                what it raises ends the run.
         """
         return PictureRun(self, settings, check)
 
