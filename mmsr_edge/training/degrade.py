@@ -1,7 +1,7 @@
 """Second-order degradation after Real-ESRGAN (Wang et al. 2021), as batched torch on any device.
 
-HR → [blur → resize → noise → JPEG] twice → resize to LR with a sinc filter, before or after the
-last JPEG. Kernel, noise and JPEG quality are drawn per picture, a resize's factor per batch. A
+HR → [blur → resize → noise → JPEG] twice, the second JPEG before or after a resize to LR with a sinc
+filter. Kernel, noise and JPEG quality are drawn per picture, a resize's factor per batch. A
 share of each batch is left clean: bicubic downscaling alone, which is what good cameras deliver.
 """
 
@@ -138,6 +138,7 @@ def _noise(image: Tensor, stage: StageConfig, grey: float, g: torch.Generator) -
 def _stage(
     image: Tensor, hr: tuple[int, int], stage: StageConfig, grey: float, g: torch.Generator
 ) -> Tensor:
+    """Blur, resize and noise."""
     b, device = image.shape[0], image.device
     low, high = stage.blur_sigma
     sx = _uniform(b, low, high, g, device)
@@ -155,8 +156,7 @@ def _stage(
     elif kind < up + down:
         factor = stage.resize[0] + u * (1 - stage.resize[0])
     image = _resize(image, (max(8, round(hr[0] * factor)), max(8, round(hr[1] * factor))), g)
-    image = _noise(image, stage, grey, g)
-    return jpeg(image, _uniform(b, *stage.jpeg, g, device))
+    return _noise(image, stage, grey, g)
 
 
 def degrade(hr: Tensor, config: DegradeConfig, g: torch.Generator) -> Tensor:
@@ -176,6 +176,8 @@ def degrade(hr: Tensor, config: DegradeConfig, g: torch.Generator) -> Tensor:
     clean = bicubic_down(x, config.scale)
 
     y = _stage(x, (h, w), config.first, config.grey_noise, g)
+    y = jpeg(y, _uniform(b, *config.first.jpeg, g, device))
+    # The second JPEG is the last one below: one more would take away most of the noise.
     y = _stage(y, size, config.second, config.grey_noise, g)
     sinc = sinc_kernels(_uniform(b, math.pi / 3, math.pi, g, device))
     quality = _uniform(b, *config.second.jpeg, g, device)
