@@ -48,7 +48,7 @@ def train(
 ) -> tuple[nn.Module, nn.Module, float]:
     """Encoder and decoder after `steps` steps of eight 128-pixel crops, and seconds a step."""
     torch.manual_seed(0)
-    data = Photos(photos, device, seed=0, halve=False)
+    data = Photos(photos, device, seed=0, halvings=0)
     networks = build_autoencoder(config)
     encoder, decoder = (
         networks[n].to(device, memory_format=torch.channels_last) for n in ("hr_encoder", "decoder")

@@ -63,7 +63,7 @@ def main() -> None:
     assert isinstance(tokenizer, Tokenizer)
     codes = len(tokenizer.vq.quantize.embedding.weight)
 
-    photos = Photos(args.pictures, torch.device("cpu"), halve=False)
+    photos = Photos(args.pictures, torch.device("cpu"), halvings=0)
     hr, crops = photos.batch(args.count, args.crop)
     lr = degrade(hr, DegradeConfig(), torch.Generator().manual_seed(0))
     modalities = load_modalities([args.checkpoint], checkpoint.bundle.manifest.preset, hr.device)

@@ -66,6 +66,8 @@ class Source:
     """How int8 is made; None: it is not."""
     coreml_weights: CoreMLWeights = "linear"
     """How Core ML's weights are compressed where int8 is asked for."""
+    exact: tuple[str, ...] = ()
+    """Operations that Core ML computes in float32 also where float16 is asked for."""
 
     def forms(
         self, formats: Sequence[Format], precisions: Sequence[Precision]
@@ -150,7 +152,7 @@ class Source:
     @cached_property
     def _half_program(self) -> Any:
         """Core ML's float16 program, which int8 is made from too."""
-        return to_coreml(self.network, self.example, self._outputs)
+        return to_coreml(self.network, self.example, self._outputs, exact=self.exact)
 
     @property
     def _outputs(self) -> list[str]:

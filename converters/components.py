@@ -40,6 +40,8 @@ class Component:
     """Output that holds indices [1, n], for which the others [1, n, ·] are looked up."""
     shipped: bool = True
     """Whether a bundle needs it; otherwise it is exported on request only."""
+    exact: tuple[str, ...] = ()
+    """Operations that Core ML computes in float32 also where float16 is asked for."""
     sometimes: Mapping[str, Callable[[Preset], bool]] = field(default_factory=dict)
     """Inputs that not every preset's network takes, and whether one does."""
 
@@ -117,8 +119,9 @@ UNET_FLOAT = (
 )
 ENCODER_FLOAT = (r"^quarter\.1$|\bconv_in$", r"^out$|\bconv_out$|\bquant_conv$")
 DECODER_FLOAT = (
-    r"^eighth\.0$|^skip\.see$|\bconv_in$|\bpost_quant_conv$",
+    r"^eighth\.0$|\bconv_in$|\bpost_quant_conv$",
     r"^out\.0$|\bconv_out$",
+    r"^compact\.|\bdecoder\.conv_in$",
 )
 
 # The small networks that see the whole picture run once for it. With int8 activations they fall far
@@ -150,7 +153,10 @@ COMPONENTS: dict[str, Component] = {
         quantization=QuantConfig(keep_float=ENCODER_FLOAT, tool="onnxruntime"),
     ),
     "tokenizer": Component(
-        {"map": _picture(lambda _: MAP_SIDE)}, ("tokens", "indices"), codes="indices"
+        {"map": _picture(lambda _: MAP_SIDE)},
+        ("tokens", "indices"),
+        codes="indices",
+        exact=("linear", "reduce_argmin"),  # distances to codes, which lie close together
     ),
     "text_encoder": Component({"ids": _ids}, ("text",)),
     "connector": Component(
@@ -177,7 +183,7 @@ COMPONENTS: dict[str, Component] = {
         {"latent": _latent, "lr": _picture(lambda p: p.tile)},
         ("image",),
         quantization=QuantConfig(keep_float=DECODER_FLOAT, tool="onnxruntime"),
-        sometimes={"lr": lambda p: p.autoencoder.skip_blocks > 0},
+        sometimes={"lr": lambda p: p.autoencoder.compact_layers > 0},
     ),
     "hr_encoder": Component(
         {"image": _picture(lambda p: p.tile * SCALE)}, ("latent",), shipped=False

@@ -211,6 +211,7 @@ class _Export:
             self.recorded.calibration(name) if self.recorded is not None else (),
             self.config.quantized(name),
             self.config.coreml_weights,
+            component(name).exact,
         )
 
     def inputs(self, name: str) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ import logging
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -118,14 +118,19 @@ def to_coreml(
     feeds: Mapping[str, NDArray[Any]],
     outputs: Sequence[str],
     precision: Literal["fp32", "fp16"] = "fp16",
+    exact: Collection[str] = (),
 ) -> Any:
-    """Convert a network to a `coremltools` model; for the arguments and errors see `convert`."""
+    """Convert a network to a `coremltools` model; for the arguments and errors see `convert`.
+
+    Args:
+        exact: types of operations that compute in float32 also at fp16.
+    """
     ct = import_coremltools()
     with _quiet():
         _register_operators()
         with split_attention(network):
             program = _export(network, feeds)
-        model = _to_program(ct, program, feeds, outputs, precision)
+        model = _to_program(ct, program, feeds, outputs, precision, exact)
     _check_ports(model.get_spec().description, feeds, outputs)
     return model
 
@@ -169,6 +174,7 @@ def _to_program(
     feeds: Mapping[str, NDArray[Any]],
     outputs: Sequence[str],
     precision: Literal["fp32", "fp16"],
+    exact: Collection[str],
 ) -> Any:
     (results,) = next(node for node in exported.graph.nodes if node.op == "output").args
     found = [node.meta["val"].dtype for node in results]
@@ -178,10 +184,11 @@ def _to_program(
         exported,
         convert_to="mlprogram",
         minimum_deployment_target=ct.target.iOS17,
-        compute_precision={
-            "fp32": ct.precision.FLOAT32,
-            "fp16": ct.precision.FLOAT16,
-        }[precision],
+        compute_precision=(
+            ct.precision.FLOAT32
+            if precision == "fp32"
+            else ct.transform.FP16ComputePrecision(op_selector=lambda op: op.op_type not in exact)
+        ),
         inputs=[
             ct.TensorType(name=name, shape=value.shape, dtype=_boundary(value.dtype.kind == "f"))
             for name, value in feeds.items()

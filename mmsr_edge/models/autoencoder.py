@@ -21,6 +21,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmsr_edge.errors import OptionError
+from mmsr_edge.models.compact import Compact
 from mmsr_edge.models.presets import AutoencoderConfig
 
 FACTOR = 8
@@ -78,35 +80,15 @@ def _up(width: int, out: int, factor: int) -> nn.Sequential:
     return nn.Sequential(conv, nn.PixelShuffle(factor))
 
 
-class Skip(nn.Module):
-    """Looks at the LR picture, knowing what the latent says of it; adds features of LR size.
-
-    What a pixel of the LR picture is worth depends on how much of it is noise, which the latent, of
-    larger fields of view, can tell. Both ways in begin at zero, to join a trained decoder.
-    """
-
-    def __init__(self, blocks: int, width: int) -> None:
-        super().__init__()
-        self.see = nn.Conv2d(3, width, 3, padding=1)
-        self.know = nn.Conv2d(width, width, 1)
-        self.blocks = _blocks(blocks, width)
-        self.out = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.know.weight)
-        nn.init.zeros_(self.out.weight)
-
-    def forward(self, x: Tensor, lr: Tensor) -> Tensor:
-        """x [B, width, h, w] of the latent and `lr` [B, 3, h, w] to more of x."""
-        more: Tensor = self.out(self.blocks(self.see(lr) + self.know(x)))
-        return x + more
-
-
 class SlimDecoder(nn.Module):
     """Latent to pixels, by way of an eighth, a quarter and a half of the HR size.
 
     Nothing is convolved at full size, where it costs most. Without blocks at a half, one ×4 pixel
     shuffle does the rest. A latent has 16 numbers for the 12 of four LR pixels and for all that an
-    HR picture adds to them; with `skip_blocks` the decoder looks at the LR picture as well, where
-    both have the same size, so that they are free for the latter.
+    HR picture adds to them; with `compact_layers` the decoder looks at the LR picture as well,
+    through a compact enlarger c, so that they are free for the latter:
+
+        D(z, y) = c(y) + T(eighth(z) + join(features of c)).
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -117,7 +99,10 @@ class SlimDecoder(nn.Module):
             _blocks(eighth, width),
             *_up(width, width // 2, 2),
         )
-        self.skip = Skip(config.skip_blocks, width // 2) if config.skip_blocks else None
+        self.compact: Compact | None = None
+        if config.compact_layers:
+            self.compact = Compact(config.compact_layers, config.compact_width, SCALE)
+            self.join = nn.Conv2d(config.compact_width, width // 2, 1)
         self.quarter = _blocks(quarter, width // 2)
         self.halved = nn.Sequential()
         if half:
@@ -128,13 +113,34 @@ class SlimDecoder(nn.Module):
         """Decode `latent` [B, C, h, w] to RGB [B, 3, 8h, 8w], about [-1, 1], not clipped.
 
         Args:
-            lr: the LR picture [B, 3, 2h, 2w], RGB in [-1, 1]; None: there is nothing but the
-                latent, as where a picture is only reconstructed.
+            lr: the LR picture [B, 3, 2h, 2w], RGB in [-1, 1]; needed by a decoder that looks at it.
         """
         x = self.eighth(latent)
-        if self.skip is not None and lr is not None:
-            x = self.skip(x, lr)
-        return self.out(self.halved(self.quarter(x)))
+        if self.compact is None:
+            return self._tail(x)
+        assert lr is not None, "this decoder looks at the LR picture"
+        seen = self.compact.features(lr)
+        return self._tail(x + self.join(seen)) + self.compact.picture(seen, lr)
+
+    def _tail(self, x: Tensor) -> Tensor:
+        image: Tensor = self.out(self.halved(self.quarter(x)))
+        return image
+
+    def begin_at(self, compact: dict[str, Tensor]) -> None:
+        """Take a compact enlarger's weights; what the latent adds to its picture begins at nothing.
+
+        Raises:
+            OptionError: this decoder has none, or one of another size.
+        """
+        if self.compact is None:
+            raise OptionError("this preset's decoder does not look at the LR picture")
+        try:
+            self.compact.load_state_dict(compact)
+        except RuntimeError as error:
+            raise OptionError(f"the compact enlarger does not fit this preset: {error}") from None
+        nn.init.zeros_(self.join.weight)
+        for parameter in self.out[0].parameters():
+            nn.init.zeros_(parameter)
 
 
 class KLEncoder(nn.Module):

@@ -36,8 +36,10 @@ class AutoencoderConfig:
     """Residual blocks of the LR encoder at a quarter (= LR size), at an eighth of the HR size."""
     decoder_blocks: tuple[int, int, int]
     """Residual blocks of the decoder at an eighth, a quarter, a half of the HR size."""
-    skip_blocks: int = 0
-    """Residual blocks of what the decoder makes of the LR picture itself; 0: it does not see it."""
+    compact_layers: int = 0
+    """Convolutions of the decoder's compact enlarger; 0: it does not see the LR picture."""
+    compact_width: int = 64
+    """Feature maps of these."""
     block_out_channels: tuple[int, ...] = ()
     """Widths of `AutoencoderKL`, for `kl` only."""
 
@@ -183,7 +185,7 @@ PRESETS: dict[str, Preset] = {
         autoencoder=AutoencoderConfig(
             "slim", channels=4, width=16,
             encoder_blocks=(1, 1), lr_blocks=(1, 1), decoder_blocks=(1, 1, 1),
-            skip_blocks=1,
+            compact_layers=2, compact_width=8,
         ),
         tokenizer=TokenizerConfig((8, 8, 8, 16, 16), layers_per_block=1, codes=32, norm_groups=4),
         text=TextConfig("hashed-words", vocab_size=64, layers=1, heads=2),
@@ -202,7 +204,7 @@ PRESETS: dict[str, Preset] = {
         autoencoder=AutoencoderConfig(
             "slim", channels=16, width=128,
             encoder_blocks=(2, 3), lr_blocks=(2, 5), decoder_blocks=(4, 4, 2),
-            skip_blocks=16,
+            compact_layers=16,
         ),
         tokenizer=TokenizerConfig((16, 32, 64, 96, 128), layers_per_block=1, norm_groups=16),
         text=TextConfig("hashed-words", vocab_size=4096, layers=2, heads=4),

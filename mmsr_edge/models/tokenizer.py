@@ -5,9 +5,9 @@ The tokens that condition the diffusion are the discrete ones, after quantizatio
 
 from __future__ import annotations
 
-import torch
 from diffusers import VQModel
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmsr_edge.models.presets import TokenizerConfig
 
@@ -31,10 +31,10 @@ def build_vq(config: TokenizerConfig) -> VQModel:
 def nearest_codes(features: Tensor, codebook: Tensor) -> Tensor:
     """Index of the nearest code for each row of `features` [N, width]; `codebook` [codes, width].
 
-    ‖f − c‖² = ‖f‖² − 2f·c + ‖c‖², without the first term, which changes no ranking: a matrix
-    product that every backend has, where `cdist` is an operator that some lack.
+    ‖f − c‖² = ‖f‖² − 2f·c + ‖c‖², without the first term, which changes no ranking: one linear
+    layer, which every backend has, where `cdist` is an operator that some lack.
     """
-    return (codebook.square().sum(1) - 2 * features @ codebook.T).argmin(1)
+    return F.linear(features, -2 * codebook, codebook.square().sum(1)).argmin(1)
 
 
 class Tokenizer(nn.Module):
@@ -61,5 +61,5 @@ class Tokenizer(nn.Module):
         features = self.features(map)
         codebook = self.vq.quantize.embedding.weight
         indices = nearest_codes(features.flatten(0, 1), codebook)
-        tokens = torch.nn.functional.embedding(indices, codebook)
+        tokens = F.embedding(indices, codebook)
         return tokens.reshape(features.shape), indices.reshape(features.shape[:2])

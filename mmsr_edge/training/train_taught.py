@@ -24,17 +24,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmsr_edge.modalities.prompt import encode_prompt
-from mmsr_edge.models.autoencoder import SCALE
+from mmsr_edge.models.autoencoder import SlimDecoder
 from mmsr_edge.models.presets import preset
 from mmsr_edge.sampler import timesteps
-from mmsr_edge.training.data import Photos, to_bytes, to_picture
-from mmsr_edge.training.degrade import DegradeConfig, bicubic_down, degrade
 from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse, to_start
 from mmsr_edge.training.options import add_run_options, run_config
 from mmsr_edge.training.parts import add_parts, load_parts
 from mmsr_edge.training.picture_loss import PictureLoss
-from mmsr_edge.training.picture_teacher import load_picture_teacher
-from mmsr_edge.training.run import Run, autocast, pick_device
+from mmsr_edge.training.run import Run, autocast, load_run, pick_device
+from mmsr_edge.training.taught import TaughtPool, add_taught, taught_pool
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,8 @@ class TaughtStage:
     """Taught pictures held."""
     reuse: float = 32.0
     """Pieces drawn of each; 1 where teaching is cheap."""
+    reconstructed: float = 0.0
+    """Share of pieces that are decoded once more from E_hr's latents, for the HR picture."""
     later: float = 0.0
     """Share of pieces that take a second step, from the first one's guess."""
     sampler_steps: int = 4
@@ -82,81 +82,6 @@ class TaughtStage:
     """Weight of the adversary, to whom the teacher's answers are real."""
     anchor_weight: float = 0.02
     """Weight of the mean square of z_0, what E_lr leaves to the diffusion."""
-
-
-CLEAN = 1 / 127.5
-"""An LR picture this near to the downscaled HR picture, everywhere, is that and no more."""
-
-
-class TaughtPool:
-    """LR pictures, HR pictures and the teacher's answers, refreshed a few at a time.
-
-    Where the LR picture is clean, the HR picture is the answer.
-
-    Args:
-        photos: where crops come from.
-        teacher: enlarges [B, 3, h, w] in [-1, 1].
-        stage: sizes.
-        seed: of everything random.
-    """
-
-    def __init__(self, photos: Photos, teacher: nn.Module, stage: TaughtStage, seed: int) -> None:
-        self.photos, self.teacher, self.stage = photos, teacher, stage
-        self.g = torch.Generator(photos.device).manual_seed(seed)
-        self.held = [self._teach(8)]  # one tensor a picture would be slow to stack, one too big
-        self.oldest, self.owed = 0, 0.0
-        while self.count < max(stage.batch, stage.pool // 32):
-            self.held.append(self._teach(8))
-
-    @property
-    def count(self) -> int:
-        """Pictures held."""
-        return 8 * len(self.held)
-
-    @torch.no_grad()
-    def _teach(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """LR, HR and taught pictures as uint8."""
-        hr, _ = self.photos.batch(count, self.stage.taught_crop)
-        lr = degrade(hr, DegradeConfig(clean=self.stage.clean), self.g)
-        with autocast(self.photos.device):
-            taught = self.teacher(lr.contiguous(memory_format=torch.channels_last))
-        # Of a picture that was only downscaled more is known than the teacher shows.
-        known = (bicubic_down((hr + 1) / 2, SCALE) * 2 - 1 - lr).abs().amax((1, 2, 3)) < CLEAN
-        taught = torch.where(known[:, None, None, None], hr, taught)
-        return to_bytes(lr), to_bytes(hr), to_bytes(taught)
-
-    def _refresh(self, count: int) -> None:
-        self.owed += count / self.stage.reuse
-        while self.owed >= 8:
-            self.owed -= 8
-            new = self._teach(8)
-            if self.count < self.stage.pool:
-                self.held.append(new)
-                continue
-            self.held[self.oldest] = new
-            self.oldest = (self.oldest + 1) % len(self.held)
-
-    def _below(self, limit: int) -> int:
-        return int(torch.randint(limit, (), generator=self.g, device=self.g.device))
-
-    def _piece(self) -> list[Tensor]:
-        """The same random square of a random picture's three versions, turned the same way."""
-        group, row = self.held[self._below(len(self.held))], self._below(8)
-        side, room = self.stage.crop, (self.stage.taught_crop - self.stage.crop) // SCALE + 1
-        top, left = self._below(room), self._below(room)
-        turns, mirrored = self._below(4), self._below(2)
-        out = []
-        for pictures, scale in zip(group, (1, SCALE, SCALE), strict=True):
-            y, x, n = top * scale, left * scale, side * scale // SCALE
-            piece = pictures[row, :, y : y + n, x : x + n].rot90(turns, (1, 2))
-            out.append(piece.flip(-1) if mirrored else piece)
-        return out
-
-    def batch(self, count: int) -> list[Tensor]:
-        """LR [B, 3, h, w], HR and taught [B, 3, 4h, 4w], in [-1, 1]."""
-        self._refresh(count)
-        stacked = (torch.stack(x) for x in zip(*(self._piece() for _ in range(count)), strict=True))
-        return [to_picture(x) for x in stacked]
 
 
 def absent_context(net: Denoiser, preset_name: str, device: torch.device) -> Tensor:
@@ -194,6 +119,7 @@ def train(
     scale = net.residual_scale[:, None, None]
     last = len(table := alphas(stage.preset, device)) - 1
     fold, later = torch.channels_last, round(stage.later * stage.batch)
+    known = round(stage.reconstructed * stage.batch)
 
     def unet(noisy: Tensor, z_lr: Tensor, t: Tensor) -> Tensor:
         latent = torch.cat([noisy, z_lr], 1).contiguous(memory_format=fold)
@@ -217,18 +143,22 @@ def train(
                 guess = to_start(noise[:later], v, table[last]).detach()
                 noise[:later] = diffuse(guess, at(t[:later]), noise[:later])[0]
             z_0 = to_start(noise, unet(noise, z_lr, t), at(t))
-            image = decoder((z_lr + scale * z_0).contiguous(memory_format=fold), lr)
+            latents = torch.cat([z_lr + scale * z_0, z_hr[:known]])
+            image = decoder(latents.contiguous(memory_format=fold), torch.cat([lr, lr[:known]]))
             textured = float(torch.rand((), generator=pool.g, device=device)) < stage.alex_sees_hr
-            terms = picture(image, hr if textured else taught, pool.g, taught)
+            model = torch.cat([taught, hr[:known]])
+            target = torch.cat([hr, hr[:known]]) if textured else model
+            terms = picture(image, target, pool.g, model)
         anchor = ((z_hr - z_lr) / scale).square().mean()
         run.update(
             terms.total() + stage.anchor_weight * anchor,
-            l1=terms.l1.mean(),
+            l1=terms.l1[: len(lr)].mean(),
             grid=terms.grid.mean(),
-            perceptual=terms.perceptual.mean(),
+            perceptual=terms.perceptual[: len(lr)].mean(),
             adversarial=terms.adversarial,
             critic=terms.critic,
-            hr_l1=F.l1_loss(image.detach().float(), hr),
+            hr_l1=F.l1_loss(image[: len(lr)].detach().float(), hr),
+            known_l1=terms.l1[len(lr) :].mean() if known else 0.0,
             anchor=anchor,
         )
 
@@ -239,8 +169,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_parts(parser)
+    add_taught(parser)
     parser.add_argument(
-        "--teacher", type=Path, required=True, help="folder with realesrgan-x4plus.param and .bin"
+        "--compact", type=Path, help="run of train_compact, for a decoder that is to begin there"
     )
     add_run_options(parser, TaughtStage(), steps=6000, learning_rate=5e-4, warmup=50, ema=0.998)
     args = parser.parse_args()
@@ -249,6 +180,10 @@ def main() -> None:
     torch.manual_seed(config.seed)
     parts = load_parts(args, stage.preset, device)
     networks, net, critic = parts.networks, parts.denoiser, parts.critic
+    if args.compact:
+        decoder = networks["decoder"]
+        assert isinstance(decoder, SlimDecoder)
+        decoder.begin_at(load_run(args.compact)["compact"])
     for kept in (networks["hr_encoder"], net.text_encoder, net.connector):
         kept.requires_grad_(False)
     trained = {
@@ -259,9 +194,7 @@ def main() -> None:
     if stage.critic_weight:
         trained["critic"] = critic
     run = Run(args.out, config, stage, trained)
-    photos = Photos(args.photos, device, seed=config.seed + run.step)
-    teacher = load_picture_teacher(args.teacher, device)
-    pool = TaughtPool(photos, teacher, stage, config.seed + run.step)
+    pool = taught_pool(args, stage, config.seed + run.step, device)
     picture = PictureLoss(args.lpips, stage, critic, target_share=0.0).to(device)
     train(pool, picture, networks["hr_encoder"], run, stage, device)
 

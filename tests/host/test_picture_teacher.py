@@ -11,62 +11,117 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmsr_edge.errors import OptionError
+from mmsr_edge.models.compact import Compact
+from mmsr_edge.training.ncnn_weights import load_weights, read_weights
 from mmsr_edge.training.picture_loss import PictureLoss
-from mmsr_edge.training.picture_teacher import (
-    PictureTeacher,
-    load_picture_teacher,
-    read_convolutions,
-)
+from mmsr_edge.training.picture_teacher import PictureTeacher, load_compact, load_picture_teacher
 from mmsr_edge.training.train_finish import FinishStage
 
+Layer = nn.Conv2d | nn.PReLU
+NAME = "realesrgan-x4plus"
 
-def write_ncnn(folder: Path, convs: list[nn.Conv2d], half: bool) -> None:
+
+def write_ncnn(folder: Path, layers: list[Layer], half: bool, name: str = NAME) -> None:
     """ncnn's layout: a tag, the weights padded to four bytes, the biases in single precision."""
-    lines, data = ["7767517", f"{len(convs) + 1} {len(convs) + 1}", "Input data 0 1 data"], b""
-    for i, conv in enumerate(convs):
-        count = conv.weight.numel()
-        lines.append(f"Convolution Conv_{i} 1 1 a b 0={conv.out_channels} 1=3 4=1 5=1 6={count}")
-        assert conv.bias is not None
-        kernel, bias = conv.weight.detach().numpy(), conv.bias.detach().numpy()
+    lines, data = ["7767517", f"{len(layers) + 1} {len(layers) + 1}", "Input data 0 1 data"], b""
+    for i, layer in enumerate(layers):
+        kernel = layer.weight.detach().numpy()
+        if isinstance(layer, nn.PReLU):
+            lines.append(f"PReLU PRelu_{i} 1 1 a b 0={kernel.size}")
+            data += kernel.tobytes()
+            continue
+        count = kernel.size
+        lines.append(f"Convolution Conv_{i} 1 1 a b 0={layer.out_channels} 1=3 4=1 5=1 6={count}")
+        assert layer.bias is not None
         if half:
             stored = kernel.astype(np.float16).tobytes()
             data += b"\x47\x6b\x30\x01" + stored + bytes(-len(stored) % 4)
         else:
             data += bytes(4) + kernel.tobytes()
-        data += bias.tobytes()
-    (folder / "realesrgan-x4plus.param").write_text("\n".join(lines))
-    (folder / "realesrgan-x4plus.bin").write_bytes(data)
+        data += layer.bias.detach().numpy().tobytes()
+    (folder / f"{name}.param").write_text("\n".join(lines))
+    (folder / f"{name}.bin").write_bytes(data)
 
 
-def some_convs() -> list[nn.Conv2d]:
+def some_layers() -> list[Layer]:
     torch.manual_seed(0)
-    return [nn.Conv2d(3, 5, 3), nn.Conv2d(5, 3, 3)]  # 135 weights: an odd number of halves
+    slopes = nn.PReLU(5)
+    nn.init.uniform_(slopes.weight)
+    return [nn.Conv2d(3, 5, 3), slopes, nn.Conv2d(5, 3, 3)]  # 135 weights: an odd number of halves
 
 
 @pytest.mark.parametrize("half", [True, False])
 def test_ncnn_files_are_read(tmp_path: Path, half: bool) -> None:
-    convs = some_convs()
-    write_ncnn(tmp_path, convs, half)
-    for conv, (weight, bias) in zip(convs, read_convolutions(tmp_path), strict=True):
-        expected = conv.weight.half().float() if half else conv.weight
-        assert torch.equal(weight, expected)
-        assert conv.bias is not None and torch.equal(bias, conv.bias)
+    layers = some_layers()
+    write_ncnn(tmp_path, layers, half)
+    for layer, (weight, *bias) in zip(layers, read_weights(tmp_path, NAME), strict=True):
+        rounded = half and isinstance(layer, nn.Conv2d)
+        assert torch.equal(weight, layer.weight.half().float() if rounded else layer.weight)
+        if isinstance(layer, nn.Conv2d):
+            assert layer.bias is not None and torch.equal(bias[0], layer.bias)
+        else:
+            assert not bias
 
 
 def test_broken_ncnn_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="cannot read the teacher"):
-        read_convolutions(tmp_path)
-    write_ncnn(tmp_path, some_convs(), half=True)
-    with pytest.raises(OptionError, match=r"not Real-ESRGAN x4plus's"):
+    with pytest.raises(OptionError, match="cannot read the model 'realesrgan-x4plus'"):
+        read_weights(tmp_path, NAME)
+    write_ncnn(tmp_path, some_layers(), half=True)
+    with pytest.raises(OptionError, match=r"'realesrgan-x4plus' in .* do not fit this network"):
         load_picture_teacher(tmp_path, torch.device("cpu"))
     path = tmp_path / "realesrgan-x4plus.bin"
     whole = path.read_bytes()
     path.write_bytes(whole[:-8])
-    with pytest.raises(OptionError, match="ends before 'Conv_1'"):
-        read_convolutions(tmp_path)
+    with pytest.raises(OptionError, match="ends before 'Conv_2'"):
+        read_weights(tmp_path, NAME)
     path.write_bytes(whole + bytes(4))
     with pytest.raises(OptionError, match="4 bytes too many"):
-        read_convolutions(tmp_path)
+        read_weights(tmp_path, NAME)
+
+
+class Published(nn.Module):
+    """SRVGGNetCompact as its authors run it: on pictures in [0, 1]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inputs = (3, *(64,) * 17)
+        outputs = (*(64,) * 17, 48)
+        layers: list[Layer] = []
+        for i, (c_in, c_out) in enumerate(zip(inputs, outputs, strict=True)):
+            layers += [nn.Conv2d(c_in, c_out, 3, padding=1)]
+            layers += [nn.PReLU(c_out)] if i < 17 else []
+        self.body = nn.Sequential(*layers)
+
+    def forward(self, lr: torch.Tensor) -> torch.Tensor:
+        repeated = lr.repeat_interleave(4, 2).repeat_interleave(4, 3)
+        return F.pixel_shuffle(self.body(lr), 4) + repeated
+
+
+def test_the_compact_enlarger_is_the_published_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    published = Published()
+    layers = [m for m in published.modules() if isinstance(m, Layer)]
+    for layer in layers:
+        nn.init.normal_(layer.weight, std=0.05)
+    write_ncnn(tmp_path, layers, half=False, name="realesr-animevideov3-x4")
+    ours = load_compact(tmp_path)
+    lr = torch.rand(1, 3, 48, 40)
+    with torch.no_grad():
+        theirs = published(lr) * 2 - 1
+        given = ours(lr * 2 - 1)
+    # Beyond the border is grey for ours and black for theirs: 18 convolutions see that far.
+    inner = (..., slice(72, -72), slice(72, -72))
+    torch.testing.assert_close(given[inner], theirs[inner], atol=2e-5, rtol=0)
+    assert (given - theirs).abs().max() > 5e-4
+
+
+def test_weights_go_to_the_layers_in_their_order(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, other = Compact(2, 4), Compact(2, 4)
+    write_ncnn(tmp_path, [m for m in network.modules() if isinstance(m, Layer)], half=False)
+    load_weights(other, tmp_path, NAME)
+    for mine, theirs in zip(network.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_the_teacher_without_its_blocks_is_its_ends() -> None:

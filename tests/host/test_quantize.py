@@ -38,7 +38,7 @@ FLOAT_LAYERS = {
         "net.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0",
         "net.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0",
     },
-    "decoder": {"eighth.0", "skip.see", "out.0"},
+    "decoder": {"eighth.0", "compact.body.0", "compact.body.2", "compact.out", "out.0"},
 }
 INT8_LAYERS = {
     "unet": {
@@ -47,7 +47,7 @@ INT8_LAYERS = {
         "net.mid_block.attentions.0.transformer_blocks.0.ff.net.2",
         "net.down_blocks.0.downsamplers.0.conv",
     },
-    "decoder": {"eighth.1.0.conv1", "eighth.2", "skip.blocks.0.conv1", "quarter.0.conv2"},
+    "decoder": {"eighth.1.0.conv1", "eighth.2", "quarter.0.conv2"},
 }
 
 

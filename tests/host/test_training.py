@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,8 @@ from torch import nn
 
 from mmsr_edge.bundle import open_bundle
 from mmsr_edge.errors import OptionError
+from mmsr_edge.models.autoencoder import SlimDecoder
+from mmsr_edge.models.compact import Compact
 from mmsr_edge.models.components import build_component
 from mmsr_edge.training.checkpoint import load_states, open_checkpoint
 from mmsr_edge.training.data import Photos
@@ -28,8 +30,11 @@ from mmsr_edge.training.denoiser import Denoiser
 from mmsr_edge.training.perceptual import LPIPS, read_arrays
 from mmsr_edge.training.picture_loss import PictureLoss
 from mmsr_edge.training.run import Run, RunConfig, load_run, start_from
+from mmsr_edge.training.taught import TaughtPool, read_taught, write_taught
+from mmsr_edge.training.train_compact import CompactStage
+from mmsr_edge.training.train_compact import train as train_compact
 from mmsr_edge.training.train_finish import keep_all_but_context
-from mmsr_edge.training.train_taught import TaughtPool, TaughtStage, train
+from mmsr_edge.training.train_taught import TaughtStage, train
 from mmsr_edge.training.train_tokenizer import revive
 
 STAGES = "mmsr_edge.training"
@@ -149,7 +154,7 @@ def test_crops_come_from_where_there_is_detail(tmp_path: Path) -> None:
     pixels = np.full((200, 400, 3), 90, np.uint8)
     pixels[:, 300:] = np.random.default_rng(0).integers(0, 255, (200, 100, 3))
     Image.fromarray(pixels).save(tmp_path / "half.png")
-    data = Photos(tmp_path, torch.device("cpu"), candidates=6, halve=False)
+    data = Photos(tmp_path, torch.device("cpu"), candidates=6, halvings=0)
     busy = [data.draw(64).left + 64 > 300 for _ in range(50)]
     assert sum(busy) > 35
     image, crops = data.batch(3, 64)
@@ -217,11 +222,15 @@ def test_all_stages_train_and_release_a_checkpoint(
     release = [sys.executable, "-m", f"{STAGES}.release", "--preset", "micro", "--version", "0"]
     release += [*named, "--photos", str(photos), "--out", str(out)]
     release += ["--taught-by", "a network", "MIT", "pictures"]
+    release += ["--began-with", "an old one", "BSD-3-Clause", "the decoder"]
     subprocess.run(release, check=True, timeout=120)
     manifest = open_bundle(out).manifest
     assert manifest.provenance.sources[0]["name"] == "scikit-learn"
     taught = {"name": "a network", "licence": "MIT", "used_for": "teaching pictures"}
-    assert manifest.provenance.sources[-1] == taught
+    began = {"name": "an old one", "licence": "BSD-3-Clause"}
+    began["used_for"] = "first weights of the decoder"
+    assert manifest.provenance.sources[-2:] == (taught, began)
+    assert manifest.provenance.licence == "Apache-2.0 AND BSD-3-Clause"
     assert manifest.components["captioner"].labels == ("cat", "tree", "house", "sea")
     scale = manifest.latent.residual_scale
     assert scale is not None and len(scale) == 4 and min(scale) > 0
@@ -241,6 +250,37 @@ def test_all_stages_train_and_release_a_checkpoint(
         assert any(not torch.equal(v, after[name][k]) for k, v in before[name].items()), name
         for key, value in before[name].items():
             torch.testing.assert_close(after[name][key], value, atol=0.01, rtol=0)
+
+
+def test_a_decoder_begins_at_the_compact_enlarger_that_was_taught(
+    photos: Path, lpips_weights: Path, tmp_path: Path
+) -> None:
+    device = torch.device("cpu")
+    sizes = {"taught_crop": 64, "crop": 64, "batch": 2, "pool": 8, "vgg_taps": 3, "vgg_crop": 48}
+    stage = CompactStage(clean=0.0, **sizes)
+    torch.manual_seed(0)
+    compact = Compact(2, 8)
+    config = RunConfig(steps=60, warmup=1, log_every=10, learning_rate=3e-3, device="cpu")
+    run = Run(tmp_path, config, stage, {"compact": compact})
+    pool = TaughtPool(Photos(photos, device), Doubled(), stage, seed=0)
+    train_compact(pool, PictureLoss(lpips_weights, stage, target_share=0.0), run, stage, device)
+    with (tmp_path / "log.csv").open() as file:
+        log = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    assert log[-1]["l1"] < 0.6 * log[0]["l1"]
+    assert log[-1]["hr_l1"] > log[-1]["l1"] / stage.l1_weight
+
+    weights = load_run(tmp_path)["compact"]
+    decoder = build_component("decoder", "micro")
+    assert isinstance(decoder, SlimDecoder)
+    decoder.begin_at(weights)
+    compact.load_state_dict(weights)
+    latent, lr = torch.randn(1, 4, 8, 8), torch.rand(1, 3, 16, 16) * 2 - 1
+    torch.testing.assert_close(decoder(latent, lr), compact(lr))
+    # From there the latent can become of use.
+    decoder(latent, lr).square().mean().backward()
+    assert decoder.out[0].weight.grad.abs().max() > 0
+    with pytest.raises(OptionError, match="does not fit this preset"):
+        decoder.begin_at(Compact(3, 8).state_dict())
 
 
 def test_what_carries_the_context_can_learn_alone() -> None:
@@ -308,6 +348,23 @@ def test_pieces_of_a_taught_picture_stay_together(photos: Path) -> None:
     assert pool.count == 16
 
 
+def test_taught_pictures_are_kept_in_a_file(photos: Path, tmp_path: Path) -> None:
+    stage = TaughtStage(taught_crop=64, crop=32, batch=4, pool=16, reuse=float("inf"), clean=0.0)
+    device = torch.device("cpu")
+    made = TaughtPool(Photos(photos, device), Doubled(), stage, seed=0)
+    write_taught(tmp_path / "taught.pt", made.held)
+    held = read_taught([tmp_path / "taught.pt"] * 2, stage)
+    pool = TaughtPool(Photos(photos, device), nn.Identity(), stage, seed=0, held=held)
+    lr, _, taught = pool.batch(24)
+    assert pool.count == 16 == 2 * made.count  # and none was made beside them
+    torch.testing.assert_close(taught, Doubled()(lr), atol=1.5 / 127.5, rtol=0)
+    with pytest.raises(OptionError, match="have 64 pixels a side, and crop is 128"):
+        read_taught([tmp_path / "taught.pt"], replace(stage, crop=128))
+    (tmp_path / "taught.pt").write_bytes(b"PK")
+    with pytest.raises(OptionError, match="cannot read taught pictures"):
+        read_taught([tmp_path / "taught.pt"], stage)
+
+
 def test_the_answer_to_a_clean_picture_is_the_hr_picture(photos: Path) -> None:
     stage = TaughtStage(taught_crop=64, crop=32, batch=4, pool=16, reuse=4, clean=1.0)
     pool = TaughtPool(Photos(photos, torch.device("cpu")), Doubled(), stage, seed=0)
@@ -325,7 +382,7 @@ def test_the_teachers_stage_learns_from_the_teacher_alone(
 ) -> None:
     device = torch.device("cpu")
     sizes = {"taught_crop": 64, "crop": 64, "batch": 2, "pool": 8}
-    stage = TaughtStage(preset="micro", clean=0.0, later=0.5, **sizes)
+    stage = TaughtStage(preset="micro", clean=0.0, later=0.5, reconstructed=0.5, **sizes)
     states = load_states(checkpoint)
     names = ("hr_encoder", "tokenizer", "lr_encoder", "decoder")
     networks = {n: build_component(n, "micro") for n in names}
