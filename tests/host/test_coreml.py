@@ -452,11 +452,11 @@ def test_a_missed_gate_stops_the_build(
     out = shutil.copytree(exported, tmp_path / "micro")
     honest = artifacts.to_coreml
 
-    def perturbed(network: nn.Module, *arguments: Any) -> Any:
+    def perturbed(network: nn.Module, *arguments: Any, **options: Any) -> Any:
         with torch.no_grad():
             for parameter in list(network.parameters())[:1]:
                 parameter.mul_(1.2)
-        return honest(network, *arguments)
+        return honest(network, *arguments, **options)
 
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     monkeypatch.setattr(artifacts, "to_coreml", perturbed)
