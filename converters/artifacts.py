@@ -121,7 +121,7 @@ class Source:
     def _write_coreml(self, root: Path, precision: Precision) -> Artifact:
         quantization = None
         if precision == "fp32":
-            model = to_coreml(self.network, self.example, self._outputs, "fp32")
+            model = to_coreml(self.network, self._arguments, self._outputs, "fp32")
         else:
             model = self._half_program
         if precision == "int8":
@@ -152,7 +152,12 @@ class Source:
     @cached_property
     def _half_program(self) -> Any:
         """Core ML's float16 program, which int8 is made from too."""
-        return to_coreml(self.network, self.example, self._outputs, exact=self.exact)
+        return to_coreml(self.network, self._arguments, self._outputs, exact=self.exact)
+
+    @property
+    def _arguments(self) -> Feeds:
+        """The example in the order of the network's arguments; recorded inputs have another."""
+        return {spec.name: self.example[spec.name] for spec in self.spec.inputs}
 
     @property
     def _outputs(self) -> list[str]:

@@ -466,6 +466,19 @@ def test_a_missed_gate_stops_the_build(
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
 
+def test_recorded_inputs_come_in_any_order(opened: Checkpoint, tmp_path: Path) -> None:
+    spec = opened.bundle.component("connector")
+    drawn = component("connector").draw(opened.preset, np.random.default_rng(0))
+    turned = {name: drawn[name] for name in sorted(drawn)}
+    assert list(turned) != list(drawn)
+    source = Source(opened.networks["connector"], spec, turned)
+    artifact = source.write(tmp_path, "coreml", "fp32")
+    path = tmp_path / artifact.files[0].path
+    session = INTERPRETER.open(path, spec, artifact, SessionOptions(), "micro")
+    reference = run_network(source.network, "connector", turned)["context"]
+    assert decibels(reference, session.run(turned)["context"]) > 60
+
+
 # --- What is asked for --------------------------------------------------------------------------
 
 
