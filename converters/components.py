@@ -119,9 +119,8 @@ UNET_FLOAT = (
 )
 ENCODER_FLOAT = (r"^quarter\.1$|\bconv_in$", r"^out$|\bconv_out$|\bquant_conv$")
 DECODER_FLOAT = (
-    r"^eighth\.0$|\bconv_in$|\bpost_quant_conv$",
+    r"^compact\.|^eighth\.0$|\bconv_in$|\bpost_quant_conv$",
     r"^out\.0$|\bconv_out$",
-    r"^compact\.|\bdecoder\.conv_in$",
 )
 
 # The small networks that see the whole picture run once for it. With int8 activations they fall far

@@ -170,11 +170,15 @@ def write_taught(path: Path, held: list[Group]) -> None:
     write_atomically(path, lambda p: torch.save(whole, p))
 
 
-def add_taught(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `taught_pool` reads."""
+def _add_teacher(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher", type=Path, required=True, help="folder with realesrgan-x4plus.param and .bin"
     )
+
+
+def add_taught(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `taught_pool` reads."""
+    _add_teacher(parser)
     parser.add_argument(
         "--taught", type=Path, nargs="+", default=[], help="files of pictures to start with"
     )
@@ -195,9 +199,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--photos", type=Path, required=True, help="folder of photographs")
-    parser.add_argument(
-        "--teacher", type=Path, required=True, help="folder with realesrgan-x4plus.param and .bin"
-    )
+    _add_teacher(parser)
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     parser.add_argument("--count", type=int, default=1024, help="pictures; default 1024")
     parser.add_argument("--side", type=int, default=192, help="their HR pixels a side; default 192")

@@ -55,8 +55,11 @@ class CompactStage:
     """Side of the piece of a picture that VGG sees."""
     statistics_weight: float = 0.0
     """Weight of how far the statistics of VGG's features are apart."""
-    critic_weight: float = 0.0
-    """There is no adversary here."""
+
+    @property
+    def critic_weight(self) -> float:
+        """There is no adversary here."""
+        return 0.0
 
 
 def train(
