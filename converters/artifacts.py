@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mmsr_edge.bundle import Artifact, ComponentSpec, describe_file
-from mmsr_edge.converters.quantize import QuantConfig, quantize
+from mmsr_edge.converters.compress import BLOCK
+from mmsr_edge.converters.quantize import QuantConfig, quantize, quantize_weights
 from mmsr_edge.converters.to_coreml import (
     PALETTE_BITS,
     compress_weights,
@@ -28,7 +29,7 @@ from mmsr_edge.runtimes.registry import BACKENDS, Backend
 from mmsr_edge.training.checkpoint import write_weights
 
 Format = Literal["onnx", "openvino", "coreml", "torch"]
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "int4"]
 CoreMLWeights = Literal["linear", "palette"]
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -44,10 +45,14 @@ INTERPRETER = Backend("mil", "coreml", "mmsr_edge.converters.mil.session", ("cor
 """The reader that is no runtime."""
 CHECKERS = {backend.name: backend for backend in (*BACKENDS, INTERPRETER)}
 """All readers by name."""
-QUANTIZED: tuple[Format, ...] = ("onnx", "openvino", "coreml")
-"""Formats that have int8: of weights and activations, and of weights alone."""
-EXACTER: dict[Precision, Precision] = {"int8": "fp16", "fp16": "fp32"}
+QUANTIZED: dict[Precision, tuple[Format, ...]] = {
+    "int4": ("onnx", "openvino"),
+    "int8": ("onnx", "openvino", "coreml"),
+}
+"""Formats that have int4, and int8: of weights and activations, and of weights alone."""
+EXACTER: dict[Precision, Precision] = {"int4": "int8", "int8": "fp16", "fp16": "fp32"}
 """What a component gets that has no such precision."""
+_INT4: dict[str, Any] = {"weights": "blocks", "bits": 4, "block": BLOCK, "activations": "float"}
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,20 @@ class Source:
         forms: list[tuple[Format, Precision]] = []
         for form in formats:
             for precision in precisions:
-                whole = form in QUANTIZED and self.quantization is not None
-                made = precision if precision != "int8" or whole else EXACTER[precision]
+                made = precision
+                while not self._has(form, made):
+                    made = EXACTER[made]
                 if (form, made) not in forms:
                     forms.append((form, made))
         return forms
+
+    def _has(self, form: Format, precision: Precision) -> bool:
+        if precision not in QUANTIZED:
+            return True
+        if form not in QUANTIZED[precision] or self.quantization is None:
+            return False
+        # What has int8 weights and no more is small, and in 4 bits it would miss its gate.
+        return precision == "int8" or self.quantization.activations != "float"
 
     def write(self, root: Path, form: Format, precision: Precision) -> Artifact:
         """Write one artifact below `root`, as `component/precision.suffix`.
@@ -101,6 +115,10 @@ class Source:
             quantization = self.quantization.to_dict()
             model = self._quantized
             tools += [self.quantization.tool] if self.quantization.activations != "float" else []
+        if precision == "int4" and self.quantization is not None:
+            # The layers that int8 leaves in float are the sensitive ones: 8 bits here.
+            quantization = {**_INT4, "int8": list(self.quantization.keep_float)}
+            model = quantize_weights(self._exported, self.quantization.keep_float)
         folder = root / self.spec.name
         folder.mkdir(exist_ok=True)
         if form == "openvino":

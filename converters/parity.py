@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
     Tensors = Mapping[str, Array]
 
-GATES = {"fp32": 60.0, "fp16": 40.0, "int8": 35.0}
+GATES = {"fp32": 60.0, "fp16": 40.0, "int8": 35.0, "int4": 30.0}
 """Least PSNR in dB of a component, by precision."""
-END_TO_END_GATES = {"fp32": 40.0, "fp16": 40.0, "int8": 35.0}
+END_TO_END_GATES = {"fp32": 40.0, "fp16": 40.0, "int8": 35.0, "int4": 35.0}
 """Least PSNR in dB of the whole pipeline's picture from the same seed, peak 2 (of [-1, 1])."""
 LPIPS_GATE = 0.010
 """Greatest LPIPS-Alex of that picture from torch's."""
-AGREEMENT_GATES = {"fp32": 0.998, "fp16": 0.98, "int8": 0.95}
+AGREEMENT_GATES = {"fp32": 0.998, "fp16": 0.98, "int8": 0.95, "int4": 0.95}
 """Least share of equal indices, where an output is a choice among codes. A near tie may flip."""
 
 

@@ -135,6 +135,22 @@ def quantize(
     return result
 
 
+def quantize_weights(model: onnx.ModelProto, eight: tuple[str, ...]) -> onnx.ModelProto:
+    """Weights to int4, those of the layers that match `eight` to int8; activations stay float.
+
+    Args:
+        model: as for `quantize`.
+        eight: patterns, as `QuantConfig.keep_float`.
+
+    Raises:
+        OptionError: a pattern matches no layer.
+    """
+    layers = weighted_layers(model)
+    exact = _kept(layers.values(), eight)
+    four = frozenset(node for node, path in layers.items() if path not in exact)
+    return compress_weights(model, set(layers), four=four)
+
+
 def weighted_layers(model: onnx.ModelProto) -> dict[str, str]:
     """Layers with weights: node name to torch module path."""
     constants = {tensor.name for tensor in model.graph.initializer}

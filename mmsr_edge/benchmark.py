@@ -52,7 +52,7 @@ class Configuration:
     backend: str = "auto"
     """Name of the runtime."""
     precision: str = "auto"
-    """"int8", "fp16", "fp32", or "auto"."""
+    """"int4", "int8", "fp16", "fp32", or "auto"."""
     steps: int | None = None
     """Sampler steps; None: the model's."""
     threads: int | None = None

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
+    "FASTEST",
     "MANIFEST_NAME",
     "MODALITIES",
     "OPTIONAL",
@@ -56,8 +57,12 @@ __all__ = [
 MANIFEST_NAME = "manifest.json"
 """Name of the manifest in its bundle."""
 
-PRECISIONS = ("int8", "fp16", "fp32")
+PRECISIONS = ("int4", "int8", "fp16", "fp32")
 """From the smallest to the most exact."""
+
+FASTEST = ("int8", "fp16", "fp32", "int4")
+"""From the fastest to the slowest, where int8 has kernels of its own. int4 is a smaller file and no
+more: its weights are unpacked to float when it is opened."""
 
 _SHIPPED = Path(__file__).resolve().parent / "bundles"
 _verified: dict[Path, tuple[int, int, str]] = {}  # path -> (mtime_ns, size, sha256)
@@ -91,7 +96,7 @@ class Bundle:
         component: str,
         formats: Sequence[str],
         precision: str = "auto",
-        order: Sequence[str] = PRECISIONS,
+        order: Sequence[str] = FASTEST,
         backend: str | None = None,
     ) -> Artifact:
         """Choose one form of a component.

@@ -95,7 +95,7 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     add_jobs(parser)
     _add_model(parser)
     add("--backend", default="auto", help="openvino, onnxruntime, coreml or torch (default: auto)")
-    add("--precision", default="auto", help="int8, fp16 or fp32 (default: auto)")
+    add("--precision", default="auto", help="int4, int8, fp16 or fp32 (default: auto)")
     add("--threads", type=int, metavar="N", help="default: the backend's choice")
     add("--steps", type=int, metavar="N", help="sampler steps (default: the model's)")
     add("--guidance", default="default", help="m-cfg, cfg, m0-cfg or none (default: the model's)")

@@ -24,7 +24,7 @@ MAX_TIMESTEPS = 100_000
 """Most noise levels of a schedule; diffusion models have a thousand."""
 
 Format = Literal["onnx", "openvino", "coreml", "torch"]
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "int4"]
 Guidance = Literal["m-cfg", "cfg", "m0-cfg"]
 
 

@@ -137,7 +137,7 @@ class Upscaler:
         Args:
             model: a shipped model's name, or a bundle's folder.
             backend: "openvino", "onnxruntime", "coreml", "torch", or "auto": the fastest usable.
-            precision: "int8", "fp16", "fp32", or "auto": the backend's fastest.
+            precision: "int4", "int8", "fp16", "fp32", or "auto": the backend's fastest.
             threads: for one network call; None: the backend's choice.
             cache_dir: where compiled models are kept; None: the user's cache folder.
 

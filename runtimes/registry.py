@@ -7,7 +7,7 @@ import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mmsr_edge.bundle import PRECISIONS
+from mmsr_edge.bundle import FASTEST
 from mmsr_edge.errors import BackendError, BundleError, MMSRError, OptionError, missing_extra
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Backend:
     """Where its `load` and `open_session` are."""
     formats: tuple[str, ...]
     """Formats it opens, the preferred one first."""
-    precisions: tuple[str, ...] = PRECISIONS
+    precisions: tuple[str, ...] = FASTEST
     """Precisions from the fastest to the slowest, for `precision="auto"`."""
 
     def check(self) -> None:
@@ -116,11 +116,12 @@ class Backend:
 # 35 ms (int8), ONNX Runtime 67 ms (int8, convolutions only) or 94 ms (fp32), torch 124 ms (fp32).
 # ONNX Runtime needs 194 ms for the int8 file that OpenVINO likes best, hence its own precisions.
 # Core ML is unmeasured; it stands before torch, which nobody who installed it means by "auto".
+_EXACT = ("fp32", "fp16", "int8", "int4")
 BACKENDS: tuple[Backend, ...] = (
     Backend("openvino", "openvino", "mmsr_edge.runtimes.ov", ("openvino", "onnx")),
-    Backend("onnxruntime", "onnx", "mmsr_edge.runtimes.ort", ("onnx",), ("fp32", "fp16", "int8")),
+    Backend("onnxruntime", "onnx", "mmsr_edge.runtimes.ort", ("onnx",), _EXACT),
     Backend("coreml", "coreml", "mmsr_edge.runtimes.coreml", ("coreml",)),
-    Backend("torch", "torch", "mmsr_edge.runtimes.pytorch", ("torch",), ("fp32", "fp16", "int8")),
+    Backend("torch", "torch", "mmsr_edge.runtimes.pytorch", ("torch",), _EXACT),
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +142,29 @@ def test_another_export_does_not_take_over(
     foreign.mkdir()
     export_bundle(config)
     assert sorted(tmp_path.iterdir()) == [foreign, config.out]
+
+
+def test_int4_is_the_same_picture_in_a_smaller_file(
+    checkpoint: Path, exported: Path, tmp_path: Path
+) -> None:
+    """Nothing is recorded for it: only weights are rounded."""
+    out = tmp_path / "micro"
+    shutil.copytree(exported, out)
+    chosen = ("depth", "tokenizer", "unet")  # the others are taken over
+    rows = export_bundle(ExportConfig(checkpoint, out, ("onnx", "openvino"), ("int4",), chosen))
+    made = {(r.component, r.artifact.format): r.artifact for r in rows}
+    for form in ("onnx", "openvino"):
+        precisions = [made[name, form].precision for name in chosen]
+        assert precisions == ["int8", "fp16", "int4"]
+    float16 = open_bundle(exported).artifact("unet", ("onnx",), "fp16").files[0].bytes
+    assert made["unet", "onnx"].files[0].bytes < float16 / 2
+    assert made["unet", "openvino"].files[1].bytes < float16 / 2
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    want = np.asarray(Upscaler(exported, "openvino", precision="fp32", threads=1)(picture).image)
+    for backend in ("onnxruntime", "openvino"):
+        made_here = Upscaler(out, backend, threads=1)  # "auto" takes it where there is no other
+        difference = np.subtract(np.asarray(made_here(picture).image), want, dtype=np.float64)
+        assert 35 <= 10 * np.log10(255**2 / np.mean(difference**2)) < 70
 
 
 # --- ONNX Runtime's recipe ----------------------------------------------------------------------

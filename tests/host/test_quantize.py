@@ -15,7 +15,12 @@ from torch import nn
 
 from mmsr_edge.bundle import TensorSpec, open_bundle
 from mmsr_edge.converters.components import COMPONENTS
-from mmsr_edge.converters.compress import compress_weights, round_weights
+from mmsr_edge.converters.compress import (
+    compress_weights,
+    pack_int4,
+    round_blocks,
+    round_weights,
+)
 from mmsr_edge.converters.quantize import QuantConfig, quantize, weighted_layers
 from mmsr_edge.converters.to_onnx import to_onnx
 from mmsr_edge.errors import OptionError, ParityError
@@ -261,3 +266,84 @@ def test_small_networks_keep_their_activations(exported: Path) -> None:
         assert "DequantizeLinear" in kinds and "QuantizeLinear" not in kinds, name
     stored = {path: t.data_type for path, t in weights(load(exported, "depth", "int8")).items()}
     assert stored["whole"] != TensorProto.INT8 and stored["out"] == TensorProto.INT8
+
+
+# --- int4 ---------------------------------------------------------------------------------------
+
+
+def test_int4_blocks_have_the_best_scale_of_a_few() -> None:
+    rng = np.random.default_rng(0)
+    steps = rng.integers(-7, 8, (3, 2, 16, 5)).astype(np.float32)
+    steps[:, :, 0] = 7  # so that the greatest weight of each block is 7 scales
+    scales = rng.uniform(0.1, 10, (3, 2, 1, 5)).astype(np.float32)
+    exact = (steps * scales).reshape(3, 32, 5)
+    q, s = round_blocks(exact, 1, 16)
+    np.testing.assert_array_equal(q.reshape(steps.shape), steps)
+    np.testing.assert_allclose(s, scales.squeeze(2), rtol=1e-6)
+
+    normal = rng.standard_normal((64, 64)).astype(np.float32)
+    q, s = round_blocks(normal, 1, 32)
+    plain = np.abs(normal.reshape(64, 2, 32)).max(2, keepdims=True) / 7
+    rounded = np.round(normal.reshape(64, 2, 32) / plain) * plain
+    error = np.square(q * s.repeat(32, 1) - normal).sum()
+    assert 0.5 < error / np.square(rounded.reshape(64, 64) - normal).sum() < 0.95
+    q, s = round_blocks(np.zeros((2, 16), np.float32), 1, 16)
+    assert not q.any() and (s == 1).all()
+
+
+@pytest.mark.parametrize("count", [1, 6, 7])
+def test_onnx_unpacks_what_pack_int4_packs(count: int) -> None:
+    values = np.array([-7, 7, -1, 0, 3, -4, 5], np.int8)[:count]
+    tensor = pack_int4(values, "w")
+    assert len(tensor.raw_data) == (count + 1) // 2
+    np.testing.assert_array_equal(numpy_helper.to_array(tensor).astype(np.int8), values)
+
+
+@pytest.mark.parametrize("kind", ["Conv", "ConvTranspose", "MatMul", "Gemm", "Gemm transposed"])
+def test_int4_weights_share_their_scales_along_the_inputs(kind: str) -> None:
+    """The second half of the inputs has weights a thousand times as large, and is at rest."""
+    rng = np.random.default_rng(0)
+    convolution, first = kind.startswith("Conv"), kind in ("Conv", "Gemm transposed")
+    shape = ((8, 64) if first else (64, 8)) + ((1, 1) if convolution else ())
+    loud = np.repeat([1.0, 1000.0], 32).reshape([64 if n == 64 else 1 for n in shape])
+    weight = (rng.standard_normal(shape) * loud).astype(np.float32)
+    sizes = ([1, 64, 2, 2], [1, 8, 2, 2]) if convolution else ([2, 64], [2, 8])
+    options = {"transB": 1} if kind == "Gemm transposed" else {}
+    node = onnx.helper.make_node(
+        kind.split(maxsplit=1)[0], ["x", "w"], ["y"], name="layer/node", **options
+    )
+    values = [
+        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, size)
+        for name, size in zip("xy", sizes, strict=True)
+    ]
+    graph = onnx.helper.make_graph(
+        [node], "g", values[:1], values[1:], [numpy_helper.from_array(weight, "w")]
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+    model.ir_version = 10
+    small = compress_weights(model, {"layer/node"}, four=frozenset({"layer/node"}))
+    onnx.checker.check_model(small, full_check=True)
+    (stored,) = [t for t in small.graph.initializer if t.data_type == TensorProto.INT4]
+    assert len(stored.raw_data) == weight.size / 2
+    x = rng.standard_normal(sizes[0]).astype(np.float32)
+    x[:, 32:] = 0
+    first_, second = (
+        onnxruntime.InferenceSession(m.SerializeToString()).run(None, {"x": x})[0]
+        for m in (model, small)
+    )
+    error = np.square(first_ - second).mean() / np.square(first_).mean()
+    assert 1e-4 < error < 0.02  # a normal weight's error in 15 steps is about a hundredth
+
+
+def test_inputs_that_make_no_blocks_get_int8() -> None:
+    network = nn.Sequential(nn.Conv2d(37, 4, 1), nn.Conv2d(4, 24, 1), nn.Conv2d(24, 4, 1))
+    shape = (1, 37, 4, 4)
+    feed = {"x": np.zeros(shape, np.float32)}
+    specs = [TensorSpec("x", shape, "float32")], [TensorSpec("y", (1, 4, 4, 4), "float32")]
+    model = to_onnx(network.eval(), feed, *specs)
+    layers = frozenset(weighted_layers(model))
+    kinds = {
+        path: tensor.data_type
+        for path, tensor in weights(compress_weights(model, set(layers), four=layers)).items()
+    }
+    assert kinds == {"0": TensorProto.INT8, "1": TensorProto.INT8, "2": TensorProto.INT4}
