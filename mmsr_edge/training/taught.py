@@ -30,6 +30,8 @@ GROUP = 8
 """Pictures that are taught together."""
 Group = tuple[Tensor, Tensor, Tensor]
 """LR [8, 3, h, w], HR and taught [8, 3, 4h, 4w] as uint8."""
+HALVINGS = 2
+"""Smaller copies of each photo: at full size most of one is smooth."""
 
 
 class TaughtSizes(Protocol):
@@ -188,7 +190,7 @@ def taught_pool(
     args: argparse.Namespace, stage: TaughtSizes, seed: int, device: torch.device
 ) -> TaughtPool:
     """The pool of a stage's command line."""
-    photos = Photos(args.photos, device, seed=seed)
+    photos = Photos(args.photos, device, seed=seed, halvings=HALVINGS)
     teacher = load_picture_teacher(args.teacher, device)
     return TaughtPool(photos, teacher, stage, seed, read_taught(args.taught, stage))
 
@@ -207,7 +209,10 @@ def main() -> None:
         "--clean", type=float, default=0.2, help="share that is only downscaled; default 0.2"
     )
     parser.add_argument(
-        "--halvings", type=int, default=2, help="smaller copies of each photo; default 2"
+        "--halvings",
+        type=int,
+        default=HALVINGS,
+        help=f"smaller copies of each photo; default {HALVINGS}",
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     args = parser.parse_args()

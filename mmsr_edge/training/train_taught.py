@@ -28,6 +28,7 @@ from mmsr_edge.models.autoencoder import SlimDecoder
 from mmsr_edge.models.presets import preset
 from mmsr_edge.sampler import timesteps
 from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse, to_start
+from mmsr_edge.training.fake_int8 import round_layers
 from mmsr_edge.training.options import add_run_options, run_config
 from mmsr_edge.training.parts import add_parts, load_parts
 from mmsr_edge.training.picture_loss import PictureLoss
@@ -82,6 +83,12 @@ class TaughtStage:
     """Weight of the adversary, to whom the teacher's answers are real."""
     anchor_weight: float = 0.02
     """Weight of the mean square of z_0, what E_lr leaves to the diffusion."""
+    int8: bool = False
+    """Round the decoder's layers as the export will; a last stage, at a low learning rate."""
+
+
+DECODER_FLOAT = ("eighth.0", "compact.body.0", "compact.out", "halved.0", "out.0")
+"""The decoder's layers that are not rounded; `weights/nano.quantization.json` keeps them float."""
 
 
 def absent_context(net: Denoiser, preset_name: str, device: torch.device) -> Tensor:
@@ -184,6 +191,8 @@ def main() -> None:
         decoder = networks["decoder"]
         assert isinstance(decoder, SlimDecoder)
         decoder.begin_at(load_run(args.compact)["compact"])
+    if stage.int8:
+        round_layers(networks["decoder"], DECODER_FLOAT)
     for kept in (networks["hr_encoder"], net.text_encoder, net.connector):
         kept.requires_grad_(False)
     trained = {
