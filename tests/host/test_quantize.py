@@ -28,6 +28,8 @@ from mmsr_edge.errors import OptionError, ParityError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from mmsr_edge.calib.reader import CalibrationSet
 
 pytestmark = pytest.mark.host
@@ -226,6 +228,24 @@ def test_weights_are_rounded_per_channel(axis: int) -> None:
     assert (np.abs(by_channel * scales[:, None] - exact) <= 0.5001 * scales[:, None]).all()
 
 
+def one_layer(
+    kind: str, weight: NDArray[np.float32], taken: list[int], given: list[int]
+) -> onnx.ModelProto:
+    """A graph of one node, "layer/node", from "x" to "y"."""
+    options = {"transB": 1} if kind == "Gemm transposed" else {}
+    node = onnx.helper.make_node(
+        kind.split(maxsplit=1)[0], ["x", "w"], ["y"], name="layer/node", **options
+    )
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, size)
+        for name, size in (("x", taken), ("y", given))
+    )
+    stored = [numpy_helper.from_array(weight, "w")]
+    graph = onnx.helper.make_graph([node], "g", [x], [y], stored)
+    opset = onnx.helper.make_opsetid("", 19)  # the first whose DequantizeLinear onnx can run
+    return onnx.helper.make_model(graph, ir_version=10, opset_imports=[opset])
+
+
 @pytest.mark.parametrize("kind", ["Conv", "ConvTranspose", "MatMul", "Gemm", "Gemm transposed"])
 def test_compressed_weights_are_unpacked_along_the_right_axis(kind: str) -> None:
     """Channels differ a thousandfold, so that a wrong axis would be far off."""
@@ -238,18 +258,7 @@ def test_compressed_weights_are_unpacked_along_the_right_axis(kind: str) -> None
     loud = np.logspace(0, 3, 4).reshape([4 if i == outputs else 1 for i in range(len(shape))])
     weight = (rng.standard_normal(shape) * loud).astype(np.float32)
     sizes = ([1, 3, 2, 2], [1, 4, 2, 2]) if convolution else ([2, 3], [2, 4])
-    options = {"transB": 1} if kind == "Gemm transposed" else {}
-    node = onnx.helper.make_node(
-        kind.split(maxsplit=1)[0], ["x", "w"], ["y"], name="layer/node", **options
-    )
-    values = [
-        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, size)
-        for name, size in zip("xy", sizes, strict=True)
-    ]
-    graph = onnx.helper.make_graph(
-        [node], "g", values[:1], values[1:], [numpy_helper.from_array(weight, "w")]
-    )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)])
+    model = one_layer(kind, weight, *sizes)
     compressed = compress_weights(model, {"layer/node"})
     onnx.checker.check_model(compressed, full_check=True)
     assert weights(compressed)["layer"].data_type == TensorProto.INT8
@@ -308,19 +317,7 @@ def test_int4_weights_share_their_scales_along_the_inputs(kind: str) -> None:
     loud = np.repeat([1.0, 1000.0], 32).reshape([64 if n == 64 else 1 for n in shape])
     weight = (rng.standard_normal(shape) * loud).astype(np.float32)
     sizes = ([1, 64, 2, 2], [1, 8, 2, 2]) if convolution else ([2, 64], [2, 8])
-    options = {"transB": 1} if kind == "Gemm transposed" else {}
-    node = onnx.helper.make_node(
-        kind.split(maxsplit=1)[0], ["x", "w"], ["y"], name="layer/node", **options
-    )
-    values = [
-        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, size)
-        for name, size in zip("xy", sizes, strict=True)
-    ]
-    graph = onnx.helper.make_graph(
-        [node], "g", values[:1], values[1:], [numpy_helper.from_array(weight, "w")]
-    )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
-    model.ir_version = 10
+    model = one_layer(kind, weight, *sizes)
     small = compress_weights(model, {"layer/node"}, four=frozenset({"layer/node"}))
     onnx.checker.check_model(small, full_check=True)
     (stored,) = [t for t in small.graph.initializer if t.data_type == TensorProto.INT4]
