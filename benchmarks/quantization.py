@@ -30,7 +30,12 @@ from mmsr_edge.calib.record import record
 from mmsr_edge.converters.components import COMPONENTS, component
 from mmsr_edge.converters.options import check_names, read_settings, words
 from mmsr_edge.converters.parity import measure
-from mmsr_edge.converters.quantize import QuantConfig, quantize, quantize_static
+from mmsr_edge.converters.quantize import (
+    QuantConfig,
+    quantize,
+    quantize_static,
+    quantize_weights,
+)
 from mmsr_edge.converters.report import draw_table
 from mmsr_edge.converters.to_onnx import halve_weights, save_onnx, to_onnx
 from mmsr_edge.runtimes.base import SessionOptions
@@ -66,6 +71,7 @@ def recipes(
         "int8 nncf smooth": {"tool": "nncf", "activations": "asymmetric", "smooth": True},
         "int8 onnxruntime": {"tool": "onnxruntime", "activations": "asymmetric"},
     }
+    made["int4 weights"] = lambda: quantize_weights(model, config.keep_float)
     made["naive"] = lambda: naive(model, samples)
     for name, changes in variants.items():
         made[name] = partial(quantize, model, samples, replace(config, **changes))

@@ -36,27 +36,16 @@ def round_input(x: Tensor, least: Tensor, greatest: Tensor) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, LEVELS)
 
 
-class Int8Conv2d(nn.Conv2d):
-    """A convolution that rounds its weights and its input; its state dict is the plain one's.
-
-    While training, the input's range follows the batches' least and greatest values.
-    """
+class Int8Range(nn.Module):
+    """Rounds activations; while training, the range follows the batches' least and greatest."""
 
     least: Tensor
     greatest: Tensor
 
-    def __init__(self, conv: nn.Conv2d) -> None:
-        if conv.groups != 1 or conv.padding_mode != "zeros" or conv.dilation != (1, 1):
-            raise OptionError(f"cannot round {conv}: only plain convolutions are")
-        bias = conv.bias is not None
-        super().__init__(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
-            bias=bias,
-        )  # fmt: skip
-        self.weight, self.bias = conv.weight, conv.bias
+    def __init__(self) -> None:
+        super().__init__()
         for name in ("least", "greatest"):  # known again after a few batches: not saved
             self.register_buffer(name, torch.full((), torch.nan), persistent=False)
-        self.train(conv.training)
 
     @torch.no_grad()
     def _follow(self, x: Tensor) -> None:
@@ -67,8 +56,36 @@ class Int8Conv2d(nn.Conv2d):
         x = x.float()
         if self.training or self.least.isnan():
             self._follow(x)
-        rounded = round_input(x, self.least, self.greatest)
-        return F.conv2d(rounded, round_weight(self.weight), self.bias, self.stride, self.padding)
+        return round_input(x, self.least, self.greatest)
+
+
+class Int8Conv2d(nn.Conv2d):
+    """A convolution that rounds its weights, its input, and what it gives before any activation.
+
+    The last is for ONNX Runtime, whose int8 convolutions give int8 (see `QuantConfig.tool`). The
+    state dict is that of the plain convolution.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        if conv.groups != 1 or conv.padding_mode != "zeros" or conv.dilation != (1, 1):
+            raise OptionError(f"cannot round {conv}: only plain convolutions are")
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            bias=conv.bias is not None,
+        )
+        self.weight, self.bias = conv.weight, conv.bias
+        self.taken, self.given = Int8Range(), Int8Range()
+        self.train(conv.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = round_weight(self.weight)
+        seen = F.conv2d(self.taken(x), weight, self.bias, self.stride, self.padding)
+        rounded: Tensor = self.given(seen)
+        return rounded
 
 
 def round_layers(network: nn.Module, kept: tuple[str, ...]) -> list[str]:
