@@ -8,10 +8,11 @@ LPIPS and DISTS are networks in ONNX files that stay outside the project; name t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from iqa import PREFIX, load_metrics
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
@@ -20,16 +21,13 @@ from mmsr_edge.color import block_means, delta_e00
 Picture = NDArray[np.uint8]
 """[H, W, 3], RGB."""
 
-BETTER = {
-    "psnr_y": 1,
-    "ssim_y": 1,
-    "lpips": -1,
-    "lpips_vgg": -1,
-    "dists": -1,
-    "niqe": -1,
-    "shift_e00": -1,
-}
-"""Column names; +1 where larger is better."""
+COLUMNS = ("psnr_y", "ssim_y", "lpips", "lpips_vgg", "dists", "niqe", "shift_e00")
+"""Names of what may be measured, in the order of a table; of the first two, more is better."""
+
+
+def measured(row: Mapping[str, object]) -> list[str]:
+    """Which columns of a row are measurements, in the order of a table."""
+    return [*(c for c in COLUMNS if c in row), *(c for c in row if c.startswith(PREFIX))]
 
 
 def luma(picture: Picture) -> NDArray[np.float64]:
@@ -89,9 +87,13 @@ class Metrics:
     Args:
         folder: of the metric networks; None measures PSNR and SSIM only.
         vgg: also run the VGG network (DISTS, LPIPS-VGG), which takes ten times as long.
+        others: names of metrics of the package `pyiqa`.
     """
 
-    def __init__(self, folder: Path | None, *, vgg: bool = True) -> None:
+    def __init__(
+        self, folder: Path | None, *, vgg: bool = True, others: Sequence[str] = ()
+    ) -> None:
+        self.others = load_metrics(others)
         self.alex = _network(folder / "lpips_alex.onnx") if folder else None
         self.vgg = _network(folder / "vgg_dists_lpips.onnx") if folder and vgg else None
 
@@ -102,4 +104,6 @@ class Metrics:
             (values["lpips"],) = self.alex(picture, reference)
         if self.vgg:
             values["dists"], values["lpips_vgg"] = self.vgg(picture, reference)
+        for column, measure in self.others.items():
+            values[column] = measure(picture, reference)
         return values

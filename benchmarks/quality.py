@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-from metrics import BETTER, Metrics, Picture, shift_e00
+from metrics import Metrics, Picture, measured, shift_e00
 from PIL import Image
 from tqdm import tqdm
 
@@ -102,9 +102,8 @@ def summarize(rows: list[Row]) -> list[Row]:
     out = []
     for (name, degradation, method), group in groups.items():
         line: Row = {"set": name, "degradation": degradation, "method": method}
-        for column in BETTER:
-            if column in group[0]:
-                line[column] = round(statistics.fmean(float(str(r[column])) for r in group), 4)
+        for column in measured(group[0]):
+            line[column] = round(statistics.fmean(float(str(r[column])) for r in group), 4)
         line["seconds"] = round(statistics.median(float(str(r["seconds"])) for r in group), 3)
         out.append(line)
     return out
@@ -154,7 +153,7 @@ def write_page(path: Path, rows: list[Row], summary: list[Row], side: int) -> No
         corner = busiest(hr, side)
         cells[stem] = [cell(hr, corner, f"{stem}-hr.png", html.escape(stem))]
         for row in group:
-            numbers = " · ".join(f"{c} {float(str(row[c])):.3f}" for c in BETTER if c in row)
+            numbers = " · ".join(f"{c} {float(str(row[c])):.3f}" for c in measured(row))
             caption = f"{html.escape(str(row['method']))}<br><small>{numbers}</small>"
             picture = np.asarray(read(path.parent / str(row["file"])))
             cells[stem].append(cell(picture, corner, f"{stem}-{row['method']}.png", caption))
@@ -180,6 +179,9 @@ def main() -> None:
         "--metrics", type=Path, help="folder of lpips_alex.onnx and vgg_dists_lpips.onnx"
     )
     parser.add_argument(
+        "--pyiqa", nargs="+", default=[], metavar="NAME", help="metrics of that package besides"
+    )
+    parser.add_argument(
         "--model", action="append", default=[], help="bundle name or folder; repeatable"
     )
     parser.add_argument("--out", type=Path, required=True)
@@ -196,7 +198,7 @@ def main() -> None:
     methods: dict[str, Method] = {"bicubic": bicubic}
     for model in args.model or ["nano"]:
         methods[Path(model).name] = ours(args, model)
-    rows = measure(args, methods, Metrics(args.metrics))
+    rows = measure(args, methods, Metrics(args.metrics, others=args.pyiqa))
     summary = summarize(rows)
     write_csv(args.out / "quality.csv", rows)
     write_csv(args.out / "summary.csv", summary)

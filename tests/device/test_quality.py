@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import bundle_factory
@@ -49,6 +50,39 @@ def test_a_colour_shift_is_scikit_images_and_noise_is_none(metrics: object) -> N
     noise = np.random.default_rng(0).normal(0, 8, lr.shape)
     noisy = np.clip(lr + noise, 0, 255).astype(np.uint8)
     assert metrics.shift_e00(large, noisy) < 1.0
+
+
+def test_pyiqa_is_asked_where_it_is_installed(
+    metrics: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in of the same functions: the package itself needs torchvision."""
+    pytest.importorskip("torch")
+
+    class Metric:
+        def __init__(self, mode: str) -> None:
+            self.metric_mode = mode
+
+        def __call__(self, *pictures: object) -> object:
+            assert len(pictures) == (1 if self.metric_mode == "NR" else 2)
+            assert all(p.shape == (1, 3, 32, 40) and 0 <= p.min() <= p.max() <= 1 for p in pictures)
+            return pictures[0].mean() - (pictures[1].mean() if len(pictures) == 2 else 0)
+
+    package = types.SimpleNamespace(
+        list_models=lambda: ["niqe", "ssim"],
+        create_metric=lambda name: Metric("NR" if name == "niqe" else "FR"),
+    )
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    with pytest.raises(SystemExit, match="'pyiqa' is not installed; try: pip install pyiqa"):
+        metrics.Metrics(None, others=["niqe"])
+    monkeypatch.setitem(sys.modules, "pyiqa", package)
+    with pytest.raises(SystemExit, match="no metric 'musiq'; it has niqe, ssim"):
+        metrics.Metrics(None, others=["musiq"])
+    bright, dark = np.full((32, 40, 3), 255, np.uint8), np.full((32, 40, 3), 51, np.uint8)
+    row = metrics.Metrics(None, others=["niqe", "ssim"])(bright, dark)
+    assert (row["pyiqa_niqe"], row["pyiqa_ssim"]) == (pytest.approx(1), pytest.approx(0.8))
+    assert metrics.measured({"method": 1, **row}) == [
+        "psnr_y", "ssim_y", "pyiqa_niqe", "pyiqa_ssim",
+    ]  # fmt: skip
 
 
 def test_report_has_every_picture_and_the_mean(tmp_path: Path) -> None:

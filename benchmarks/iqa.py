@@ -1,0 +1,53 @@
+"""Metrics of the package `pyiqa`, where that is installed; with a reference and without.
+
+It is not among our extras: it needs torchvision and fetches the weights of most of its metrics.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+PREFIX = "pyiqa_"
+"""Of the columns' names: several of these metrics have other weights than ours of the same name."""
+
+Picture = NDArray[np.uint8]
+Measure = Callable[[Picture, Picture], float]
+
+
+def load_metrics(names: Sequence[str]) -> dict[str, Measure]:
+    """Measures by column name, of a picture and its reference, both [H, W, 3] uint8.
+
+    Raises:
+        SystemExit: the package, or a metric of that name, is not there.
+    """
+    if not names:
+        return {}
+    try:
+        pyiqa = importlib.import_module("pyiqa")
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"{error.name!r} is not installed; try: pip install pyiqa") from None
+    known = pyiqa.list_models()
+    for name in names:
+        if name not in known:
+            raise SystemExit(f"pyiqa has no metric {name!r}; it has {', '.join(sorted(known))}")
+    return {f"{PREFIX}{name}": _measure(pyiqa.create_metric(name)) for name in names}
+
+
+def _measure(metric: Callable[..., object]) -> Measure:
+    import torch
+
+    def tensor(picture: Picture) -> torch.Tensor:
+        return torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 255
+
+    alone = getattr(metric, "metric_mode", "FR") == "NR"
+
+    def measure(picture: Picture, reference: Picture) -> float:
+        pictures = [picture] if alone else [picture, reference]
+        with torch.inference_mode():
+            return float(metric(*map(tensor, pictures)))  # type: ignore[arg-type]
+
+    return measure
