@@ -22,7 +22,7 @@ from mmsr_edge.errors import OptionError
 from mmsr_edge.files import write_atomically
 from mmsr_edge.models.autoencoder import SCALE
 from mmsr_edge.training.data import Photos, to_bytes, to_picture
-from mmsr_edge.training.degrade import DegradeConfig, bicubic_down, degrade
+from mmsr_edge.training.degrade import NOISY, DegradeConfig, bicubic_down, degrade
 from mmsr_edge.training.picture_teacher import load_picture_teacher
 from mmsr_edge.training.run import autocast, pick_device
 
@@ -56,18 +56,20 @@ CLEAN = 1 / 127.5
 
 
 @torch.no_grad()
-def teach(photos: Photos, teacher: nn.Module, side: int, clean: float, g: torch.Generator) -> Group:
+def teach(
+    photos: Photos, teacher: nn.Module, side: int, degradation: DegradeConfig, g: torch.Generator
+) -> Group:
     """New pictures; where the LR picture is clean, the HR picture is the answer.
 
     Args:
         photos: where crops come from.
         teacher: enlarges [B, 3, h, w] in [-1, 1].
         side: HR pixels of a side.
-        clean: share of pictures that are only downscaled.
+        degradation: what LR pictures are made by.
         g: draws the degradations.
     """
     hr, _ = photos.batch(GROUP, side)
-    lr = degrade(hr, DegradeConfig(clean=clean), g)
+    lr = degrade(hr, degradation, g)
     with autocast(photos.device):
         taught = teacher(lr.contiguous(memory_format=torch.channels_last))
     # Of a picture that was only downscaled more is known than the teacher shows.
@@ -106,7 +108,8 @@ class TaughtPool:
 
     def _teach(self) -> Group:
         stage = self.stage
-        return teach(self.photos, self.teacher, stage.taught_crop, stage.clean, self.g)
+        degradation = DegradeConfig(clean=stage.clean)
+        return teach(self.photos, self.teacher, stage.taught_crop, degradation, self.g)
 
     def _refresh(self, count: int) -> None:
         self.owed += count / self.stage.reuse
@@ -214,6 +217,9 @@ def main() -> None:
         default=HALVINGS,
         help=f"smaller copies of each photo; default {HALVINGS}",
     )
+    parser.add_argument(
+        "--noisy", action="store_true", help="all of them as if taken in the dark, none clean"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     args = parser.parse_args()
     device = pick_device("auto")
@@ -221,7 +227,8 @@ def main() -> None:
     photos = Photos(args.photos, device, seed=args.seed, halvings=args.halvings)
     teacher = load_picture_teacher(args.teacher, device)
     groups = tqdm(range(-(-args.count // GROUP)), desc="taught", unit_scale=GROUP)
-    write_taught(args.out, [teach(photos, teacher, args.side, args.clean, g) for _ in groups])
+    degradation = NOISY if args.noisy else DegradeConfig(clean=args.clean)
+    write_taught(args.out, [teach(photos, teacher, args.side, degradation, g) for _ in groups])
 
 
 if __name__ == "__main__":

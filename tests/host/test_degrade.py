@@ -14,11 +14,13 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from mmsr_edge.training.degrade import (
+    NOISY,
     DegradeConfig,
     bicubic_down,
     degrade,
     filter_each,
     gaussian_kernels,
+    pulse,
     sinc_kernels,
 )
 from mmsr_edge.training.jpeg import jpeg, table_scale
@@ -106,3 +108,27 @@ def test_degraded_pictures_differ_by_draw_and_repeat_by_seed(photo: Tensor) -> N
     assert all(12 < q < 40 for q in quality) and max(quality) - min(quality) > 1
     levels = (draw(3) + 1) * 127.5
     torch.testing.assert_close(levels, levels.round(), atol=1e-3, rtol=0)
+
+
+def detail(pictures: Tensor) -> float:
+    """Mean absolute second difference of luma along both axes: noise, where a picture is flat."""
+    y = pictures.mean(1)
+    return float(y.diff(n=2, dim=1).diff(n=2, dim=2).abs().mean())
+
+
+def test_noise_survives_where_no_sinc_takes_it_away() -> None:
+    """Of a flat picture nothing but noise and blocks is left; the order is that of the ranges."""
+    flat = torch.zeros(24, 3, 128, 128)
+    made = [
+        detail(degrade(flat, config, torch.Generator().manual_seed(0)))
+        for config in (
+            DegradeConfig(clean=0, sinc=1),
+            DegradeConfig(clean=0),
+            DegradeConfig(clean=0, sinc=0),
+            NOISY,
+        )
+    ]
+    assert made == sorted(made)
+    assert made[2] > 1.1 * made[0] and made[3] > 1.5 * made[1]
+    kernels = pulse(torch.zeros(21, 21)).expand(24, 21, 21)
+    torch.testing.assert_close(filter_each(flat + 0.3, kernels), flat + 0.3)
