@@ -5,7 +5,8 @@
 Each photograph gives one tile: a crop shrunk to the low resolution, every other one degraded as in
 training, so that clean and noisy pictures are seen. Walks of several lengths cover all timesteps;
 prompts, guidance and the maps at hand vary. Of a picture's calls to a component, a few are kept,
-drawn at random over steps and guidance branches. The same seed records the same set.
+drawn at random over steps and guidance branches. The HR crops are kept as what `hr_encoder` is fed:
+the export measures by them what quantization costs. The same seed records the same set.
 """
 
 from __future__ import annotations
@@ -103,8 +104,9 @@ def record(
         upscaler.pipeline.vocabulary,
         recorder,
     )
-    tiles = low_resolution_tiles(pictures, manifest, config)
-    for number, tile in enumerate(tqdm(tiles, "recording", config.pictures, unit="picture")):
+    tiles = tiles_of_photos(pictures, manifest, config)
+    for number, (hr, tile) in enumerate(tqdm(tiles, "recording", config.pictures, unit="picture")):
+        recorder.see("hr_encoder", {"image": hr})
         steps = min(config.steps[number % len(config.steps)], manifest.sampler.num_train_timesteps)
         upscaler.upscale(
             tile,
@@ -120,8 +122,14 @@ def record(
     return CalibrationSet.stack(recorder.kept, notes)
 
 
-def low_resolution_tiles(folder: Path, manifest: Manifest, config: RecordConfig) -> Iterator[Array]:
-    """Tiles cut from photographs and shrunk: uint8 [t, t, 3]; every other one is clean."""
+def tiles_of_photos(
+    folder: Path, manifest: Manifest, config: RecordConfig
+) -> Iterator[tuple[Array, Array]]:
+    """Tiles cut from photographs, and the same shrunk; every other one is clean.
+
+    Yields:
+        HR, float32 [1, 3, s·t, s·t] in [-1, 1], and LR, uint8 [t, t, 3].
+    """
     photos = find_photos(folder)
     rng = np.random.default_rng([config.seed, 1])
     generator = torch.Generator().manual_seed(config.seed)
@@ -138,7 +146,7 @@ def low_resolution_tiles(folder: Path, manifest: Manifest, config: RecordConfig)
         batch = torch.from_numpy(hr.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
         mix = replace(DegradeConfig(), scale=manifest.scale, clean=float(number % 2 == 0))
         lr = degrade(batch, mix, generator)[0].permute(1, 2, 0).numpy()
-        yield ((lr + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
+        yield batch.numpy(), ((lr + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
 
 
 def _guidance(manifest: Manifest, number: int, steps: int) -> str | None:

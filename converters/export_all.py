@@ -52,8 +52,8 @@ from mmsr_edge.converters.parity import (
     END_TO_END_GATES,
     LPIPS_GATE,
     Score,
-    check_likeness,
     check_pictures,
+    check_quality,
     lpips_alex,
     pictures,
     smooth_tile,
@@ -75,6 +75,8 @@ from mmsr_edge.runtimes.registry import open_session
 from mmsr_edge.training.checkpoint import Checkpoint, open_checkpoint, run_network
 
 _TOOLS = ("mmsr-edge", "torch", "onnx", "onnxruntime", "openvino", "nncf", "coremltools")
+TILES = 6
+"""Recorded tiles that the whole pipeline is measured on, besides a flat one."""
 DRAWN_INPUTS = 4
 """Inputs to measure parity on where none were recorded."""
 
@@ -220,6 +222,18 @@ class _Export:
         recorded = self.recorded.held_out(name) if self.recorded is not None else []
         return recorded or [component(name).draw(preset, rng) for _ in range(DRAWN_INPUTS)]
 
+    def originals(self, count: int) -> list[Any]:
+        """What the recorded LR tiles were made from; none where LPIPS is not asked for."""
+        if self.distance is None:
+            return []
+        recorded = self.recorded.held_out("hr_encoder") if self.recorded is not None else []
+        if len(recorded) < count:
+            raise OptionError(
+                "--lpips needs the HR pictures of recorded tiles, and there are "
+                f"{len(recorded)} for {count}; record a set with python -m mmsr_edge.calib.record"
+            )
+        return [feed["image"] for feed in recorded[:count]]
+
     def component(self, source: Source, bar: tqdm[Any]) -> list[Row]:
         """Make a component's artifacts, and measure and gate each; those that there are, stay."""
         name, rows = source.spec.name, []
@@ -257,7 +271,8 @@ class _Export:
     def whole_pipeline(self, manifest: Manifest) -> Manifest:
         """Gate the whole pipeline at each precision; the numbers go on the UNet's cards."""
         bundle = Bundle(self.root, manifest)
-        tiles = [feed["lr"] for feed in self.inputs("lr_encoder")[:2]]
+        tiles = [feed["lr"] for feed in self.inputs("lr_encoder")[:TILES]]
+        originals = self.originals(len(tiles))
         tiles.append(smooth_tile(tiles[0]))
         opener = partial(
             open_session,
@@ -288,10 +303,11 @@ class _Export:
                 cards[reader] = {"psnr": psnr, "gate": gate, "steps": manifest.sampler.steps}
                 if self.distance is not None:
                     most = None if manifest.allow_failing else LPIPS_GATE
-                    # Without the flat one, which is the last.
-                    pair = references[:-1], made[:-1]
-                    lpips = check_likeness(*pair, self.distance, where, most)
-                    cards[reader] |= {"lpips": lpips, "lpips_gate": most}
+                    # Without the flat one, which is the last: of it LPIPS would compare the
+                    # directions of features that are next to nothing.
+                    three = references[:-1], made[:-1], originals
+                    likeness = check_quality(*three, self.distance, where, most)
+                    cards[reader] |= {**likeness, "lpips_gate": most}
             card = {**(artifact.parity or {}), "end_to_end": cards}
             artifacts.append(replace(artifact, parity=card))
         components = {**manifest.components, "unet": replace(unet, artifacts=tuple(artifacts))}

@@ -40,7 +40,7 @@ GATES = {"fp32": 60.0, "fp16": 40.0, "int8": 35.0, "int4": 30.0}
 END_TO_END_GATES = {"fp32": 40.0, "fp16": 40.0, "int8": 35.0, "int4": 35.0}
 """Least PSNR in dB of the whole pipeline's picture from the same seed, peak 2 (of [-1, 1])."""
 LPIPS_GATE = 0.010
-"""Greatest LPIPS-Alex of that picture from torch's."""
+"""How much farther from the original, in LPIPS-Alex, pictures may be than torch's are."""
 AGREEMENT_GATES = {"fp32": 0.998, "fp16": 0.98, "int8": 0.95, "int4": 0.95}
 """Least share of equal indices, where an output is a choice among codes. A near tie may flip."""
 
@@ -238,30 +238,40 @@ def lpips_alex(folder: Path) -> Callable[[Array, Array], float]:
     return distance
 
 
-def check_likeness(
+def check_quality(
     references: Sequence[Array],
     candidates: Sequence[Array],
+    originals: Sequence[Array],
     distance: Callable[[Array, Array], float],
     where: str,
     gate: float | None,
-) -> float:
-    """Gate the whole pipeline as the eye would: LPIPS of the worst picture.
+) -> dict[str, float]:
+    """Gate the whole pipeline as the eye would:
 
-    Not for flat pictures: there LPIPS compares the directions of features that are next to nothing.
+        ΔLPIPS = mean of LPIPS(candidate, original) − LPIPS(reference, original)
+
+    What is left of noise in a picture differs between any two roundings, and no eye minds: it
+    matters whether the picture is as near to what was photographed.
 
     Args:
         references: as `check_pictures`.
         candidates: likewise.
+        originals: the HR pictures that they are to resemble.
         distance: from `lpips_alex`.
         where: what is tested, for the message.
-        gate: greatest distance; None: measure only.
+        gate: greatest ΔLPIPS; None: measure only.
+
+    Returns:
+        `lpips_change`, which is gated, and `lpips`, the distance of the farthest candidate from
+        its reference, which is not.
 
     Raises:
-        ParityError: a picture looks different.
+        ParityError: the pictures are worse.
     """
-    pairs = zip(references, candidates, strict=True)
+    triples = list(zip(references, candidates, originals, strict=True))
+    change = float(np.mean([distance(c, o) - distance(r, o) for r, c, o in triples]))
     # Not max(), which would pass over NaN.
-    worst = float(np.max([distance(reference, candidate) for reference, candidate in pairs]))
-    if gate is not None and not worst <= gate:
-        raise ParityError(f"{where}: LPIPS {worst:.4f} from torch's picture, gate {gate:g}")
-    return round(worst, 5)
+    apart = float(np.max([distance(r, c) for r, c, _ in triples]))
+    if gate is not None and not change <= gate:
+        raise ParityError(f"{where}: ΔLPIPS {change:+.4f} against torch's pictures, gate {gate:g}")
+    return {"lpips_change": round(change, 5), "lpips": round(apart, 5)}

@@ -143,7 +143,7 @@ def pipeline_table(manifest: Manifest) -> str:
             )
             if "lpips" in card:
                 most = "none" if card["lpips_gate"] is None else f"{card['lpips_gate']:g}"
-                line += f"; LPIPS {card['lpips']:.4f}, gate {most}"
+                line += f"; ΔLPIPS {card['lpips_change']:+.4f}, gate {most}"
             lines.append(line)
     return "\n".join(lines)
 

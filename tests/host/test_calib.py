@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from mmsr_edge.bundle import REQUIRED, open_bundle
@@ -13,9 +14,9 @@ from mmsr_edge.calib.reader import HELD_OUT, CalibrationSet
 from mmsr_edge.calib.record import (
     RecordConfig,
     _Recorder,
-    low_resolution_tiles,
     main,
     record,
+    tiles_of_photos,
 )
 from mmsr_edge.errors import OptionError
 from mmsr_edge.sampler import timesteps
@@ -36,7 +37,7 @@ def test_every_component_is_recorded_with_the_inputs_it_takes(
     checkpoint: Path, recorded: CalibrationSet
 ) -> None:
     manifest = open_bundle(checkpoint).manifest
-    used = set(manifest.components) - {"hr_encoder"}
+    used = set(manifest.components)
     assert set(recorded.inputs) == used and set(REQUIRED) < used
     for name in used:
         for feeds in recorded.calls(name):
@@ -69,28 +70,24 @@ def test_the_same_seed_records_the_same(checkpoint: Path, photos: Path) -> None:
 
 
 def test_tiles_are_clean_and_degraded_in_turn(checkpoint: Path, photos: Path) -> None:
-    """A clean tile is what Pillow's bicubic makes of some crop of a photograph."""
+    """A clean tile is what Pillow's bicubic makes of its HR picture, a crop of a photograph."""
     manifest = open_bundle(checkpoint).manifest
     config = RecordConfig(pictures=4, seed=1)
-    tiles = list(low_resolution_tiles(photos, manifest, config))
-    assert [tile.shape for tile in tiles] == [(32, 32, 3)] * 4
-    large = [Image.open(path).convert("RGB") for path in sorted(photos.iterdir())]
-    large = [p.resize((142, 128)) if min(p.size) < 128 else p for p in large]
-
-    def distance(tile: np.ndarray[Any, Any]) -> float:
-        """To the nearest crop, looked for at every place."""
-        best = np.inf
-        for photo in large:
-            for left in range(photo.width - 127):
-                for top in range(photo.height - 127):
-                    # Cheap first: one corner pixel's neighbourhood, then the whole crop.
-                    crop = photo.crop((left + 48, top + 48, left + 80, top + 80))
-                    small = np.asarray(crop.resize((8, 8), Image.Resampling.BOX), np.float32)
-                    best = min(best, float(np.abs(small - tile[12:20, 12:20]).mean()))
-        return best
-
-    distances = [distance(tile) for tile in tiles]
-    assert max(distances[0::2]) < min(distances[1::2])
+    pairs = list(tiles_of_photos(photos, manifest, config))
+    large = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(photos.iterdir())]
+    distances, found = [], 0
+    for hr, tile in pairs:
+        assert (hr.shape, tile.shape) == ((1, 3, 128, 128), (32, 32, 3))
+        pixels = ((hr[0].transpose(1, 2, 0) + 1) * 127.5).round().astype(np.uint8)
+        found += any(
+            (sliding_window_view(photo, pixels.shape)[:, :, 0] == pixels).all((2, 3, 4)).any()
+            for photo in large
+            if min(photo.shape[:2]) >= 128
+        )
+        small = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC)
+        distances.append(np.abs(np.asarray(small, np.float32) - tile).mean())
+    assert found >= 2  # one photo of the three is smaller, and was enlarged
+    assert max(distances[0::2]) < 1 < min(distances[1::2])
 
 
 def test_calls_are_kept_fairly() -> None:

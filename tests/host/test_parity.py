@@ -14,8 +14,8 @@ from mmsr_edge.converters.components import component
 from mmsr_edge.converters.parity import (
     Score,
     check,
-    check_likeness,
     check_pictures,
+    check_quality,
     measure,
     pictures,
     psnr,
@@ -155,16 +155,18 @@ def test_the_whole_pipeline_is_gated_by_how_it_looks() -> None:
     def distance(a: Array, b: Array) -> float:
         return float(np.abs(a - b).mean())
 
-    def check_it(candidates: list[Array], gate: float | None = 0.01) -> float:
-        references = [black] * len(candidates)
-        return check_likeness(references, candidates, distance, "int8 on mil", gate)
+    def check_it(candidates: list[Array], gate: float | None = 0.01) -> dict[str, float]:
+        references, originals = [[black + x] * len(candidates) for x in (0, -0.5)]
+        return check_quality(references, candidates, originals, distance, "int8 on mil", gate)
 
-    assert check_it([black, black + 0.005]) == 0.005
-    with pytest.raises(ParityError, match=r"int8 on mil: LPIPS 0.0200 from torch's .* gate 0.01"):
-        check_it([black + 0.02, black])
-    with pytest.raises(ParityError, match="LPIPS nan"):
+    # One is worse by .03 and the other better by .02, and neither is torch's picture.
+    pair = check_it([black + 0.03, black - 0.02])
+    assert pair == {"lpips_change": pytest.approx(0.005), "lpips": pytest.approx(0.03)}
+    with pytest.raises(ParityError, match=r"int8 on mil: ΔLPIPS \+0.0150 against .* gate 0.01"):
+        check_it([black + 0.03, black])
+    with pytest.raises(ParityError, match=r"ΔLPIPS \+?nan"):
         check_it([black, black * np.nan, black])
-    assert check_it([black + 1], None) == 1
+    assert check_it([black + 1], None) == {"lpips_change": 1, "lpips": 1}
 
 
 def test_the_whole_pipeline_is_gated() -> None:
