@@ -121,12 +121,11 @@ class Source:
             model = quantize_weights(self._exported, self.quantization.keep_float)
         folder = root / self.spec.name
         folder.mkdir(exist_ok=True)
+        model = model if precision == "fp32" else halve_weights(model)
         if form == "openvino":
-            half = precision != "fp32"
-            names = save_openvino(model, folder / f"{precision}.xml", half=half)
+            names = save_openvino(model, folder / f"{precision}.xml")
             tools.append("openvino")
         else:
-            model = model if precision == "fp32" else halve_weights(model)
             names = save_onnx(model, folder / f"{precision}.onnx")
         return Artifact(
             form,

@@ -41,8 +41,9 @@ END_TO_END_GATES = {"fp32": 40.0, "fp16": 40.0, "int8": 35.0, "int4": 35.0}
 """Least PSNR in dB of the whole pipeline's picture from the same seed, peak 2 (of [-1, 1])."""
 LPIPS_GATE = 0.010
 """How much farther from the original, in LPIPS-Alex, pictures may be than torch's are."""
-AGREEMENT_GATES = {"fp32": 0.998, "fp16": 0.98, "int8": 0.95, "int4": 0.95}
-"""Least share of equal indices, where an output is a choice among codes. A near tie may flip."""
+AGREEMENT_GATES = {"fp32": 0.996, "fp16": 0.98, "int8": 0.95, "int4": 0.95}
+"""Least share of equal indices, where an output is a choice among codes. A near tie may flip: at
+float32, one of a map's 256."""
 
 
 @dataclass(frozen=True)

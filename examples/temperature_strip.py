@@ -50,7 +50,7 @@ def draw(pictures: dict[str, list[Image.Image]]) -> Image.Image:
             left, top = ((n - SIDE) // 2 for n in image.size)
             sheet.paste(image.convert("RGB").crop((left, top, left + SIDE, top + SIDE)), (x, y))
             apart = np.abs(np.asarray(image.convert("RGB"), np.float32) - first).mean()
-            pen.text((x + 2, y + SIDE + 1), f"δ = {delta:g}   {apart:.2f}", fill="black")
+            pen.text((x + 2, y + SIDE + 1), f"delta {delta:g}: {apart:.2f}", fill="black")
     return sheet
 
 

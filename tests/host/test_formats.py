@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -22,6 +24,7 @@ from mmsr_edge.converters.components import component
 from mmsr_edge.converters.export_all import ExportConfig, export_bundle, export_key
 from mmsr_edge.converters.parity import GATES
 from mmsr_edge.converters.quantize import QuantConfig
+from mmsr_edge.converters.to_onnx import SMALLEST_HALF
 from mmsr_edge.errors import OptionError
 
 if TYPE_CHECKING:
@@ -46,6 +49,27 @@ def openvino(
     return out, report
 
 
+def small_halves(graph: str) -> list[str]:
+    """Constants of an OpenVINO graph that are float16 although they weigh nothing."""
+    found = []
+    for layer in ElementTree.fromstring(graph).iter("layer"):
+        data = layer.find("data")
+        if layer.get("type") == "Const" and data is not None and data.get("element_type") == "f16":
+            shape = [int(n) for n in (data.get("shape") or "").split(",") if n.strip()]
+            if math.prod(shape) < SMALLEST_HALF:
+                found.append(layer.get("name") or "")
+    return found
+
+
+def test_small_constants_at_float16_are_found(openvino: tuple[Path, Path], tmp_path: Path) -> None:
+    """What OpenVINO makes of them; its CPU plugin then may go wrong from the second call on."""
+    import openvino as ov
+
+    path = openvino[0] / "connector" / "fp16.xml"
+    ov.save_model(ov.Core().read_model(path), tmp_path / "x.xml", compress_to_fp16=True)
+    assert small_halves((tmp_path / "x.xml").read_text())
+
+
 def test_openvino_runs_its_own_files(openvino: tuple[Path, Path], exported: Path) -> None:
     bundle = open_bundle(openvino[0])
     for name, spec in bundle.manifest.components.items():
@@ -56,6 +80,7 @@ def test_openvino_runs_its_own_files(openvino: tuple[Path, Path], exported: Path
                 f"{name}/{artifact.precision}.{suffix}" for suffix in ("xml", "bin")
             ]
             text = bundle.path(artifact.files[0]).read_text()
+            assert small_halves(text) == []
             assert "site-packages" not in text and str(openvino[0].parent) not in text
     weights = bundle.component("unet").artifacts[0].files[1]
     float32 = open_bundle(exported).artifact("unet", ("onnx",), "fp32")
