@@ -117,8 +117,9 @@ class Source:
             tools += [self.quantization.tool] if self.quantization.activations != "float" else []
         if precision == "int4" and self.quantization is not None:
             # The layers that int8 leaves in float are the sensitive ones: 8 bits here.
-            quantization = {**_INT4, "int8": list(self.quantization.keep_float)}
-            model = quantize_weights(self._exported, self.quantization.keep_float)
+            eight = self.quantization.keep_float + self.quantization.eight
+            quantization = {**_INT4, "int8": list(eight)}
+            model = quantize_weights(self._exported, eight)
         folder = root / self.spec.name
         folder.mkdir(exist_ok=True)
         model = model if precision == "fp32" else halve_weights(model)

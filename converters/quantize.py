@@ -45,6 +45,9 @@ class QuantConfig:
     keep_float: tuple[str, ...] = ()
     """Layers that stay float: regular expressions searched for in torch module paths, such as
     `net.conv_in`. Each must match a layer."""
+    eight: tuple[str, ...] = ()
+    """Layers, besides these, whose weights have 8 bits where int4 is asked for; at int8 they are as
+    others are."""
     activations: Literal["asymmetric", "symmetric", "float"] = "asymmetric"
     """Whether activations have a zero point (SiLU's output is one-sided: with one, +2.5 dB), or
     stay in float, where only the file's size matters; see `compress`."""
@@ -95,14 +98,14 @@ class QuantConfig:
                     f"unknown quantization setting {key!r}; did you mean {near!r}? "
                     f"There are {', '.join(known)}"
                 )
-        values = {**(asdict(base) if base else {}), **settings}
-        if "keep_float" in values:
-            values["keep_float"] = tuple(values["keep_float"])
+        values: dict[str, Any] = {**(asdict(base) if base else {}), **settings}
+        for key in {"keep_float", "eight"} & set(values):
+            values[key] = tuple(values[key])
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON keeps them."""
-        return {**asdict(self), "keep_float": list(self.keep_float)}
+        return {**asdict(self), "keep_float": list(self.keep_float), "eight": list(self.eight)}
 
 
 def quantize(
