@@ -382,8 +382,8 @@ def test_no_artifact_will_do(bundle: Bundle) -> None:
         bundle.artifact("unet", ["coreml"])
     with pytest.raises(BundleError, match="as onnx int8; needed: onnx at fp16 or better"):
         with_forms(bundle, ("onnx", "int8")).artifact("unet", ["onnx"], "fp16")
-    with pytest.raises(OptionError, match=r"precision 'int4' is unknown; choose auto, int8"):
-        bundle.artifact("unet", ["onnx"], "int4")
+    with pytest.raises(OptionError, match=r"precision 'int2' is unknown; choose auto, int4"):
+        bundle.artifact("unet", ["onnx"], "int2")
     with pytest.raises(BundleError, match="has no component 'depth'; it has lr_encoder"):
         bundle.component("depth")
 

@@ -141,8 +141,8 @@ def across(picture: NDArray[np.uint8], columns: list[int]) -> float:
     return float(np.mean([np.abs(grey[:, c] - grey[:, c - 1]).mean() for c in columns]))
 
 
-def seam_ratio(upscaler: Upscaler, picture: NDArray[np.uint8]) -> float:
-    """Gradient across tile borders ÷ across the same places where they lie inside a tile.
+def seams(upscaler: Upscaler, picture: NDArray[np.uint8]) -> tuple[float, float]:
+    """Gradient across tile borders, and across the same places where they lie inside a tile.
 
     For the second, the picture is grown to both sides by reflection: its tiles then lie elsewhere.
     """
@@ -157,14 +157,22 @@ def seam_ratio(upscaler: Upscaler, picture: NDArray[np.uint8]) -> float:
     with_seams = np.asarray(upscaler.upscale(picture).image)
     without = np.asarray(upscaler.upscale(grown).image)[:, shift * SCALE :]
     columns = [border * SCALE for border in borders]
-    return across(with_seams, columns) / across(without, columns)
+    return across(with_seams, columns), across(without, columns)
+
+
+def shows(there: float, inside: float) -> bool:
+    """Whether a seam stands out: by a tenth, and by more than a quarter of a grey level.
+
+    In a flat picture there is nothing but rounding, a third of a level from pixel to pixel.
+    """
+    return there > 1.1 * inside and there - inside > 0.25
 
 
 @pytest.mark.parametrize("kind", PICTURES)
 def test_tiles_leave_no_seams(openvino: Upscaler, kind: str) -> None:
-    ratio = seam_ratio(openvino, PICTURES[kind]())
-    print(f"{kind}: {ratio:.3f}")
-    assert ratio < 1.1
+    there, inside = seams(openvino, PICTURES[kind]())
+    print(f"{kind}: {there:.3f} there, {inside:.3f} inside")
+    assert not shows(there, inside)
 
 
 def test_a_seam_would_be_found(openvino: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +185,7 @@ def test_a_seam_would_be_found(openvino: Upscaler, monkeypatch: pytest.MonkeyPat
         return weights
 
     monkeypatch.setattr(tiling, "feather", hard)
-    assert seam_ratio(openvino, natural()) > 1.1
+    assert shows(*seams(openvino, natural()))
 
 
 @pytest.mark.parametrize("kind", PICTURES)

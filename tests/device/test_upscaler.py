@@ -466,7 +466,7 @@ def test_a_misspelt_option_is_named_with_its_neighbour(upscaler: Upscaler) -> No
     ("options", "error", "said"),
     [
         ({"backend": "tflite"}, OptionError, "'tflite'.*openvino"),
-        ({"backend": "onnxruntime", "precision": "int4"}, OptionError, "'int4'.*fp32"),
+        ({"backend": "onnxruntime", "precision": "int2"}, OptionError, "'int2'.*fp32"),
         ({"backend": "onnxruntime", "threads": 0}, OptionError, "threads 0 must be >= 1"),
     ],
 )

@@ -283,7 +283,7 @@ def test_weights_of_two_checkpoints_are_not_mixed(
     ("changes", "message"),
     [
         ({"formats": ("tflite",)}, r"'tflite' is not supported; there are onnx \(read by"),
-        ({"precisions": ("int4",)}, "'int4' is not supported; there are fp32, fp16, int8"),
+        ({"precisions": ("int2",)}, "'int2' is not supported; there are fp32, fp16, int8, int4"),
         ({"components": ("vae",)}, "'vae' is not supported; there are depth, "),
         ({"precisions": ("int8",)}, "int8 needs recorded inputs"),
         ({"quantization": {"tokenizer": {}}}, "'tokenizer' is never quantized"),

@@ -543,7 +543,7 @@ def test_a_missed_gate_leaves_no_bundle(
     [
         ({"task": "pose"}, "task 'pose' is not supported"),
         ({"formats": ("torch",)}, "format 'torch' is not supported"),
-        ({"precisions": ("int4",)}, "precision 'int4'"),
+        ({"precisions": ("int2",)}, "precision 'int2'"),
         ({"precisions": ("int8",)}, "give --calibration"),
         ({"precisions": ()}, "at least one"),
         ({"quantization": {"unet": {}}}, "'unet' is not made by --task depth"),
