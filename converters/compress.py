@@ -1,8 +1,8 @@
-"""Weights to int8 or int4, activations left in float: a smaller file, as fast as float.
+"""Weights to int8 or int4, activations left in float: a smaller file.
 
 int8 is for networks that are small and run once a picture, where rounding activations would gain
-nothing; int4 for what has to be fetched over a slow line. Runtimes unpack the weights when they
-load the file.
+nothing; int4 for what is fetched over a slow line. OpenVINO unpacks the weights when it opens
+the file, ONNX Runtime at every call, which only large convolutions notice.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ PRECISIONS = ("int4", "int8", "fp16", "fp32")
 
 FASTEST = ("int8", "fp16", "fp32", "int4")
 """From the fastest to the slowest, where int8 has kernels of its own. int4 is a smaller file and no
-more: its weights are unpacked to float when it is opened."""
+more: its weights are unpacked to float, by ONNX Runtime at every call."""
 
 _SHIPPED = Path(__file__).resolve().parent / "bundles"
 _verified: dict[Path, tuple[int, int, str]] = {}  # path -> (mtime_ns, size, sha256)
