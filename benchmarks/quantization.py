@@ -71,7 +71,7 @@ def recipes(
         "int8 nncf smooth": {"tool": "nncf", "activations": "asymmetric", "smooth": True},
         "int8 onnxruntime": {"tool": "onnxruntime", "activations": "asymmetric"},
     }
-    made["int4 weights"] = lambda: quantize_weights(model, config.keep_float + config.eight)
+    made["int4 weights"] = lambda: quantize_weights(model, config)
     made["naive"] = lambda: naive(model, samples)
     for name, changes in variants.items():
         made[name] = partial(quantize, model, samples, replace(config, **changes))

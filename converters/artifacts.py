@@ -25,11 +25,10 @@ from mmsr_edge.converters.to_coreml import (
 from mmsr_edge.converters.to_onnx import halve_weights, save_onnx, to_onnx
 from mmsr_edge.converters.to_openvino import save_openvino
 from mmsr_edge.errors import OptionError
+from mmsr_edge.manifest import Format, Precision
 from mmsr_edge.runtimes.registry import BACKENDS, Backend
 from mmsr_edge.training.checkpoint import write_weights
 
-Format = Literal["onnx", "openvino", "coreml", "torch"]
-Precision = Literal["fp32", "fp16", "int8", "int4"]
 CoreMLWeights = Literal["linear", "palette"]
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -116,10 +115,8 @@ class Source:
             model = self._quantized
             tools += [self.quantization.tool] if self.quantization.activations != "float" else []
         if precision == "int4" and self.quantization is not None:
-            # The layers that int8 leaves in float are the sensitive ones: 8 bits here.
-            eight = self.quantization.keep_float + self.quantization.eight
-            quantization = {**_INT4, "int8": list(eight)}
-            model = quantize_weights(self._exported, eight)
+            quantization = {**_INT4, "int8": list(self.quantization.eight_at_int4)}
+            model = quantize_weights(self._exported, self.quantization)
         folder = root / self.spec.name
         folder.mkdir(exist_ok=True)
         model = model if precision == "fp32" else halve_weights(model)

@@ -41,8 +41,6 @@ from mmsr_edge.converters.artifacts import (
     CHECKERS,
     READERS,
     CoreMLWeights,
-    Format,
-    Precision,
     Source,
 )
 from mmsr_edge.converters.cards import add_card
@@ -70,6 +68,7 @@ from mmsr_edge.converters.report import (
 from mmsr_edge.converters.staging import Stage, check_replaceable, resumable_bundle
 from mmsr_edge.errors import BundleError, MMSRError, OptionError
 from mmsr_edge.machine import installed_version
+from mmsr_edge.manifest import Format, Precision
 from mmsr_edge.runtimes.base import SessionOptions
 from mmsr_edge.runtimes.registry import open_session
 from mmsr_edge.training.checkpoint import Checkpoint, open_checkpoint, run_network

@@ -42,8 +42,6 @@ from mmsr_edge.converters.artifacts import (
     CHECKERS,
     READERS,
     CoreMLWeights,
-    Format,
-    Precision,
     Source,
 )
 from mmsr_edge.converters.caption_networks import (
@@ -64,6 +62,7 @@ from mmsr_edge.converters.report import Row, table
 from mmsr_edge.converters.staging import check_replaceable, staged_bundle
 from mmsr_edge.errors import BundleError, MMSRError, OptionError, ParityError
 from mmsr_edge.image import load_image
+from mmsr_edge.manifest import Format, Precision
 from mmsr_edge.modalities.greedy_caption import GreedyCaptioner
 from mmsr_edge.modalities.picture_maps import whole_picture
 from mmsr_edge.modalities.vocabulary import VOCABULARY_NAME, Vocabulary

@@ -83,6 +83,11 @@ class QuantConfig:
         if self.samples < 1:
             raise OptionError(f"samples {self.samples} must be >= 1")
 
+    @property
+    def eight_at_int4(self) -> tuple[str, ...]:
+        """Layers whose weights have 8 bits at int4: `eight`, and those too sensitive for int8."""
+        return self.keep_float + self.eight
+
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], base: QuantConfig | None = None) -> QuantConfig:
         """Settings as JSON gives them, on top of `base` (default: the defaults).
@@ -138,18 +143,18 @@ def quantize(
     return result
 
 
-def quantize_weights(model: onnx.ModelProto, eight: tuple[str, ...]) -> onnx.ModelProto:
-    """Weights to int4, those of the layers that match `eight` to int8; activations stay float.
+def quantize_weights(model: onnx.ModelProto, config: QuantConfig) -> onnx.ModelProto:
+    """Weights to int4, those of `config.eight_at_int4` to int8; activations stay float.
 
     Args:
         model: as for `quantize`.
-        eight: patterns, as `QuantConfig.keep_float`.
+        config: which layers have 8 bits.
 
     Raises:
         OptionError: a pattern matches no layer.
     """
     layers = weighted_layers(model)
-    exact = _kept(layers.values(), eight)
+    exact = _kept(layers.values(), config.eight_at_int4)
     four = frozenset(node for node, path in layers.items() if path not in exact)
     return compress_weights(model, set(layers), four=four)
 

@@ -28,7 +28,7 @@ def round_weight(weight: Tensor) -> Tensor:
     return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127)
 
 
-def round_input(x: Tensor, least: Tensor, greatest: Tensor) -> Tensor:
+def round_activation(x: Tensor, least: Tensor, greatest: Tensor) -> Tensor:
     """uint8 activations of the range [least, greatest], widened to hold 0; any shape."""
     low, high = least.clamp_max(0), greatest.clamp_min(0)
     scale = ((high - low) / LEVELS).clamp_min(torch.finfo(torch.float32).tiny)
@@ -56,7 +56,7 @@ class Int8Range(nn.Module):
         x = x.float()
         if self.training or self.least.isnan():
             self._follow(x)
-        return round_input(x, self.least, self.greatest)
+        return round_activation(x, self.least, self.greatest)
 
 
 class Int8Conv2d(nn.Conv2d):

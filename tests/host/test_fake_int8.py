@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,13 +12,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmsr_edge.converters.compress import round_weights
+from mmsr_edge.converters.options import read_settings
 from mmsr_edge.errors import OptionError
 from mmsr_edge.models.autoencoder import SlimDecoder
 from mmsr_edge.models.components import build_component
-from mmsr_edge.training.fake_int8 import Int8Conv2d, round_input, round_layers, round_weight
+from mmsr_edge.training.fake_int8 import Int8Conv2d, round_activation, round_layers, round_weight
 from mmsr_edge.training.train_taught import DECODER_FLOAT
 
 pytestmark = pytest.mark.host
+
+RECIPE = Path(__file__).parents[2] / "weights" / "nano.quantization.json"
 
 
 def test_weights_are_rounded_as_the_export_rounds_them() -> None:
@@ -54,7 +60,7 @@ def test_a_rounded_convolution_is_integer_arithmetic() -> None:
 
 def test_gradients_pass_inside_the_range_and_not_outside() -> None:
     x = torch.tensor([-5.0, -0.9, 0.3, 1.9, 7.0], requires_grad=True)
-    round_input(x, torch.tensor(-1.0), torch.tensor(2.0)).sum().backward()
+    round_activation(x, torch.tensor(-1.0), torch.tensor(2.0)).sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [0, 1, 1, 1, 0]
 
@@ -80,6 +86,9 @@ def test_the_decoder_rounds_all_but_the_named_layers() -> None:
     assert not set(rounded) & set(DECODER_FLOAT)
     kept = {name for name, m in decoder.named_modules() if type(m) is nn.Conv2d}
     assert kept == set(DECODER_FLOAT)
+    # The export leaves the same ones in float.
+    patterns = read_settings(RECIPE)["decoder"]["keep_float"]
+    assert {name for name in (*rounded, *kept) if any(re.search(p, name) for p in patterns)} == kept
     with pytest.raises(OptionError, match=r"'compact\.nothing'; there are"):
         round_layers(build_component("decoder", "nano"), ("compact.nothing",))
     with pytest.raises(OptionError, match="only plain convolutions"):
