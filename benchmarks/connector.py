@@ -3,7 +3,8 @@
     python benchmarks/connector.py --model weights/nano --out connector.csv
 
 Both ways run side by side with the same weights, so the outputs of the second mean nothing: nano
-has never been trained on the bare sequence, and Table 2's quality is not measured here.
+has never been trained on the bare sequence. Table 2's quality needs a run of the preset `nano-bare`
+(see TRAINING.md), which `quality.py` measures like any other checkpoint once it is released.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from mmsr_edge.converters.quantize import QuantConfig
 from mmsr_edge.errors import OptionError
 from mmsr_edge.models.autoencoder import FACTOR, SCALE
-from mmsr_edge.models.connector import MAP_TOKENS, MODALITIES
-from mmsr_edge.models.presets import Preset
+from mmsr_edge.models.connector import MODALITIES
+from mmsr_edge.models.presets import MAP_TOKENS, Preset
 
 MAP_SIDE = 256
 """Side of a modality map."""
@@ -173,7 +173,7 @@ COMPONENTS: dict[str, Component] = {
         {
             "latent": _normal(lambda p: 2 * _channels(p), _latent_side, _latent_side),
             "timestep": _timestep,
-            "context": _normal(lambda p: p.connector.latents, lambda p: p.dim),
+            "context": _normal(lambda p: p.context_tokens, lambda p: p.dim),
         },
         ("prediction",),
         quantization=QuantConfig(keep_float=UNET_FLOAT),

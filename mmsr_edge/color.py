@@ -35,9 +35,10 @@ __all__ = [
     "srgb_to_lab",
 ]
 
-SIGMA = 3.25
+SIGMA = 5.0
 """Cut-off in low-resolution pixels. StableSR's five-level wavelet has a low-pass of standard
-deviation √(½ Σ 4^i, i = 0 … 4) = 13 output pixels, which at 4x are these."""
+deviation √(½ Σ 4^i, i = 0 … 4) = 13 output pixels, 3.25 of these at 4x; that lets some of a noisy
+input's noise through again, which the networks took out (DISTS +.001 to +.002)."""
 HALO = int(4 * SIGMA + 0.5) + 3
 """Rows of the reference, above and below a row of it, that the functions here look at at most:
 the Gaussian's and bicubic's; of `restore_low_pass`, bicubic's times its rounds."""

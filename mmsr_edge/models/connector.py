@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmsr_edge.models.presets import ConnectorConfig
+from mmsr_edge.models.presets import MAP_TOKENS, ConnectorConfig
 
 MODALITIES = ("text", "depth", "segmentation", "edges")
 """Order of the tokens, and of `present` and `temperature`."""
-MAP_TOKENS = 256
-"""Tokens of one map: 16×16."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, delta: Tensor | float) -> Tensor:
@@ -74,7 +72,7 @@ class Connector(nn.Module):
     """The MMLC.
 
     Args:
-        config: its sizes.
+        config: its sizes; `latents` 0 makes it what the MMLC is compared with (Table 2).
         dim: D, width of text tokens, of the latents and of the context.
         token_width: width of map tokens, zero-padded to D (Sec. 3.1).
         text_length: 77.
@@ -86,7 +84,9 @@ class Connector(nn.Module):
         super().__init__()
         self.pad = dim - token_width
         self.lengths = (text_length, MAP_TOKENS, MAP_TOKENS, MAP_TOKENS)
-        self.latents = nn.Parameter(torch.randn(config.latents, dim))
+        self.condenses = config.latents > 0
+        if self.condenses:
+            self.latents = nn.Parameter(torch.randn(config.latents, dim))
         # m∅ stands in for every token of an absent modality; one of a kind for each modality.
         self.m_absent = nn.Parameter(0.02 * torch.randn(len(MODALITIES), dim))
         # Attention forgets order; maps share their positions, so that depth and edges of one
@@ -94,6 +94,8 @@ class Connector(nn.Module):
         self.position = nn.Parameter(0.02 * torch.randn(MAP_TOKENS, dim))
         self.modality = nn.Parameter(0.02 * torch.randn(len(MODALITIES), dim))
         self.norm = nn.LayerNorm(dim)
+        if not self.condenses:
+            return
         self.cross = Block(dim, config.heads)
         self.blocks = nn.ModuleList(Block(dim, config.heads) for _ in range(config.blocks))
         self.out = nn.LayerNorm(dim)
@@ -127,9 +129,12 @@ class Connector(nn.Module):
             temperature: [B, 4], factor on √d_k per modality, in [0.4, 10]; 1 is plain attention.
 
         Returns:
-            context [B, N, D].
+            context [B, N, D]; without latents the tokens themselves, [B, M, D], which no
+            temperature has a say in.
         """
         tokens = self.tokens([text, depth_tokens, segmentation_tokens, edge_tokens], present)
+        if not self.condenses:
+            return tokens
         per_key = [temperature[:, i, None].expand(-1, n) for i, n in enumerate(self.lengths)]
         x = self.latents.expand(text.shape[0], -1, -1)
         x = self.cross(x, tokens, torch.cat(per_key, dim=1)[:, None, None])

@@ -1,15 +1,16 @@
 """The networks' sizes: one dataclass per network, one table of presets.
 
-| preset  | what it is                                             | weights        |
-|---------|--------------------------------------------------------|----------------|
-| `micro` | seconds to build and export: for tests                 | random         |
-| `nano`  | ships in the wheel                                     | trained here   |
-| `sd2`   | the paper's size (Sec. 4): Stable Diffusion 2, VQGAN   | the user's own |
+| preset      | what it is                                           | weights         |
+|-------------|------------------------------------------------------|-----------------|
+| `micro`     | seconds to build and export: for tests               | random          |
+| `nano`      | ships in the wheel                                   | trained here    |
+| `nano-bare` | `nano` without the MMLC, to compare with (Table 2)   | trained by need |
+| `sd2`       | the paper's size (Sec. 4): Stable Diffusion 2, VQGAN | the user's own  |
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mmsr_edge.errors import OptionError
@@ -18,6 +19,9 @@ from mmsr_edge.models.caption import TaggerConfig
 from mmsr_edge.models.depth import DepthConfig
 from mmsr_edge.models.segmentation import SegmentationConfig
 from mmsr_edge.models.trunk import TrunkConfig
+
+MAP_TOKENS = 256
+"""Tokens of one map: 16×16."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class ConnectorConfig:
     """The Multimodal Latent Connector (Sec. 3.1)."""
 
     latents: int
-    """N, learned latent tokens: what the UNet attends to."""
+    """N, learned latent tokens: what the UNet attends to; 0: no MMLC, and it attends to all M."""
     heads: int
     """Attention heads."""
     blocks: int
@@ -144,6 +148,11 @@ class Preset:
     """Words added to every prompt."""
     negative: str = ""
     """Prompt that guidance pushes away from, unless the caller gives one."""
+
+    @property
+    def context_tokens(self) -> int:
+        """N, or M = 77 + 3·256 where there is no MMLC."""
+        return self.connector.latents or self.text.length + 3 * MAP_TOKENS
 
     def text_spec(self) -> TextSpec:
         """What a bundle says of prompts."""
@@ -239,6 +248,9 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 # fmt: on
+PRESETS["nano-bare"] = replace(
+    PRESETS["nano"], name="nano-bare", connector=ConnectorConfig(latents=0, heads=4, blocks=0)
+)
 
 
 def preset(name: str) -> Preset:

@@ -21,6 +21,9 @@ from mmsr_edge.errors import OptionError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
 
+HALVINGS = 2
+"""Smaller copies of each photo for pictures that are judged by eye: at full size most is smooth."""
+
 
 def to_bytes(pictures: Tensor) -> Tensor:
     """[-1, 1] to uint8."""

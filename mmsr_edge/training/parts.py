@@ -56,7 +56,9 @@ def load_parts(args: argparse.Namespace, preset_name: str, device: torch.device)
     tokenizer = networks["tokenizer"]
     assert isinstance(tokenizer, Tokenizer)
     net = Denoiser(preset_name, tokenizer.vq.quantize.embedding.weight.detach())
-    net.load_state_dict(states["denoiser"])
+    # A preset without the MMLC has no use for its weights.
+    own = net.state_dict()
+    net.load_state_dict({k: v for k, v in states["denoiser"].items() if k in own})
     for module in (*networks.values(), critic, net):
         module.to(device, memory_format=torch.channels_last)
     return Parts(networks, net, critic)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmsr_edge.errors import OptionError
 from mmsr_edge.training.critic import WIDTHS, Critic
@@ -78,6 +79,39 @@ def periodic(error: Tensor, period: int = 8, cells: int = 4) -> Tensor:
     split = whole.reshape(b, c, rows, cells, period, columns, cells, period)
     repeated = split.mean((3, 6))  # [B, 3, rows, period, columns, period]
     return (repeated - repeated.mean((3, 5), keepdim=True)).abs().mean((1, 2, 3, 4, 5))
+
+
+def contrast(
+    image: Tensor, target: Tensor, first: int = 1, last: int = 3, window: int = 32
+) -> Tensor:
+    """How far the contrast of pictures is from what it should be, by band and place, [B].
+
+    L1 is least where detail in doubt is drawn fainter than it is, and LPIPS brings features to one
+    length before it compares them: neither minds a picture that is all a little too flat. Of the
+    bands of a Laplacian pyramid (Burt & Adelson 1983), B_k = x_k - up(x_{k+1}), each an octave,
+
+        Σ_k mean over windows of |rms(B_k(image)) - rms(B_k(target))|
+
+    in which detail may lie anywhere in its window.
+
+    Args:
+        image: [B, 3, H, W]; its gradient is that of its contrast alone.
+        target: what it should be like, [B, 3, H, W].
+        first: k of the finest band; B_0 has periods of 2 to 4 pixels, B_1 of 4 to 8.
+        last: k of the coarsest.
+        window: side of a window in pixels; a multiple of 2^(last + 1).
+    """
+    total = torch.zeros(len(image), device=image.device)
+    fine = F.avg_pool2d(torch.cat([image.float(), target.float()]), 1 << first)
+    for k in range(first, last + 1):
+        coarse = F.avg_pool2d(fine, 2)
+        band = fine - F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear")
+        energy = F.avg_pool2d(band.square(), window >> k)
+        rms = energy.clamp_min(1e-8).sqrt()
+        a, b = rms.chunk(2)
+        total = total + (a - b).abs().mean((1, 2, 3))
+        fine = coarse
+    return total
 
 
 class PictureLoss(nn.Module):

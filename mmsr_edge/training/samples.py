@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmsr_edge.config import join_words
 from mmsr_edge.manifest import TextSpec
 from mmsr_edge.modalities.prompt import encode_prompt
-from mmsr_edge.training.data import Photos, to_bytes
+from mmsr_edge.training.data import HALVINGS, Photos, to_bytes
 from mmsr_edge.training.degrade import DegradeConfig, degrade, filter_each, gaussian_kernels
 from mmsr_edge.training.maps import MapMaker
 from mmsr_edge.training.modalities import Modalities
@@ -93,7 +93,7 @@ class Encoder:
         seed: int,
         teacher: nn.Module | None = None,
     ) -> None:
-        self.photos = Photos(folder, device, seed=seed)
+        self.photos = Photos(folder, device, seed=seed, halvings=HALVINGS)
         self.maker = MapMaker(self.photos, modalities, seed)
         self.frozen, self.text, self.crop, self.negative = frozen, text, crop, negative
         self.g = torch.Generator(device).manual_seed(seed)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from mmsr_edge.errors import OptionError
 from mmsr_edge.files import write_atomically
 from mmsr_edge.models.autoencoder import SCALE
-from mmsr_edge.training.data import Photos, to_bytes, to_picture
+from mmsr_edge.training.data import HALVINGS, Photos, to_bytes, to_picture
 from mmsr_edge.training.degrade import NOISY, DegradeConfig, bicubic_down, degrade
 from mmsr_edge.training.picture_teacher import load_picture_teacher
 from mmsr_edge.training.run import autocast, pick_device
@@ -30,8 +30,6 @@ GROUP = 8
 """Pictures that are taught together."""
 Group = tuple[Tensor, Tensor, Tensor]
 """LR [8, 3, h, w], HR and taught [8, 3, 4h, 4w] as uint8."""
-HALVINGS = 2
-"""Smaller copies of each photo: at full size most of one is smooth."""
 
 
 class TaughtSizes(Protocol):

@@ -31,7 +31,7 @@ from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse, to_start
 from mmsr_edge.training.fake_int8 import round_layers
 from mmsr_edge.training.options import add_run_options, run_config
 from mmsr_edge.training.parts import add_parts, load_parts
-from mmsr_edge.training.picture_loss import PictureLoss
+from mmsr_edge.training.picture_loss import PictureLoss, contrast
 from mmsr_edge.training.run import Run, autocast, load_run, pick_device
 from mmsr_edge.training.taught import TaughtPool, add_taught, taught_pool
 
@@ -79,6 +79,10 @@ class TaughtStage:
     """Side of the piece of a picture that VGG sees."""
     statistics_weight: float = 0.0
     """Weight of how far the statistics of VGG's features are apart."""
+    contrast_weight: float = 0.0
+    """Weight of how far the contrast of a picture's bands is from the HR picture's."""
+    contrast_first: int = 1
+    """Its finest band; 0: periods of 2 to 4 pixels."""
     critic_weight: float = 0.0
     """Weight of the adversary, to whom the teacher's answers are real."""
     anchor_weight: float = 0.02
@@ -87,7 +91,13 @@ class TaughtStage:
     """Round the decoder's layers as the export will; a last stage, at a low learning rate."""
 
 
-DECODER_FLOAT = ("eighth.0", "compact.body.0", "compact.out", "halved.0", "out.0")
+DECODER_FLOAT = (
+    "eighth.0",
+    *(f"compact.body.{n}" for n in (0, 2, 4, 6, 26, 28)),
+    "compact.out",
+    "halved.0",
+    "out.0",
+)
 """The decoder's layers that are not rounded; `weights/nano.quantization.json` keeps them float."""
 
 
@@ -156,12 +166,14 @@ def train(
             model = torch.cat([taught, hr[:known]])
             target = torch.cat([hr, hr[:known]]) if textured else model
             terms = picture(image, target, pool.g, model)
+        missing = contrast(image, torch.cat([hr, hr[:known]]), stage.contrast_first)
         anchor = ((z_hr - z_lr) / scale).square().mean()
         run.update(
-            terms.total() + stage.anchor_weight * anchor,
+            terms.total() + stage.contrast_weight * missing.mean() + stage.anchor_weight * anchor,
             l1=terms.l1[: len(lr)].mean(),
             grid=terms.grid.mean(),
             perceptual=terms.perceptual[: len(lr)].mean(),
+            contrast=missing[: len(lr)].mean(),
             adversarial=terms.adversarial,
             critic=terms.critic,
             hr_l1=F.l1_loss(image[: len(lr)].detach().float(), hr),

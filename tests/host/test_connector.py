@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmsr_edge.models.connector import MODALITIES, Attention, Connector, attention
-from mmsr_edge.models.presets import PRESETS, ConnectorConfig
+from mmsr_edge.models.presets import PRESETS, ConnectorConfig, preset
+from mmsr_edge.training.parts import load_parts
+from mmsr_edge.training.samples import Samples
 
 DIM, WIDTH = 48, 32
 
@@ -47,6 +51,20 @@ def test_attention_is_torchs_own_at_the_standard_temperature() -> None:
 def test_context_has_the_latents_length(connector: Connector) -> None:
     assert connector(**feeds()).shape == (1, 16, DIM)
     assert PRESETS["nano"].connector.latents == PRESETS["sd2"].connector.latents == 128
+
+
+def test_without_latents_the_context_is_the_tokens(connector: Connector) -> None:
+    bare = Connector(ConnectorConfig(latents=0, heads=4, blocks=0), DIM, WIDTH).eval()
+    own = bare.state_dict()
+    bare.load_state_dict({k: v for k, v in connector.state_dict().items() if k in own})
+    feed = feeds()
+    feed["present"][0, 2] = 0
+    maps = [feed[f"{m}_tokens"] for m in ("depth", "segmentation", "edge")]
+    context = bare(**feed)
+    torch.testing.assert_close(context, connector.tokens([feed["text"], *maps], feed["present"]))
+    p = preset("nano-bare")
+    assert context.shape == (1, p.context_tokens, DIM) and p.context_tokens == 77 + 3 * 256
+    assert preset("nano").context_tokens == 128
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -143,3 +161,25 @@ def test_the_report_counts_both_contexts(checkpoint: Path, tmp_path: Path) -> No
     assert (condensed["way"], int(condensed["context_tokens"])) == ("with MMLC", latents)
     assert (bare["way"], int(bare["context_tokens"])) == ("without", 77 + 3 * 256)
     assert float(condensed["gflop"]) > 0 and float(bare["milliseconds"]) > 0
+
+
+def test_a_run_without_the_mmlc_begins_with_the_other_weights_of_one_with_it(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    none = ConnectorConfig(latents=0, heads=2, blocks=0)
+    bare = replace(PRESETS["micro"], name="micro-bare", connector=none)
+    monkeypatch.setitem(PRESETS, "micro-bare", bare)
+    args = Namespace(autoencoder=checkpoint, tokenizer=checkpoint, diffusion=checkpoint)
+    cpu = torch.device("cpu")
+    ours, without = (load_parts(args, n, cpu).denoiser for n in ("micro", "micro-bare"))
+    assert not any(k.startswith("connector.cross") for k in without.state_dict())
+    for key, value in without.state_dict().items():
+        assert torch.equal(value, ours.state_dict()[key]), key
+    ids, noisy = torch.zeros(1, 77, dtype=torch.long), torch.zeros(1, 4, 8, 8)
+    pixels = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    batch = Samples(noisy, noisy, torch.zeros(1, 3, 256, dtype=torch.long), ids, pixels, pixels)
+    seen: list[tuple[int, ...]] = []
+    for net in (ours, without):
+        net.unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2].shape))
+        assert net(noisy, torch.zeros(1), batch, torch.ones(1, 4)).shape == noisy.shape
+    assert seen == [(1, 16, 32), (1, 845, 32)]

@@ -16,7 +16,7 @@ from mmsr_edge.models.presets import preset
 from mmsr_edge.sampler import timesteps
 from mmsr_edge.training.critic import WIDTHS, Critic
 from mmsr_edge.training.perceptual import statistics, unit
-from mmsr_edge.training.picture_loss import PictureLoss, periodic
+from mmsr_edge.training.picture_loss import PictureLoss, contrast, periodic
 from mmsr_edge.training.train_finish import FinishStage, draw_timesteps
 
 
@@ -110,6 +110,40 @@ def test_the_picture_loss_is_the_sum_of_its_parts(lpips_weights: Path) -> None:
     torch.testing.assert_close(judged, critic.critic_loss(fake, real))
     judged.backward()
     assert image.grad is None
+
+
+def wave(period: float, amplitude: float) -> Tensor:
+    """[1, 3, 64, 128], periodic along the rows."""
+    x = torch.arange(128) * (2 * torch.pi / period)
+    return (amplitude * x.sin()).expand(1, 3, 64, 128)
+
+
+def test_contrast_is_how_much_there_is_of_a_band_wherever_it_lies() -> None:
+    strong, weak = wave(8, 0.4), wave(8, 0.3)
+    assert contrast(strong, strong) == 0
+    assert contrast(-strong, strong) < 1e-6  # half a period on
+    assert contrast(strong + 0.2, strong) < 1e-6  # brightness
+    # A window has whole periods, and a band as much of each, so that it is proportional.
+    nothing = contrast(torch.zeros_like(strong), strong)
+    torch.testing.assert_close(contrast(weak, strong), nothing / 4, rtol=1e-3, atol=0)
+    assert 0.1 < nothing / (0.4 / 2**0.5) < 2
+    finest = contrast(wave(2, 0.4), strong * 0)
+    assert finest < 0.01 * nothing
+
+
+def test_contrast_is_looked_for_in_its_own_window() -> None:
+    strong = wave(8, 0.4)
+    left = strong * (torch.arange(128) < 64)
+    assert contrast(left.flip(-1), left) > 1.8 * contrast(0 * left, left) > 0
+
+
+def test_contrast_is_drawn_out_by_its_gradient() -> None:
+    target, gain = wave(8, 0.4), torch.tensor(0.6, requires_grad=True)
+    contrast(gain * target, target).sum().backward()
+    assert gain.grad is not None and gain.grad < 0
+    flat = torch.zeros_like(target, requires_grad=True)
+    contrast(flat, target).sum().backward()
+    assert flat.grad is not None and flat.grad.isfinite().all()
 
 
 def test_statistics_are_means_variances_and_covariances() -> None:
