@@ -48,7 +48,8 @@ def int8_gates() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         for gates in (GATES, END_TO_END_GATES):
-            patch.setitem(gates, "int8", 25.0)
+            for precision in ("int8", "int4"):  # int4 has layers with 8 bits
+                patch.setitem(gates, precision, 25.0)
         yield
 
 

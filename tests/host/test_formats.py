@@ -102,7 +102,7 @@ def test_the_report_says_what_the_cards_say(openvino: tuple[Path, Path]) -> None
     for row in rows:
         assert row["passed"] is True
         if row["component"] == "whole pipeline":
-            assert row["gate"] == {"fp16": 40, "int8": 35}[row["precision"]]
+            assert row["gate"] == GATES[row["precision"]]
             continue
         spec = open_bundle(out).component(row["component"])
         (artifact,) = [a for a in spec.artifacts if a.precision == row["precision"]]
