@@ -35,7 +35,7 @@ __all__ = [
     "srgb_to_lab",
 ]
 
-SIGMA = 5.0
+SIGMA = 4.5
 """Cut-off in low-resolution pixels. StableSR's five-level wavelet has a low-pass of standard
 deviation √(½ Σ 4^i, i = 0 … 4) = 13 output pixels, 3.25 of these at 4x; that lets some of a noisy
 input's noise through again, which the networks took out (DISTS +.001 to +.002)."""

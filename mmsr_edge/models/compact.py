@@ -28,6 +28,20 @@ class Compact(nn.Module):
         self.body = nn.Sequential(*(m for c in convs for m in (c, nn.PReLU(width))))
         self.out = nn.Conv2d(width, 3 * scale**2, 3, padding=1)
 
+    def pass_on(self, first: int) -> None:
+        """Make the convolutions from number `first` on give what they take.
+
+        A network that begins with the weights of one with fewer layers then begins where that ended
+        (Net2Net, Chen et al. 2016, Sec. 2.3).
+        """
+        for conv, bend in zip(
+            self.body[2 * first :: 2], self.body[2 * first + 1 :: 2], strict=True
+        ):
+            assert isinstance(conv, nn.Conv2d) and isinstance(bend, nn.PReLU)
+            nn.init.dirac_(conv.weight)
+            nn.init.zeros_(conv.bias)
+            nn.init.ones_(bend.weight)
+
     def features(self, lr: Tensor) -> Tensor:
         """`lr` [B, 3, h, w], RGB in [-1, 1], to features [B, width, h, w]."""
         seen: Tensor = self.body(lr)

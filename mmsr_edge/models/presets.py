@@ -213,7 +213,7 @@ PRESETS: dict[str, Preset] = {
         autoencoder=AutoencoderConfig(
             "slim", channels=16, width=128,
             encoder_blocks=(2, 3), lr_blocks=(2, 5), decoder_blocks=(4, 4, 2),
-            compact_layers=16,
+            compact_layers=32,
         ),
         tokenizer=TokenizerConfig((16, 32, 64, 96, 128), layers_per_block=1, norm_groups=16),
         text=TextConfig("hashed-words", vocab_size=4096, layers=2, heads=4),

@@ -78,14 +78,24 @@ class Int8Conv2d(nn.Conv2d):
             bias=conv.bias is not None,
         )
         self.weight, self.bias = conv.weight, conv.bias
-        self.taken, self.given = Int8Range(), Int8Range()
+        self.taken, self.given = (Int8Range().to(conv.weight.device) for _ in range(2))
+        self.rounds = True
         self.train(conv.training)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.rounds:
+            return super().forward(x)
         weight = round_weight(self.weight)
         seen = F.conv2d(self.taken(x), weight, self.bias, self.stride, self.padding)
         rounded: Tensor = self.given(seen)
         return rounded
+
+
+def rounding(network: nn.Module, on: bool) -> None:
+    """Whether those layers of a network that can round do so."""
+    for module in network.modules():
+        if isinstance(module, Int8Conv2d):
+            module.rounds = on
 
 
 def round_layers(network: nn.Module, kept: tuple[str, ...]) -> list[str]:

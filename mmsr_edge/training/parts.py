@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from mmsr_edge.models.autoencoder import SlimDecoder
 from mmsr_edge.models.components import build_component
 from mmsr_edge.models.tokenizer import Tokenizer
 from mmsr_edge.training.checkpoint import load_states
@@ -40,6 +42,20 @@ def add_parts(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def grow_compact(decoder: nn.Module, fresh: list[str]) -> None:
+    """Let a compact enlarger with more layers than the weights it was given begin where they end.
+
+    Args:
+        decoder: of any preset.
+        fresh: tensors that were not given; see `run.start_from`.
+    """
+    layers = re.compile(r"decoder\.compact\.body\.(\d+)\.weight")
+    missing = [int(found[1]) for name in fresh if (found := layers.fullmatch(name))]
+    if missing and min(missing) > 0:
+        assert isinstance(decoder, SlimDecoder) and decoder.compact is not None
+        decoder.compact.pass_on(min(missing) // 2)
+
+
 def load_parts(args: argparse.Namespace, preset_name: str, device: torch.device) -> Parts:
     """Build the networks with the weights of the runs; of two that have one, the later stage's."""
     states = {
@@ -52,7 +68,8 @@ def load_parts(args: argparse.Namespace, preset_name: str, device: torch.device)
         for name in ("hr_encoder", "lr_encoder", "tokenizer", "decoder")
     }
     critic = Critic()
-    start_from({**networks, "critic": critic}, states)
+    fresh = start_from({**networks, "critic": critic}, states)
+    grow_compact(networks["decoder"], fresh)
     tokenizer = networks["tokenizer"]
     assert isinstance(tokenizer, Tokenizer)
     net = Denoiser(preset_name, tokenizer.vq.quantize.embedding.weight.detach())

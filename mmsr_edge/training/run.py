@@ -38,6 +38,9 @@ class RunConfig:
     """Length of the learning-rate schedule; training ends there."""
     minutes: float | None = None
     """Wall-clock limit of this session; the run resumes from where it stopped."""
+    by_time: bool = False
+    """The learning rate's schedule lasts for `minutes`, not for `steps`: for a machine that is lent
+    by the minute."""
     learning_rate: float = 2e-4
     """Peak, after `warmup` steps; falls along a half cosine to a fiftieth."""
     warmup: int = 200
@@ -66,6 +69,7 @@ def pick_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.benchmark = name.startswith("cuda")
     return torch.device(name)
 
 
@@ -114,6 +118,8 @@ class Run:
     ) -> None:
         if find_spec("matplotlib") is None:  # found out now, not at the first save
             raise missing_extra("matplotlib", "train")
+        if config.by_time and not config.minutes:
+            raise OptionError("by_time without minutes: say how long the schedule is to last")
         self.folder, self.config, self.trained = folder, config, trained
         for module in trained.values() if config.compile else ():
             module.compile()  # in place: the names in the checkpoint stay
@@ -122,12 +128,19 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self._check_settings(asdict(stage))
         self.parameters = [p for m in trained.values() for p in m.parameters() if p.requires_grad]
+        on_gpu = self.parameters[0].device.type == "cuda"
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
+            self.parameters,
+            lr=config.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=1e-4,
+            fused=on_gpu,
         )
-        self.ema = EMAModel(self.parameters, decay=config.ema, use_ema_warmup=True, power=0.75)
+        self.ema = EMAModel(
+            self.parameters, decay=config.ema, use_ema_warmup=True, power=0.75, foreach=on_gpu
+        )
         self.throughput = Throughput(getattr(stage, "batch", 1), self.parameters[0].device)
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, Tensor] = {}
         self._count = 0
         self._stopped = False
         self._resume()
@@ -177,6 +190,8 @@ class Run:
     def learning_rate(self) -> float:
         """Linear warm-up, then half a cosine down to a fiftieth."""
         peak, done = self.config.learning_rate, self.step / self.config.steps
+        if self.config.by_time:
+            done = self.elapsed() / (60 * (self.config.minutes or 1))
         warm = min(1.0, (self.step + 1) / self.config.warmup)
         cosine = 0.5 * (1 + torch.cos(torch.tensor(min(done, 1.0) * torch.pi)).item())
         return peak * warm * (0.02 + 0.98 * cosine)
@@ -221,7 +236,8 @@ class Run:
             self.optimizer.step()
         self.ema.step(self.parameters)
         for name, value in {"loss": loss, "norm": norm, **logged}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(torch.as_tensor(value).detach())
+            value = torch.as_tensor(value).detach()  # not waited for: a GPU goes on
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._count += 1
         if self._count == self.config.log_every:
             self._log(rate)
@@ -232,7 +248,7 @@ class Run:
             "hours": round(self.elapsed() / 3600, 4),
             "rate": f"{rate:.2e}",
         }
-        row |= {k: round(v / self._count, 5) for k, v in self._sums.items()}
+        row |= {k: round(float(v) / self._count, 5) for k, v in self._sums.items()}
         row |= self.throughput.measure(self._count)
         path = self.folder / "log.csv"
         new = not path.exists()
@@ -242,6 +258,19 @@ class Run:
                 writer.writeheader()
             writer.writerow(row)
         self._sums, self._count = {}, 0
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """What `Run.save` wrote.
+
+    Raises:
+        OptionError: when there is no run in `folder`.
+    """
+    path = folder / "state.pt"
+    if not path.exists():
+        raise OptionError(f"no training run in {str(folder)!r}: {path.name} is missing")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 def load_run(folder: Path, *, ema: bool = True) -> dict[str, dict[str, Tensor]]:
@@ -254,16 +283,20 @@ def load_run(folder: Path, *, ema: bool = True) -> dict[str, dict[str, Tensor]]:
     Raises:
         OptionError: when there is no run in `folder`.
     """
-    path = folder / "state.pt"
-    if not path.exists():
-        raise OptionError(f"no training run in {str(folder)!r}: {path.name} is missing")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = load_state(folder)
     networks: dict[str, dict[str, Tensor]] = state["networks"]
     if ema:
         names = [(n, k) for n, ks in state["parameters"].items() for k in ks]
         for (name, key), value in zip(names, state["ema"]["shadow_params"], strict=True):
             networks[name][key] = value
     return networks
+
+
+def write_run(folder: Path, networks: dict[str, dict[str, Tensor]]) -> None:
+    """Write state dicts as a run that has ended, for `load_run`; it cannot be resumed."""
+    state = {"networks": networks, "parameters": {}, "ema": {"shadow_params": []}}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "state.pt", lambda p: torch.save(state, p))
 
 
 def start_from(networks: dict[str, nn.Module], states: dict[str, dict[str, Tensor]]) -> list[str]:

@@ -16,7 +16,13 @@ from mmsr_edge.config import join_words
 from mmsr_edge.manifest import TextSpec
 from mmsr_edge.modalities.prompt import encode_prompt
 from mmsr_edge.training.data import HALVINGS, Photos, to_bytes
-from mmsr_edge.training.degrade import DegradeConfig, degrade, filter_each, gaussian_kernels
+from mmsr_edge.training.degrade import (
+    NOISY,
+    DegradeConfig,
+    degrade,
+    filter_each,
+    gaussian_kernels,
+)
 from mmsr_edge.training.maps import MapMaker
 from mmsr_edge.training.modalities import Modalities
 from mmsr_edge.training.run import autocast
@@ -79,6 +85,7 @@ class Encoder:
         device: where all of it happens.
         seed: of everything random.
         teacher: enlarges LR pictures; None: nobody teaches.
+        noisy: share of the draws whose LR pictures are all as if taken in the dark.
     """
 
     def __init__(
@@ -92,12 +99,13 @@ class Encoder:
         device: torch.device,
         seed: int,
         teacher: nn.Module | None = None,
+        noisy: float = 0.0,
     ) -> None:
         self.photos = Photos(folder, device, seed=seed, halvings=HALVINGS)
         self.maker = MapMaker(self.photos, modalities, seed)
         self.frozen, self.text, self.crop, self.negative = frozen, text, crop, negative
         self.g = torch.Generator(device).manual_seed(seed)
-        self.device, self.teacher = device, teacher
+        self.device, self.teacher, self.noisy = device, teacher, noisy
 
     def _rand(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.g, device=self.device)
@@ -106,7 +114,8 @@ class Encoder:
     def __call__(self, count: int) -> Samples:
         """Encode `count` fresh samples."""
         hr, crops = self.photos.batch(count, self.crop)
-        lr = degrade(hr, DegradeConfig(), self.g)
+        dark = self.noisy > 0 and float(self._rand()) < self.noisy
+        lr = degrade(hr, NOISY if dark else DegradeConfig(), self.g)
         seen = self.maker(crops, hr, lr)
         bad = self._rand(count) < self.negative
         with_words = self._rand(count) < WORDS

@@ -9,7 +9,7 @@ to an LR picture is the same every time, and costs more than a step.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Protocol
@@ -28,8 +28,8 @@ from mmsr_edge.training.run import autocast, pick_device
 
 GROUP = 8
 """Pictures that are taught together."""
-Group = tuple[Tensor, Tensor, Tensor]
-"""LR [8, 3, h, w], HR and taught [8, 3, 4h, 4w] as uint8."""
+Pictures = tuple[Tensor, Tensor, Tensor]
+"""LR [N, 3, h, w], HR and taught [N, 3, 4h, 4w] as uint8."""
 
 
 class TaughtSizes(Protocol):
@@ -47,6 +47,8 @@ class TaughtSizes(Protocol):
     def reuse(self) -> float: ...
     @property
     def clean(self) -> float: ...
+    @property
+    def noisy(self) -> float: ...
 
 
 CLEAN = 1 / 127.5
@@ -56,7 +58,7 @@ CLEAN = 1 / 127.5
 @torch.no_grad()
 def teach(
     photos: Photos, teacher: nn.Module, side: int, degradation: DegradeConfig, g: torch.Generator
-) -> Group:
+) -> Pictures:
     """New pictures; where the LR picture is clean, the HR picture is the answer.
 
     Args:
@@ -76,6 +78,35 @@ def teach(
     return to_bytes(lr), to_bytes(hr), to_bytes(taught)
 
 
+def join(parts: Sequence[Pictures]) -> Pictures:
+    """Pictures of one size, in one."""
+    lr, hr, taught = (torch.cat(x) for x in zip(*parts, strict=True))
+    return lr, hr, taught
+
+
+def cut(pictures: Tensor, rows: Tensor, corner: Tensor, side: int, turns: Tensor) -> Tensor:
+    """Squares of some pictures, turned, all at once: on a GPU one by one takes longer than a step.
+
+    Args:
+        pictures: [N, C, H, W].
+        rows: [B], of which picture.
+        corner: [B, 2], top and left.
+        side: of the squares.
+        turns: [B, 3] of bool: upside down, mirrored, and then rows for columns.
+
+    Returns:
+        [B, C, side, side].
+    """
+    line = torch.arange(side, device=rows.device)
+    y, x = (
+        corner[:, i, None] + torch.where(turns[:, i, None], side - 1 - line, line) for i in (0, 1)
+    )
+    swapped = turns[:, 2, None, None]
+    rows_of = torch.where(swapped, y[:, None, :], y[:, :, None])
+    columns_of = torch.where(swapped, x[:, :, None], x[:, None, :])
+    return pictures[rows[:, None, None], :, rows_of, columns_of].permute(0, 3, 1, 2)
+
+
 class TaughtPool:
     """LR pictures, HR pictures and the teacher's answers, refreshed a few at a time.
 
@@ -84,74 +115,80 @@ class TaughtPool:
         teacher: enlarges [B, 3, h, w] in [-1, 1].
         stage: sizes.
         seed: of everything random.
-        held: pictures to start with, as `read_taught` gives them.
+        held: pictures to start with; none: they are made.
     """
 
     def __init__(
         self, photos: Photos, teacher: nn.Module, stage: TaughtSizes, seed: int,
-        held: Iterable[Group] = (),
+        held: Pictures | None = None,
     ) -> None:  # fmt: skip
         self.photos, self.teacher, self.stage = photos, teacher, stage
         self.g = torch.Generator(photos.device).manual_seed(seed)
-        # One tensor a picture would be slow to stack, one of all too big.
-        self.held = list(held) or [self._teach()]
-        self.oldest, self.owed = 0, 0.0
-        while self.count < max(stage.batch, stage.pool // 32):
-            self.held.append(self._teach())
+        self.count = 0
+        """Pictures held."""
+        self.next, self.owed = 0, 0.0
+        first = held or self._teach()
+        room = max(stage.pool, len(first[0]))
+        self.room = tuple(x.new_empty((room, *x.shape[1:]), device=photos.device) for x in first)
+        self._put(first)
+        while self.count < min(room, max(stage.batch, stage.pool // 32)):
+            self._put(self._teach())
 
     @property
-    def count(self) -> int:
-        """Pictures held."""
-        return GROUP * len(self.held)
+    def held(self) -> Pictures:
+        """The pictures."""
+        lr, hr, taught = (x[: self.count] for x in self.room)
+        return lr, hr, taught
 
-    def _teach(self) -> Group:
+    def _put(self, new: Pictures) -> None:
+        """Keep new pictures, in the place of the oldest where there is no more room."""
+        size = len(self.room[0])
+        at = (torch.arange(len(new[0])) + self.next) % size
+        for kept, pictures in zip(self.room, new, strict=True):
+            kept[at.to(kept.device)] = pictures.to(kept.device)
+        self.next = (self.next + len(at)) % size
+        self.count = min(size, self.count + len(at))
+
+    def _teach(self) -> Pictures:
         stage = self.stage
-        degradation = DegradeConfig(clean=stage.clean)
+        dark = float(torch.rand((), generator=self.g, device=self.g.device)) < stage.noisy
+        degradation = NOISY if dark else DegradeConfig(clean=stage.clean)
         return teach(self.photos, self.teacher, stage.taught_crop, degradation, self.g)
 
     def _refresh(self, count: int) -> None:
         self.owed += count / self.stage.reuse
         while self.owed >= GROUP:
             self.owed -= GROUP
-            new = self._teach()
-            if self.count < self.stage.pool:
-                self.held.append(new)
-                continue
-            self.held[self.oldest] = new
-            self.oldest = (self.oldest + 1) % len(self.held)
+            self._put(self._teach())
 
-    def _below(self, limit: int) -> int:
-        return int(torch.randint(limit, (), generator=self.g, device=self.g.device))
-
-    def _piece(self) -> list[Tensor]:
-        """The same random square of a random picture's three versions, turned the same way."""
-        group, row = self.held[self._below(len(self.held))], self._below(GROUP)
-        side = self.stage.crop
-        room = group[0].shape[-1] - side // SCALE + 1
-        top, left = self._below(room), self._below(room)
-        turns, mirrored = self._below(4), self._below(2)
-        out = []
-        for pictures, scale in zip(group, (1, SCALE, SCALE), strict=True):
-            y, x, n = top * scale, left * scale, side * scale // SCALE
-            piece = pictures[row, :, y : y + n, x : x + n].rot90(turns, (1, 2))
-            out.append(piece.flip(-1) if mirrored else piece)
-        return out
+    def _below(self, limit: int, *shape: int) -> Tensor:
+        return torch.randint(limit, shape, generator=self.g, device=self.g.device)
 
     def batch(self, count: int) -> list[Tensor]:
-        """LR [B, 3, h, w], HR and taught [B, 3, 4h, 4w], in [-1, 1]."""
+        """Random squares of random pictures, in all three versions, turned the same way.
+
+        Returns:
+            LR [B, 3, h, w], HR and taught [B, 3, 4h, 4w], in [-1, 1].
+        """
         self._refresh(count)
-        stacked = (torch.stack(x) for x in zip(*(self._piece() for _ in range(count)), strict=True))
-        return [to_picture(x) for x in stacked]
+        side = self.stage.crop // SCALE
+        rows = self._below(self.count, count)
+        corner = self._below(self.room[0].shape[-1] - side + 1, count, 2)
+        turns = self._below(2, count, 3).bool()
+        return [
+            to_picture(cut(pictures, rows, corner * scale, side * scale, turns))
+            for pictures, scale in zip(self.room, (1, SCALE, SCALE), strict=True)
+        ]
 
 
-def read_taught(files: Iterable[Path], stage: TaughtSizes) -> list[Group]:
-    """The pictures in `files`.
+def read_taught(files: Iterable[Path], stage: TaughtSizes) -> Pictures | None:
+    """The pictures in `files`; None: there are no files.
 
     Raises:
         OptionError: a file is missing or other than `write_taught` makes it, or its pictures are
             smaller than the pieces that the stage cuts.
     """
-    held: list[Group] = []
+    held: list[Pictures] = []
     for path in files:
         try:
             lr, hr, taught = torch.load(path, map_location="cpu", weights_only=True)
@@ -163,13 +200,13 @@ def read_taught(files: Iterable[Path], stage: TaughtSizes) -> list[Group]:
                 f"the pictures in {str(path)!r} have {hr.shape[-1]} pixels a side, and crop is "
                 f"{stage.crop}"
             )
-        held += zip(lr.split(GROUP), hr.split(GROUP), taught.split(GROUP), strict=True)
-    return held
+        held.append((lr, hr, taught))
+    return join(held) if held else None
 
 
-def write_taught(path: Path, held: list[Group]) -> None:
+def write_taught(path: Path, held: Pictures) -> None:
     """Write pictures for `read_taught`."""
-    whole = [torch.cat(x) for x in zip(*held, strict=True)]
+    whole = [x.cpu().clone() for x in held]
     write_atomically(path, lambda p: torch.save(whole, p))
 
 
@@ -226,7 +263,8 @@ def main() -> None:
     teacher = load_picture_teacher(args.teacher, device)
     groups = tqdm(range(-(-args.count // GROUP)), desc="taught", unit_scale=GROUP)
     degradation = NOISY if args.noisy else DegradeConfig(clean=args.clean)
-    write_taught(args.out, [teach(photos, teacher, args.side, degradation, g) for _ in groups])
+    made = [teach(photos, teacher, args.side, degradation, g) for _ in groups]
+    write_taught(args.out, join(made))
 
 
 if __name__ == "__main__":

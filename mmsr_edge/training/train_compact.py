@@ -39,6 +39,8 @@ class CompactStage:
     """Pieces drawn of each; `inf`: none is made beside those of `--taught`."""
     clean: float = 0.2
     """Share of pictures that are only downscaled."""
+    noisy: float = 0.0
+    """Share of the draws whose LR pictures are all as if taken in the dark."""
     alex_sees_hr: float = 0.0
     """Share of steps in which LPIPS-Alex compares with HR."""
     l1_weight: float = 2.0

@@ -30,12 +30,13 @@ from torch import Tensor, nn
 
 from mmsr_edge.models.presets import preset
 from mmsr_edge.sampler import timesteps
+from mmsr_edge.training.checkpoint import load_states
 from mmsr_edge.training.data import to_picture
 from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse, to_start
 from mmsr_edge.training.modalities import add_modalities, load_modalities
 from mmsr_edge.training.options import add_run_options, run_config
 from mmsr_edge.training.parts import add_parts, load_parts
-from mmsr_edge.training.picture_loss import PictureLoss
+from mmsr_edge.training.picture_loss import PictureLoss, contrast
 from mmsr_edge.training.picture_teacher import load_picture_teacher
 from mmsr_edge.training.run import Run, autocast, pick_device
 from mmsr_edge.training.samples import Encoder, Pool, Samples
@@ -69,6 +70,8 @@ class FinishStage:
     """p, chance that a modality is replaced by m∅, each on its own."""
     negative: float = 0.05
     """Share of targets blurred on purpose, with a prompt that says so."""
+    noisy: float = 0.0
+    """Share of the samples whose LR pictures are as if taken in the dark."""
     l1_weight: float = 1.5
     """Weight of the mean absolute difference."""
     target_share: float = 0.5
@@ -77,6 +80,8 @@ class FinishStage:
     """Weight of what repeats in it from cell to cell."""
     alex_weight: float = 0.6
     """Weight of LPIPS-Alex, at a random phase."""
+    alex_sees_hr: float = 1.0
+    """Share of steps in which it compares with HR; in the others with the teacher, if any."""
     vgg_weight: float = 0.5
     """Weight of LPIPS-VGG."""
     vgg_taps: int = 5
@@ -85,6 +90,10 @@ class FinishStage:
     """Side of the piece of a picture that VGG and the critic see."""
     statistics_weight: float = 0.0
     """Weight of how far the statistics of VGG's features are apart."""
+    contrast_weight: float = 0.0
+    """Weight of how far the contrast of a picture's bands is from the HR picture's."""
+    contrast_first: int = 1
+    """Its finest band; 0: periods of 2 to 4 pixels."""
     critic_weight: float = 0.03
     """Weight of the adversary."""
     latent_noise: float = 0.05
@@ -163,6 +172,7 @@ def train(
     table = alphas(stage.preset, device)
     scale = net.residual_scale[:, None, None]
     n, kept, fold = stage.batch, stage.reconstructed, torch.channels_last
+    draw = torch.Generator().manual_seed(run.step)  # on the CPU, which need not wait for it
     for _ in run:
         batch = pool.batch(n + stage.diffused)
         t = draw_timesteps(stage, len(table), g)
@@ -186,13 +196,19 @@ def train(
             )
             lr = to_picture(torch.cat([batch.lr[:n], batch.lr[:kept]]))
             image = decoder(latents.contiguous(memory_format=fold), lr)
-            terms = picture(image, target, g, taught)
+            textured = taught is None or float(torch.rand((), generator=draw)) < stage.alex_sees_hr
+            terms = picture(image, target if textured else taught, g, taught)
+        missing = contrast(image[:n], target[:n], stage.contrast_first).mean()
         diffusion = (prediction - v)[n:].square().mean()
         run.update(
-            terms.total() + diffusion + stage.anchor_weight * anchor,
+            terms.total()
+            + diffusion
+            + stage.contrast_weight * missing
+            + stage.anchor_weight * anchor,
             l1=terms.l1[:n].mean(),
             grid=terms.grid.mean(),
             perceptual=terms.perceptual[:n].mean(),
+            contrast=missing,
             statistics=terms.statistics[:n].mean(),
             reconstruction=(terms.l1 + terms.perceptual)[n:].sum() / max(kept, 1),
             adversarial=terms.adversarial,
@@ -202,15 +218,25 @@ def train(
         )
 
 
-def keep_all_but_context(net: Denoiser, decoder: nn.Module) -> None:
-    """Freeze all but the text encoder, the connector and the UNet's attention to the context.
+def carries_context(name: str) -> bool:
+    """Whether a denoiser's parameter is one of what carries the modalities.
 
-    `diffusers` calls a transformer block's cross-attention `attn2`.
+    Those are the text encoder, the connector and the UNet's attention to the context; `diffusers`
+    calls a transformer block's cross-attention `attn2`.
     """
+    return name.startswith(("text_encoder.", "connector.")) or ".attn2." in name
+
+
+def take_context(net: Denoiser, states: dict[str, Tensor]) -> None:
+    """Give `net` what carries the context in another denoiser's state dict."""
+    net.load_state_dict({k: v for k, v in states.items() if carries_context(k)}, strict=False)
+
+
+def keep_all_but_context(net: Denoiser, decoder: nn.Module) -> None:
+    """Freeze all but what carries the context."""
     decoder.requires_grad_(False)
     for name, parameter in net.named_parameters():
-        carries = name.startswith(("text_encoder.", "connector."))
-        parameter.requires_grad_(carries or ".attn2." in name)
+        parameter.requires_grad_(carries_context(name))
 
 
 def main() -> None:
@@ -221,6 +247,9 @@ def main() -> None:
     add_parts(parser)
     add_modalities(parser)
     parser.add_argument("--teacher", type=Path, help="folder with realesrgan-x4plus.param and .bin")
+    parser.add_argument(
+        "--context", type=Path, help="run or checkpoint whose way with the modalities to begin with"
+    )
     add_run_options(parser, FinishStage(), steps=3000, learning_rate=1e-4, warmup=50, ema=0.998)
     args = parser.parse_args()
     config, stage = run_config(args, FinishStage)
@@ -229,6 +258,8 @@ def main() -> None:
     parts = load_parts(args, stage.preset, device)
     networks, net, critic = parts.networks, parts.denoiser, parts.critic
     decoder = networks.pop("decoder")
+    if args.context:
+        take_context(net, load_states(args.context)["denoiser"])
     for frozen in networks.values():
         frozen.requires_grad_(False)
     if stage.context_alone:
@@ -251,6 +282,7 @@ def main() -> None:
         device,
         config.seed + run.step,
         load_picture_teacher(args.teacher, device) if args.teacher else None,
+        stage.noisy,
     )
     picture = PictureLoss(args.lpips, stage, critic, stage.target_share).to(device)
     train(Pool(encoder, stage.pool, stage.reuse), picture, run, stage, device)

@@ -28,7 +28,7 @@ from mmsr_edge.models.autoencoder import SlimDecoder
 from mmsr_edge.models.presets import preset
 from mmsr_edge.sampler import timesteps
 from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse, to_start
-from mmsr_edge.training.fake_int8 import round_layers
+from mmsr_edge.training.fake_int8 import round_layers, rounding
 from mmsr_edge.training.options import add_run_options, run_config
 from mmsr_edge.training.parts import add_parts, load_parts
 from mmsr_edge.training.picture_loss import PictureLoss, contrast
@@ -62,6 +62,8 @@ class TaughtStage:
     """Standard deviation of what the one step starts from; 1: the diffusion's own start."""
     clean: float = 0.25
     """Share of pictures that are only downscaled."""
+    noisy: float = 0.0
+    """Share of the draws whose LR pictures are all as if taken in the dark."""
     alex_sees_hr: float = 0.0
     """Share of steps in which LPIPS-Alex compares with HR, for texture that the teacher leaves out.
     """
@@ -89,11 +91,14 @@ class TaughtStage:
     """Weight of the mean square of z_0, what E_lr leaves to the diffusion."""
     int8: bool = False
     """Round the decoder's layers as the export will; a last stage, at a low learning rate."""
+    int8_share: float = 1.0
+    """Share of steps in which they are; in the others they compute as in float, so that the float
+    decoder stays as good, and near."""
 
 
 DECODER_FLOAT = (
     "eighth.0",
-    *(f"compact.body.{n}" for n in (0, 2, 4, 6, 26, 28)),
+    *(f"compact.body.{n}" for n in (0, 2, 4, 64)),
     "compact.out",
     "halved.0",
     "out.0",
@@ -137,6 +142,7 @@ def train(
     last = len(table := alphas(stage.preset, device)) - 1
     fold, later = torch.channels_last, round(stage.later * stage.batch)
     known = round(stage.reconstructed * stage.batch)
+    draw = torch.Generator().manual_seed(run.step)  # on the CPU, which need not wait for it
 
     def unet(noisy: Tensor, z_lr: Tensor, t: Tensor) -> Tensor:
         latent = torch.cat([noisy, z_lr], 1).contiguous(memory_format=fold)
@@ -147,6 +153,7 @@ def train(
         return table[t.long()][:, None, None, None]
 
     for _ in run:
+        rounding(decoder, float(torch.rand((), generator=draw)) < stage.int8_share)
         lr, hr, taught = pool.batch(stage.batch)
         t = torch.full((len(lr),), float(last), device=device)
         with autocast(device):
@@ -162,7 +169,7 @@ def train(
             z_0 = to_start(noise, unet(noise, z_lr, t), at(t))
             latents = torch.cat([z_lr + scale * z_0, z_hr[:known]])
             image = decoder(latents.contiguous(memory_format=fold), torch.cat([lr, lr[:known]]))
-            textured = float(torch.rand((), generator=pool.g, device=device)) < stage.alex_sees_hr
+            textured = float(torch.rand((), generator=draw)) < stage.alex_sees_hr
             model = torch.cat([taught, hr[:known]])
             target = torch.cat([hr, hr[:known]]) if textured else model
             terms = picture(image, target, pool.g, model)

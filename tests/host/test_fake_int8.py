@@ -16,7 +16,13 @@ from mmsr_edge.converters.options import read_settings
 from mmsr_edge.errors import OptionError
 from mmsr_edge.models.autoencoder import SlimDecoder
 from mmsr_edge.models.components import build_component
-from mmsr_edge.training.fake_int8 import Int8Conv2d, round_activation, round_layers, round_weight
+from mmsr_edge.training.fake_int8 import (
+    Int8Conv2d,
+    round_activation,
+    round_layers,
+    round_weight,
+    rounding,
+)
 from mmsr_edge.training.train_taught import DECODER_FLOAT
 
 pytestmark = pytest.mark.host
@@ -74,6 +80,18 @@ def test_ranges_follow_the_batches_while_training_only() -> None:
     assert float(conv.taken.greatest) == pytest.approx(4, abs=0.01)
     conv.eval()(torch.full((1, 1, 4, 4), 100.0))
     assert float(conv.taken.greatest) < 5
+
+
+def test_rounding_can_be_off_for_a_while() -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(3, 4, 3, padding=1)
+    network = nn.Sequential(plain, nn.ReLU())
+    round_layers(network, ())
+    x = torch.rand(2, 3, 8, 8)
+    rounding(network, False)
+    assert torch.equal(network(x), plain(x).relu())
+    rounding(network, True)
+    assert not torch.equal(network(x), plain(x).relu())
 
 
 def test_the_decoder_rounds_all_but_the_named_layers() -> None:

@@ -148,6 +148,8 @@ def test_settings_survive_the_manifest(exported: Path) -> None:
         ({"activations": "none"}, "'none' must be 'asymmetric', 'symmetric' or 'float'"),
         ({"samples": 0}, "samples 0 must be >= 1"),
         ({"smooth": True, "activations": "float"}, "smooth with tool 'nncf' and activations 'fl"),
+        ({"ranges": "mean"}, "'mean' must be 'widest' or 'average'"),
+        ({"ranges": "average"}, "with tool 'nncf': choose tool 'onnxruntime'"),
         ({"smooth": True, "tool": "onnxruntime"}, "choose 'nncf' and 'asymmetric'"),
     ],
 )
@@ -266,6 +268,23 @@ def test_compressed_weights_are_unpacked_along_the_right_axis(kind: str) -> None
     first, second = (ReferenceEvaluator(m).run(None, {"x": x})[0] for m in (model, compressed))
     peak = np.abs(first).max(axis=tuple(i for i in range(first.ndim) if i != 1), keepdims=True)
     assert (np.abs(first - second) < 0.02 * peak).all()
+
+
+@pytest.mark.parametrize(("ranges", "reach"), [("widest", 9.0), ("average", 3.0)])
+def test_ranges_are_the_widest_or_the_average(ranges: Any, reach: float) -> None:
+    network = nn.Conv2d(1, 1, 1).eval()
+    spec = [TensorSpec(name, (1, 1, 4, 4), "float32") for name in ("x", "y")]
+    samples = []
+    for most in (1.0, 1.0, 1.0, 9.0):
+        x = np.zeros((1, 1, 4, 4), np.float32)
+        x[..., 0, 0] = most
+        samples.append({"x": x})
+    model = to_onnx(network, samples[0], spec[:1], spec[1:])
+    config = QuantConfig(tool="onnxruntime", ranges=ranges)
+    made = quantize(model, samples, config)
+    reads = next(n for n in made.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == "x")
+    scale = next(t for t in made.graph.initializer if t.name == reads.input[1])
+    assert float(numpy_helper.to_array(scale)) == pytest.approx(reach / 255)
 
 
 def test_small_networks_keep_their_activations(exported: Path) -> None:

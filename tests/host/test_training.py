@@ -24,16 +24,19 @@ from mmsr_edge.errors import OptionError
 from mmsr_edge.models.autoencoder import SlimDecoder
 from mmsr_edge.models.compact import Compact
 from mmsr_edge.models.components import build_component
+from mmsr_edge.training.average import average
 from mmsr_edge.training.checkpoint import load_states, open_checkpoint
 from mmsr_edge.training.data import Photos
 from mmsr_edge.training.denoiser import Denoiser
+from mmsr_edge.training.parts import grow_compact
 from mmsr_edge.training.perceptual import LPIPS, read_arrays
 from mmsr_edge.training.picture_loss import PictureLoss
 from mmsr_edge.training.run import Run, RunConfig, load_run, start_from
-from mmsr_edge.training.taught import TaughtPool, read_taught, write_taught
+from mmsr_edge.training.shards import join_run, split_run
+from mmsr_edge.training.taught import TaughtPool, cut, read_taught, write_taught
 from mmsr_edge.training.train_compact import CompactStage
 from mmsr_edge.training.train_compact import train as train_compact
-from mmsr_edge.training.train_finish import keep_all_but_context
+from mmsr_edge.training.train_finish import keep_all_but_context, take_context
 from mmsr_edge.training.train_taught import TaughtStage, train
 from mmsr_edge.training.train_tokenizer import revive
 
@@ -119,6 +122,56 @@ def test_a_run_refuses_other_settings(tmp_path: Path) -> None:
     toy_run(tmp_path, 3)
     with pytest.raises(OptionError, match="other settings"):
         Run(tmp_path, RunConfig(steps=3), Toy(size=5), {"net": nn.Linear(4, 1)})
+
+
+def test_a_schedule_by_time_ends_with_the_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = toy_run(tmp_path, 10**6, learning_rate=1.0, minutes=2.0, by_time=True)
+    rates = []
+    for seconds in (0, 60, 120, 500):
+        monkeypatch.setattr(run, "elapsed", lambda s=seconds: s)
+        rates.append(run.learning_rate())
+    assert rates == pytest.approx([1.0, 0.51, 0.02, 0.02])
+    with pytest.raises(OptionError, match="by_time without minutes"):
+        toy_run(tmp_path / "other", 10, by_time=True)
+
+
+def test_what_a_run_learnt_comes_back_in_small_files(tmp_path: Path) -> None:
+    def start(folder: str) -> Run:
+        torch.manual_seed(0)
+        wide, kept = nn.Linear(600, 500), nn.Linear(4, 4).requires_grad_(False)
+        networks = {"wide": nn.Sequential(wide, nn.Linear(500, 2)), "kept": kept}
+        return Run(tmp_path / folder, RunConfig(steps=4, device="cpu"), Toy(), networks)
+
+    base, run = start("base"), start("run")
+    base.save()
+    for _ in run:
+        run.update(run.trained["wide"](torch.randn(8, 600)).square().mean())
+    first, second = split_run(tmp_path / "run", tmp_path / "shards", size=0)[:2]
+    assert first.stat().st_size < 700_000 and second.stat().st_size < 5_000
+    (tmp_path / "shards" / "0.safetensors").unlink()
+    split_run(tmp_path / "run", tmp_path / "shards")
+    join_run(tmp_path / "shards", tmp_path / "base", tmp_path / "joined")
+    joined, learnt, old = (load_run(tmp_path / n) for n in ("joined", "run", "base"))
+    for key in ("0.weight", "0.bias", "1.weight"):
+        assert torch.equal(joined["wide"][key], learnt["wide"][key].half().float())
+        assert not torch.equal(joined["wide"][key], old["wide"][key])
+    assert torch.equal(joined["kept"]["weight"], old["kept"]["weight"])
+    with pytest.raises(OptionError, match=r"no \.safetensors"):
+        join_run(tmp_path / "base", tmp_path / "base", tmp_path / "joined")
+
+
+def test_an_average_lies_between_two_runs() -> None:
+    one = {"net": {"w": torch.tensor([0.0, 2.0]), "n": torch.tensor(3)}, "alone": {}}
+    two = {"net": {"w": torch.tensor([4.0, 6.0]), "n": torch.tensor(5)}}
+    got = average(one, two, 0.25)
+    assert got["net"]["w"].tolist() == [1.0, 3.0] and int(got["net"]["n"]) == 3
+    assert one["net"]["w"].tolist() == [0.0, 2.0] and "alone" in got
+    with pytest.raises(OptionError, match=r"net\.w has shape \[2\] in one run and \[3\]"):
+        average(one, {"net": {"w": torch.zeros(3)}}, 0.5)
+    with pytest.raises(OptionError, match="share 2 must be"):
+        average(one, two, 2)
 
 
 def test_a_run_says_how_fast_it_is(tmp_path: Path) -> None:
@@ -283,6 +336,23 @@ def test_a_decoder_begins_at_the_compact_enlarger_that_was_taught(
         decoder.begin_at(Compact(3, 8).state_dict())
 
 
+def test_a_longer_compact_enlarger_begins_where_a_shorter_one_ended() -> None:
+    torch.manual_seed(0)
+    short = build_component("decoder", "micro")
+    long = build_component("decoder", "micro")
+    assert isinstance(short, SlimDecoder) and isinstance(long, SlimDecoder)
+    short.compact, long.compact = Compact(2, 8), Compact(5, 8)
+    fresh = start_from({"decoder": long}, {"decoder": short.state_dict()})
+    latent, lr = torch.randn(1, 4, 8, 8), torch.rand(1, 3, 16, 16) * 2 - 1
+    assert (long(latent, lr) - short(latent, lr)).abs().max() > 0.01
+    grow_compact(long, fresh)
+    torch.testing.assert_close(long(latent, lr), short(latent, lr))
+    # Where nothing was given, nothing is handed over.
+    before = short.compact.body[0].weight.clone()
+    grow_compact(short, start_from({"decoder": short}, {}))
+    assert torch.equal(short.compact.body[0].weight, before)
+
+
 def test_what_carries_the_context_can_learn_alone() -> None:
     net, decoder = Denoiser("micro", torch.zeros(32, 256)), build_component("decoder", "micro")
     keep_all_but_context(net, decoder)
@@ -293,6 +363,17 @@ def test_what_carries_the_context_can_learn_alone() -> None:
         whole = {f"{part}.{name}" for name, _ in getattr(net, part).named_parameters()}
         assert whole and whole <= learns
     assert not any(p.requires_grad for p in decoder.parameters())
+
+    # And it can be taken from another run, without anything else.
+    other = Denoiser("micro", torch.zeros(32, 256))
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    take_context(net, other.state_dict())
+    theirs = dict(other.named_parameters())
+    for name, parameter in net.named_parameters():
+        assert torch.equal(parameter, theirs[name] if name in learns else before[name]), name
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGTERM"), reason="needs SIGTERM")
@@ -331,6 +412,26 @@ class Doubled(nn.Module):
 
     def forward(self, lr: torch.Tensor) -> torch.Tensor:
         return lr.repeat_interleave(4, 2).repeat_interleave(4, 3) / 2 - 0.5
+
+
+def test_squares_are_cut_and_turned_as_one_by_one() -> None:
+    pictures = torch.arange(3 * 2 * 9 * 9).reshape(3, 2, 9, 9)
+    rows, corner = (
+        torch.tensor([2, 0, 1, 2, 0]),
+        torch.tensor([[0, 5], [5, 0], [1, 2], [3, 4], [2, 2]]),
+    )
+    turns = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]]).bool()
+    got = cut(pictures, rows, corner, 4, turns)
+    for i, ((top, left), (down, across, swap)) in enumerate(
+        zip(corner.tolist(), turns, strict=True)
+    ):
+        wanted = pictures[rows[i], :, top : top + 4, left : left + 4]
+        if swap:
+            wanted = wanted.transpose(1, 2)
+            down, across = across, down  # the flips come before the swap
+        wanted = wanted.flip(1) if down else wanted
+        wanted = wanted.flip(2) if across else wanted
+        assert torch.equal(got[i], wanted)
 
 
 def test_pieces_of_a_taught_picture_stay_together(photos: Path) -> None:
