@@ -3,8 +3,8 @@
     python benchmarks/connector.py --model weights/nano --out connector.csv
 
 Both ways run side by side with the same weights, so the outputs of the second mean nothing: nano
-has never been trained on the bare sequence. For Table 2's quality the preset `nano-bare` was, beside
-nano and as long: the pictures are as good either way (TRAINING.md, twelfth session).
+has never been trained on the bare sequence. For Table 2's quality the preset `nano-bare` was,
+beside nano and as long: the pictures are as good either way (TRAINING.md, twelfth session).
 """
 
 from __future__ import annotations
