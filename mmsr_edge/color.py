@@ -137,7 +137,7 @@ def restore_low_pass(output: Array, reference: Array, rounds: int = 4) -> npt.ND
         np.clip(result, -1, 1, out=result)
     height, width = reference.shape[:2]
     blocks = result.reshape(height, scale, width, scale, 3)
-    blocks -= blocks.mean(axis=(1, 3), keepdims=True)
+    blocks -= block_means(result, scale)[:, None, :, None]
     mean = reference[:, None, :, None]
     room = np.minimum(
         (1 - mean) / blocks.max(axis=(1, 3), keepdims=True).clip(1e-6),

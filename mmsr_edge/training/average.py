@@ -1,6 +1,6 @@
 r"""The average of two runs' weights, where one began with the other's or both with a third's.
 
-    python -m mmsr_edge.training.average --lpips DIR --autoencoder RUN --tokenizer RUN \
+    python -m mmsr_edge.training.average --autoencoder RUN --tokenizer RUN \
         --diffusion RUN --other RUN --share 0.5 --out RUN
 
     θ = (1 − w)·θ_A + w·θ_B
@@ -63,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_parts(parser)
+    add_parts(parser, lpips=False)
     parser.add_argument("--other", type=Path, required=True, help="run or checkpoint B")
     parser.add_argument("--share", type=float, default=0.5, help="w; default 0.5")
     parser.add_argument("--preset", default="nano", help="which networks; default nano")

@@ -179,6 +179,12 @@ def _stage(
     return _noise(image, stage, grey, g)
 
 
+def draw_config(base: DegradeConfig, noisy: float, g: torch.Generator) -> DegradeConfig:
+    """`NOISY` for a share `noisy` of the draws, else `base`."""
+    dark = float(torch.rand((), generator=g, device=g.device)) < noisy
+    return NOISY if dark else base
+
+
 def degrade(hr: Tensor, config: DegradeConfig, g: torch.Generator) -> Tensor:
     """Draw an LR picture for each HR picture.
 

@@ -31,12 +31,14 @@ class Parts:
     """Fresh where no run has one."""
 
 
-def add_parts(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `load_parts` reads, and `--lpips`."""
+def add_parts(parser: argparse.ArgumentParser, *, lpips: bool = True) -> None:
+    """Add the options that `load_parts` reads, and `--lpips` for what trains them."""
     for name in ("autoencoder", "tokenizer", "diffusion"):
         parser.add_argument(
             f"--{name}", type=Path, required=True, help=f"run of train_{name}, or a checkpoint"
         )
+    if not lpips:
+        return
     parser.add_argument(
         "--lpips", type=Path, required=True, help="folder with alexnet.ckpt, vgg16.ckpt"
     )

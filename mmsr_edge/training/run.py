@@ -273,6 +273,12 @@ def load_state(folder: Path) -> dict[str, Any]:
     return state
 
 
+def averaged(state: dict[str, Any]) -> dict[tuple[str, str], Tensor]:
+    """The averaged weights of what learnt, by network and key; `state` as `load_state` gives it."""
+    names = [(n, k) for n, ks in state["parameters"].items() for k in ks]
+    return dict(zip(names, state["ema"]["shadow_params"], strict=True))
+
+
 def load_run(folder: Path, *, ema: bool = True) -> dict[str, dict[str, Tensor]]:
     """State dicts of a run's networks, by name.
 
@@ -286,8 +292,7 @@ def load_run(folder: Path, *, ema: bool = True) -> dict[str, dict[str, Tensor]]:
     state = load_state(folder)
     networks: dict[str, dict[str, Tensor]] = state["networks"]
     if ema:
-        names = [(n, k) for n, ks in state["parameters"].items() for k in ks]
-        for (name, key), value in zip(names, state["ema"]["shadow_params"], strict=True):
+        for (name, key), value in averaged(state).items():
             networks[name][key] = value
     return networks
 

@@ -17,9 +17,9 @@ from mmsr_edge.manifest import TextSpec
 from mmsr_edge.modalities.prompt import encode_prompt
 from mmsr_edge.training.data import HALVINGS, Photos, to_bytes
 from mmsr_edge.training.degrade import (
-    NOISY,
     DegradeConfig,
     degrade,
+    draw_config,
     filter_each,
     gaussian_kernels,
 )
@@ -114,8 +114,7 @@ class Encoder:
     def __call__(self, count: int) -> Samples:
         """Encode `count` fresh samples."""
         hr, crops = self.photos.batch(count, self.crop)
-        dark = self.noisy > 0 and float(self._rand()) < self.noisy
-        lr = degrade(hr, NOISY if dark else DegradeConfig(), self.g)
+        lr = degrade(hr, draw_config(DegradeConfig(), self.noisy, self.g), self.g)
         seen = self.maker(crops, hr, lr)
         bad = self._rand(count) < self.negative
         with_words = self._rand(count) < WORDS

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmsr_edge.errors import OptionError
 from mmsr_edge.training.checkpoint import load_states
-from mmsr_edge.training.run import load_run, load_state, write_run
+from mmsr_edge.training.run import averaged, load_state, write_run
 
 SIZE = 15
 """Most MiB of a file."""
@@ -34,19 +34,15 @@ def split_run(run: Path, folder: Path, size: int = SIZE) -> list[Path]:
     Raises:
         OptionError: there is no run in `run`.
     """
-    learnt = {(n, k) for n, ks in load_state(run)["parameters"].items() for k in ks}
     shards: list[dict[str, Tensor]] = [{}]
     room = size << 20
-    for name, network in load_run(run).items():
-        for key, value in network.items():
-            if (name, key) not in learnt:
-                continue
-            half = value.half().contiguous()
-            if half.nbytes > room and shards[-1]:
-                shards.append({})
-                room = size << 20
-            room -= half.nbytes
-            shards[-1][f"{name}/{key}"] = half
+    for (name, key), value in averaged(load_state(run)).items():
+        half = value.half().contiguous()
+        if half.nbytes > room and shards[-1]:
+            shards.append({})
+            room = size << 20
+        room -= half.nbytes
+        shards[-1][f"{name}/{key}"] = half
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{i}.safetensors" for i in range(len(shards))]
     for path, shard in zip(paths, shards, strict=True):

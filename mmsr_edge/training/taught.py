@@ -22,7 +22,7 @@ from mmsr_edge.errors import OptionError
 from mmsr_edge.files import write_atomically
 from mmsr_edge.models.autoencoder import SCALE
 from mmsr_edge.training.data import HALVINGS, Photos, to_bytes, to_picture
-from mmsr_edge.training.degrade import NOISY, DegradeConfig, bicubic_down, degrade
+from mmsr_edge.training.degrade import NOISY, DegradeConfig, bicubic_down, degrade, draw_config
 from mmsr_edge.training.picture_teacher import load_picture_teacher
 from mmsr_edge.training.run import autocast, pick_device
 
@@ -151,8 +151,7 @@ class TaughtPool:
 
     def _teach(self) -> Pictures:
         stage = self.stage
-        dark = float(torch.rand((), generator=self.g, device=self.g.device)) < stage.noisy
-        degradation = NOISY if dark else DegradeConfig(clean=stage.clean)
+        degradation = draw_config(DegradeConfig(clean=stage.clean), stage.noisy, self.g)
         return teach(self.photos, self.teacher, stage.taught_crop, degradation, self.g)
 
     def _refresh(self, count: int) -> None:
