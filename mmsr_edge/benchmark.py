@@ -61,6 +61,10 @@ class Configuration:
     """Pictures that are timed, after one that is not."""
     picture: str | None = None
     """File to enlarge; None: `sample_picture()`."""
+    device: str = "auto"
+    """Where networks run, as the backend calls it."""
+    compile: bool = False
+    """Whether they are compiled first; torch alone has the choice."""
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
@@ -226,7 +230,13 @@ def _serve(task: dict[str, Any], began: float) -> dict[str, Any]:
     events: list[tuple[float, Progress]] = []
     try:
         upscaler = Upscaler(
-            model, backend, precision=precision, threads=task["threads"], cache_dir=task["cache"]
+            model,
+            backend,
+            precision=precision,
+            threads=task["threads"],
+            cache_dir=task["cache"],
+            device=task["device"],
+            compile=task["compile"],
         )
         called = time.perf_counter()
         first = upscaler.upscale(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmsr_edge import __version__
-from mmsr_edge.cli_bench import add_bench
+from mmsr_edge.cli_bench import add_bench, add_placement
 from mmsr_edge.cli_jobs import (
     CANCELLED,
     FAILED,
@@ -97,6 +97,7 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     add("--backend", default="auto", help="openvino, onnxruntime, coreml or torch (default: auto)")
     add("--precision", default="auto", help="int4, int8, fp16 or fp32 (default: auto)")
     add("--threads", type=int, metavar="N", help="default: the backend's choice")
+    add_placement(parser)
     add("--steps", type=int, metavar="N", help="sampler steps (default: the model's)")
     add("--guidance", default="default", help="m-cfg, cfg, m0-cfg or none (default: the model's)")
     add("--guidance-scale", type=float, metavar="W", help="default: the model's")
@@ -141,6 +142,8 @@ def _upscale(arguments: argparse.Namespace) -> int:
         arguments.backend,
         precision=arguments.precision,
         threads=arguments.threads,
+        device=arguments.device,
+        compile=arguments.compile,
     )
     if is_job(arguments):
         with _cancel_on_interrupt() as cancel:

@@ -12,7 +12,14 @@ from mmsr_edge.errors import OutputError
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["add_bench"]
+__all__ = ["add_bench", "add_placement"]
+
+
+def add_placement(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where networks run, and how."""
+    add = parser.add_argument
+    add("--device", default="auto", metavar="NAME", help="as the backend calls it: GPU, cuda:1, …")
+    add("--compile", action="store_true", help="torch: compile first; pays over many steps")
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +32,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     add("--precision", action="append", metavar="P", help="repeatable (default: auto)")
     add("--steps", action="append", type=int, metavar="N", help="repeatable (default: the model's)")
     add("--threads", type=int, metavar="N", help="default: the backend's choice")
+    add_placement(parser)
     add("--repeats", type=int, default=7, metavar="N", help="pictures timed (default: 7)")
     add("-o", "--out", type=Path, metavar="DIR", help="also write bench.csv, .json and .png there")
 
@@ -48,6 +56,8 @@ def _bench(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         repeats=arguments.repeats,
         picture=arguments.image,
+        device=arguments.device,
+        compile=arguments.compile,
     )
     chosen = arguments.backend or usable or ["auto"]
     out: Path | None = arguments.out

@@ -131,6 +131,8 @@ class Upscaler:
         precision: str = "auto",
         threads: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
+        device: str = "auto",
+        compile: bool = False,
     ) -> None:
         """Open a bundle and choose a backend; networks are loaded by the first call.
 
@@ -140,11 +142,17 @@ class Upscaler:
             precision: "int4", "int8", "fp16", "fp32", or "auto": the backend's fastest.
             threads: for one network call; None: the backend's choice.
             cache_dir: where compiled models are kept; None: the user's cache folder.
+            device: in the backend's own naming ("GPU" in OpenVINO, "cuda:1" in torch, "ane" in Core
+                ML); "auto": torch takes CUDA where there is one, the others the CPU, where results
+                are reproducible, and Core ML what the system thinks best.
+            compile: "torch" only: compile the networks (`torch.compile`, on CUDA with CUDA graphs).
+                The first picture takes minutes longer; it pays where many steps follow.
 
         Raises:
             BundleError: the bundle is missing or damaged, or holds networks not yet trained.
             BackendError, MissingExtraError: no runtime, or not the one asked for, can be used.
-            OptionError: `backend`, `precision` or `threads` is not what it must be.
+            OptionError: `backend`, `precision`, `threads` or `device` is not what it must be, or
+                `compile` is for another backend.
         """
         self.bundle = open_bundle(model)
         manifest = self.bundle.manifest
@@ -164,7 +172,8 @@ class Upscaler:
         self.precision = precision
         self.passed_over = selection.passed_over
         cache = None if cache_dir is None else Path(cache_dir)
-        options = SessionOptions(threads=threads, cache_dir=cache)
+        options = SessionOptions(threads, cache, device, compile)
+        selection.backend.check_options(options)
 
         def open_component(name: str) -> Session:
             return open_session(self.bundle, name, selection.backend, options, precision)

@@ -64,6 +64,8 @@ class SessionOptions:
     """Where compiled models are kept; None is the user's cache folder."""
     device: str = "auto"
     """Device in the runtime's own naming, such as "cpu", "GPU.0" or "cuda:1"."""
+    compile: bool = False
+    """Compile networks to code of their own first, where the runtime would not by itself: torch."""
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:

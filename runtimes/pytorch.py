@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +37,10 @@ def open_session(
     """Build the network of `preset` and load the .safetensors file at `path` into it.
 
     `options.device` is torch's name; "auto" is CUDA when there is one, else the CPU.
-    `options.threads` is set for the whole process: torch knows no other way.
+    `options.threads` is set for the whole process: torch knows no other way. With `options.compile`
+    the first call of each size of batch compiles, which takes a minute or so; on CUDA the result is
+    recorded as a CUDA graph too, for a network as small as these waits for the launches of its
+    kernels more than for the kernels.
 
     Raises:
         BundleError: the weights do not fit the network.
@@ -77,6 +82,12 @@ class _TorchSession(CheckedSession):
                 f"{preset!r}: {error}"
             ) from None
         self._module = module.to(self._device).eval()
+        self._busy: AbstractContextManager[object] = nullcontext()
+        if options.compile:
+            self._module.compile(
+                mode="reduce-overhead" if self._device.type == "cuda" else None, dynamic=False
+            )
+            self._busy = threading.Lock()  # the next replay of a graph overwrites its results
 
     def _infer(self, feeds: Tensors) -> Sequence[NDArray[Any]]:
         return self._infer_all([feeds])[0]
@@ -85,7 +96,8 @@ class _TorchSession(CheckedSession):
         import torch
 
         # TF32 convolutions, torch's default on CUDA, would cost 20 dB against the other runtimes.
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with self._busy, torch.inference_mode(), exact:
             arguments = [
                 torch.from_numpy(np.concatenate([feeds[s.name] for feeds in calls]))
                 for s in self.inputs

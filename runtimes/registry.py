@@ -32,6 +32,8 @@ class Backend:
     """Formats it opens, the preferred one first."""
     precisions: tuple[str, ...] = FASTEST
     """Precisions from the fastest to the slowest, for `precision="auto"`."""
+    interprets: bool = False
+    """Whether networks run as they are, so that compiling them is an option."""
 
     def check(self) -> None:
         """Import the library.
@@ -54,6 +56,15 @@ class Backend:
                 f"({type(error).__name__}: {error}); "
                 f'try: pip install --force-reinstall "mmsr-edge[{self.extra}]"'
             ) from error
+
+    def check_options(self, options: SessionOptions) -> None:
+        """Refuse early what `open` would have no use for.
+
+        Raises:
+            OptionError: `options.compile` where networks are compiled anyway.
+        """
+        if options.compile and not self.interprets:
+            raise OptionError(f"compile: backend {self.name!r} compiles by itself; leave it out")
 
     def available(self) -> str | None:
         """None when it can be used, otherwise why not."""
@@ -122,7 +133,7 @@ BACKENDS: tuple[Backend, ...] = (
     Backend("openvino", "openvino", "mmsr_edge.runtimes.ov", ("openvino", "onnx")),
     Backend("onnxruntime", "onnx", "mmsr_edge.runtimes.ort", ("onnx",), _EXACTEST),
     Backend("coreml", "coreml", "mmsr_edge.runtimes.coreml", ("coreml",)),
-    Backend("torch", "torch", "mmsr_edge.runtimes.pytorch", ("torch",), _EXACTEST),
+    Backend("torch", "torch", "mmsr_edge.runtimes.pytorch", ("torch",), _EXACTEST, interprets=True),
 )
 
 
@@ -185,6 +196,7 @@ def open_session(
     Raises:
         BackendError, BundleError, OptionError: as `Backend.open` and `Bundle.artifact`.
     """
+    backend.check_options(options)
     artifact = backend.artifact(bundle, component, precision)
     spec = bundle.component(component)
     path = bundle.path(artifact.files[0])

@@ -468,6 +468,8 @@ def test_a_misspelt_option_is_named_with_its_neighbour(upscaler: Upscaler) -> No
         ({"backend": "tflite"}, OptionError, "'tflite'.*openvino"),
         ({"backend": "onnxruntime", "precision": "int2"}, OptionError, "'int2'.*fp32"),
         ({"backend": "onnxruntime", "threads": 0}, OptionError, "threads 0 must be >= 1"),
+        ({"backend": "onnxruntime", "device": ""}, OptionError, "device '' is empty"),
+        ({"backend": "onnxruntime", "compile": True}, OptionError, "'onnxruntime' compiles by it"),
     ],
 )
 def test_a_bad_choice_of_backend(
@@ -475,6 +477,12 @@ def test_a_bad_choice_of_backend(
 ) -> None:
     with pytest.raises(error, match=said):
         Upscaler(root, **options)
+
+
+def test_a_device_that_is_not_there_is_named(root: Path, cache: Path) -> None:
+    upscaler = Upscaler(root, "onnxruntime", cache_dir=cache, device="npu")
+    with pytest.raises(OptionError, match="device 'npu'.*'cpu' only"):
+        upscaler.upscale(photo(8, 8))
 
 
 def test_a_bundle_whose_tiles_miss_the_latent_grid(tmp_path: Path) -> None:

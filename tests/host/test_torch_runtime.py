@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch._dynamo.utils import counters
 
 from mmsr_edge.bundle import Artifact, ComponentSpec, FileSpec, TensorSpec
 from mmsr_edge.errors import BundleError, OptionError
@@ -50,8 +51,10 @@ def describe(name: str, **feeds: np.ndarray[Any, Any]) -> tuple[torch.nn.Module,
     return module, ComponentSpec(name, inputs, outputs, (artifact,))
 
 
-def open_weights(path: Path, spec: ComponentSpec, device: str = "cpu") -> Session:
-    options = SessionOptions(device=device)
+def open_weights(
+    path: Path, spec: ComponentSpec, device: str = "cpu", *, compiled: bool = False
+) -> Session:
+    options = SessionOptions(device=device, compile=compiled)
     return TORCH.open(path, spec, spec.artifacts[0], options, "micro")
 
 
@@ -86,6 +89,27 @@ def test_several_calls_are_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sizes == [2]
     for one, result in zip(alone, together, strict=True):
         np.testing.assert_allclose(result["out"], one, atol=1e-5)
+
+
+def test_a_compiled_network_is_the_same_network(tmp_path: Path) -> None:
+    calls = [{"lr": feed((1, 3, 16, 16), seed)} for seed in (0, 1)]
+    module, spec = describe("lr_encoder", lr=calls[0]["lr"])
+    save_file(module.state_dict(), tmp_path / "w.safetensors")
+    plain = open_weights(tmp_path / "w.safetensors", spec)
+    counters.clear()
+    session = open_weights(tmp_path / "w.safetensors", spec, compiled=True)
+    assert not counters["frames"]  # opening is quick: the first call compiles
+    alone = session.run(calls[0])
+    assert counters["frames"]["ok"] == 1
+    together = session.run_all(calls)
+    assert counters["frames"]["ok"] == 2  # a batch of two is another network
+    kept = {key: value.copy() for key, value in alone.items()}
+    again = session.run_all(calls)[0]
+    assert counters["frames"]["ok"] == 2
+    for one, result in zip([plain.run(call) for call in calls], together, strict=True):
+        np.testing.assert_allclose(result["out"], one["out"], atol=1e-5)
+    np.testing.assert_array_equal(again["out"], together[0]["out"])
+    np.testing.assert_array_equal(alone["out"], kept["out"])  # no later call writes to it
 
 
 def test_reversed_feeds_are_welcome(tmp_path: Path) -> None:
