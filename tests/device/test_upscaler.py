@@ -481,7 +481,7 @@ def test_a_bad_choice_of_backend(
 
 def test_a_device_that_is_not_there_is_named(root: Path, cache: Path) -> None:
     upscaler = Upscaler(root, "onnxruntime", cache_dir=cache, device="npu")
-    with pytest.raises(OptionError, match="device 'npu'.*'cpu' only"):
+    with pytest.raises(OptionError, match=r"device 'npu'.*'cpu' only"):
         upscaler.upscale(photo(8, 8))
 
 
