@@ -132,7 +132,7 @@ class Upscaler:
         threads: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         device: str = "auto",
-        compile: bool = False,
+        compile: bool = False,  # noqa: A002 - what torch calls it
     ) -> None:
         """Open a bundle and choose a backend; networks are loaded by the first call.
 

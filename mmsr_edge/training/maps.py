@@ -2,8 +2,8 @@
 
 The device looks at a whole picture and cuts a tile's maps out of what it sees (Sec. 3). So does
 training: around each crop lies a window, a random part of the photograph; the networks see the
-window squeezed to a square, and the crop's maps are cut from theirs. Half of the windows are seen
-at full quality, as the paper's training does, and half degraded, as they will be on the device;
+window squeezed to a square, and the crop's maps are cut from theirs. A share of the windows is seen
+at full quality, as the paper's training does, and the rest degraded, as they will be on the device;
 the edges, Canny's, come from the crop itself at either quality.
 """
 
@@ -71,10 +71,13 @@ class MapMaker:
         photos: where the crops come from.
         modalities: the networks that look at them, on the photos' device.
         seed: of everything random.
+        sharp: share of the windows that are seen at full quality.
     """
 
-    def __init__(self, photos: Photos, modalities: Modalities, seed: int = 0) -> None:
-        self.photos, self.networks = photos, modalities.networks
+    def __init__(
+        self, photos: Photos, modalities: Modalities, seed: int = 0, sharp: float = 0.5
+    ) -> None:
+        self.photos, self.networks, self.sharp = photos, modalities.networks, sharp
         self.tags = modalities.labels["captioner"]
         self.rng = np.random.default_rng(seed)
         self.g = torch.Generator(photos.device).manual_seed(seed)
@@ -91,7 +94,7 @@ class MapMaker:
         """
         shapes = [tuple(self.photos.images[crop.photo].shape[1:]) for crop in crops]
         windows = [draw_window(c, s, self.rng) for c, s in zip(crops, shapes, strict=True)]
-        sharp = self.rng.random(len(crops)) < 0.5
+        sharp = self.rng.random(len(crops)) < self.sharp
         views = self._views(windows, sharp)
         depth = self.networks["depth"](views)[:, 0].float().cpu().numpy()
         classes = self.networks["segmentation"](views).to(torch.uint8).cpu().numpy()

@@ -86,6 +86,7 @@ class Encoder:
         seed: of everything random.
         teacher: enlarges LR pictures; None: nobody teaches.
         noisy: share of the draws whose LR pictures are all as if taken in the dark.
+        sharp_maps: share of the samples whose maps and words come from the HR picture.
     """
 
     def __init__(
@@ -100,9 +101,10 @@ class Encoder:
         seed: int,
         teacher: nn.Module | None = None,
         noisy: float = 0.0,
+        sharp_maps: float = 0.5,
     ) -> None:
         self.photos = Photos(folder, device, seed=seed, halvings=HALVINGS)
-        self.maker = MapMaker(self.photos, modalities, seed)
+        self.maker = MapMaker(self.photos, modalities, seed, sharp_maps)
         self.frozen, self.text, self.crop, self.negative = frozen, text, crop, negative
         self.g = torch.Generator(device).manual_seed(seed)
         self.device, self.teacher, self.noisy = device, teacher, noisy

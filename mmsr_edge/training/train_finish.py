@@ -53,7 +53,7 @@ class FinishStage:
     batch: int = 8
     """Samples a step that are judged as pictures."""
     diffused: int = 2
-    """Samples a step, besides, on which the diffusion's loss goes on."""
+    """Samples a step, besides, on which the diffusion's loss goes on; 0: it does not."""
     reconstructed: int = 2
     """Of `batch`, those whose reconstruction is trained too."""
     start_noise: float = 0.0
@@ -68,6 +68,11 @@ class FinishStage:
     """Times a sample is used; 1 where encoding is cheap."""
     drop: float = 0.1
     """p, chance that a modality is replaced by m∅, each on its own."""
+    absent: float = 0.0
+    """Share of the samples of which no modality at all is known."""
+    sharp_maps: float = 0.5
+    """Share of the samples whose maps and words are the HR picture's; the others have, as on the
+    device, the LR picture's."""
     negative: float = 0.05
     """Share of targets blurred on purpose, with a prompt that says so."""
     noisy: float = 0.0
@@ -117,6 +122,13 @@ def draw_timesteps(stage: FinishStage, total: int, g: torch.Generator) -> Tensor
     rows[stage.later_rows :] = 0
     anywhere = torch.randint(total, (stage.diffused,), generator=g, device=g.device)
     return torch.cat([table[rows], anywhere])
+
+
+def draw_present(stage: FinishStage, count: int, g: torch.Generator) -> Tensor:
+    """Which modalities are known of `count` samples, [count, 4], 1 or 0."""
+    known = torch.rand((count, 4), generator=g, device=g.device) >= stage.drop
+    some = torch.rand((count, 1), generator=g, device=g.device) >= stage.absent
+    return (known & some).float()
 
 
 def encode_lr(encoder: nn.Module | None, batch: Samples, scale: Tensor) -> tuple[Samples, Tensor]:
@@ -179,7 +191,7 @@ def train(
         a = table[t][:, None, None, None]
         noise = torch.randn(batch.z_hr.shape, generator=g, device=device)
         noise[:n] *= stage.start_noise
-        present = (torch.rand((len(t), 4), generator=g, device=device) >= stage.drop).float()
+        present = draw_present(stage, len(t), g)
         target, taught = aims(batch, n, kept)
         with autocast(device):
             batch, anchor = encode_lr(run.trained.get("lr_encoder"), batch, scale)
@@ -199,7 +211,7 @@ def train(
             textured = taught is None or float(torch.rand((), generator=draw)) < stage.alex_sees_hr
             terms = picture(image, target if textured else taught, g, taught)
         missing = contrast(image[:n], target[:n], stage.contrast_first).mean()
-        diffusion = (prediction - v)[n:].square().mean()
+        diffusion = (prediction - v)[n:].square().sum() / max(v[n:].numel(), 1)
         run.update(
             terms.total()
             + diffusion
@@ -283,6 +295,7 @@ def main() -> None:
         config.seed + run.step,
         load_picture_teacher(args.teacher, device) if args.teacher else None,
         stage.noisy,
+        stage.sharp_maps,
     )
     picture = PictureLoss(args.lpips, stage, critic, stage.target_share).to(device)
     train(Pool(encoder, stage.pool, stage.reuse), picture, run, stage, device)
