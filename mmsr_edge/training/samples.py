@@ -47,6 +47,8 @@ class Samples:
     """[B, 3, H, W] uint8, the HR crops (blurred where the prompt says so)."""
     lr: Tensor
     """[B, 3, H/4, W/4] uint8, the LR pictures."""
+    soft: Tensor
+    """[B] of bool: whether the target is blurred."""
     taught: Tensor | None = None
     """[B, 3, H, W] uint8, the LR pictures as a teacher enlarges them; None: there is no teacher."""
 
@@ -68,6 +70,22 @@ class Samples:
         """Join batches."""
         columns = [part.columns for part in parts]
         return Samples(**{name: torch.cat([c[name] for c in columns]) for name in columns[0]})
+
+
+def draw_present(soft: Tensor, drop: float, g: torch.Generator, *, absent: float = 0.0) -> Tensor:
+    """Which modalities are known of samples, [B, 4], 1 or 0.
+
+    Args:
+        soft: [B], whether the target is blurred. Then the prompt, which says so, always is known:
+            without it, blur would be taught to those of whom nothing is known.
+        drop: chance that a modality is not, each on its own.
+        g: draws.
+        absent: chance that none is.
+    """
+    known = torch.rand((len(soft), 4), generator=g, device=g.device) >= drop
+    known &= torch.rand((len(soft), 1), generator=g, device=g.device) >= absent
+    known[:, 0] |= soft
+    return known.float()
 
 
 class Encoder:
@@ -138,12 +156,13 @@ class Encoder:
             _, indices = self.frozen["tokenizer"](maps)
             pictures = [target, lr]
             if self.teacher is not None:
-                sharp = self.teacher(lr.contiguous(memory_format=fold))
+                answer = self.teacher(lr.contiguous(memory_format=fold))
                 # What is to be blurred, the teacher does not know.
-                pictures.append(torch.where(bad[:, None, None, None], target, sharp))
+                pictures.append(torch.where(bad[:, None, None, None], target, answer))
         ids = torch.stack(prompts).to(self.device)
-        pixels = (to_bytes(x) for x in pictures)
-        return Samples(z_hr.float(), z_lr.float(), indices.reshape(count, 3, -1), ids, *pixels)
+        sharp, coarse, *taught = (to_bytes(x) for x in pictures)
+        tokens = indices.reshape(count, 3, -1)
+        return Samples(z_hr.float(), z_lr.float(), tokens, ids, sharp, coarse, bad, *taught)
 
 
 class Pool:

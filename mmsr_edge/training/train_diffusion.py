@@ -26,7 +26,7 @@ from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse
 from mmsr_edge.training.modalities import add_modalities, load_modalities
 from mmsr_edge.training.options import add_run_options, run_config
 from mmsr_edge.training.run import Run, autocast, pick_device
-from mmsr_edge.training.samples import Encoder, Pool
+from mmsr_edge.training.samples import Encoder, Pool, draw_present
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def train(pool: Pool, run: Run, stage: DiffusionStage, device: torch.device) -> 
         a = table[t][:, None, None, None]
         noise = torch.randn(z0.shape, generator=g, device=device)
         noisy, v = diffuse(z0, a, noise)
-        present = (torch.rand((stage.batch, 4), generator=g, device=device) >= stage.drop).float()
+        present = draw_present(batch.soft, stage.drop, g)
         with autocast(device):
             prediction = net(noisy, t.float(), batch, present)
         run.update((prediction.float() - v).square().mean())

@@ -39,7 +39,7 @@ from mmsr_edge.training.parts import add_parts, load_parts
 from mmsr_edge.training.picture_loss import PictureLoss, contrast
 from mmsr_edge.training.picture_teacher import load_picture_teacher
 from mmsr_edge.training.run import Run, autocast, pick_device
-from mmsr_edge.training.samples import Encoder, Pool, Samples
+from mmsr_edge.training.samples import Encoder, Pool, Samples, draw_present
 
 
 @dataclass(frozen=True)
@@ -124,13 +124,6 @@ def draw_timesteps(stage: FinishStage, total: int, g: torch.Generator) -> Tensor
     return torch.cat([table[rows], anywhere])
 
 
-def draw_present(stage: FinishStage, count: int, g: torch.Generator) -> Tensor:
-    """Which modalities are known of `count` samples, [count, 4], 1 or 0."""
-    known = torch.rand((count, 4), generator=g, device=g.device) >= stage.drop
-    some = torch.rand((count, 1), generator=g, device=g.device) >= stage.absent
-    return (known & some).float()
-
-
 def encode_lr(encoder: nn.Module | None, batch: Samples, scale: Tensor) -> tuple[Samples, Tensor]:
     """The batch with z_lr as E_lr gives it now, and the mean square of z_0 = (z_hr − z_lr)/s.
 
@@ -191,7 +184,7 @@ def train(
         a = table[t][:, None, None, None]
         noise = torch.randn(batch.z_hr.shape, generator=g, device=device)
         noise[:n] *= stage.start_noise
-        present = draw_present(stage, len(t), g)
+        present = draw_present(batch.soft, stage.drop, g, absent=stage.absent)
         target, taught = aims(batch, n, kept)
         with autocast(device):
             batch, anchor = encode_lr(run.trained.get("lr_encoder"), batch, scale)

@@ -177,7 +177,8 @@ def test_a_run_without_the_mmlc_begins_with_the_other_weights_of_one_with_it(
         assert torch.equal(value, ours.state_dict()[key]), key
     ids, noisy = torch.zeros(1, 77, dtype=torch.long), torch.zeros(1, 4, 8, 8)
     pixels = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-    batch = Samples(noisy, noisy, torch.zeros(1, 3, 256, dtype=torch.long), ids, pixels, pixels)
+    tokens, sharp = torch.zeros(1, 3, 256, dtype=torch.long), torch.zeros(1, dtype=torch.bool)
+    batch = Samples(noisy, noisy, tokens, ids, pixels, pixels, sharp)
     seen: list[tuple[int, ...]] = []
     for net in (ours, without):
         net.unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2].shape))

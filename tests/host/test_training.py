@@ -32,6 +32,7 @@ from mmsr_edge.training.parts import grow_compact
 from mmsr_edge.training.perceptual import LPIPS, read_arrays
 from mmsr_edge.training.picture_loss import PictureLoss
 from mmsr_edge.training.run import Run, RunConfig, load_run, start_from
+from mmsr_edge.training.samples import draw_present
 from mmsr_edge.training.shards import join_run, split_run
 from mmsr_edge.training.taught import TaughtPool, cut, read_taught, write_taught
 from mmsr_edge.training.train_compact import CompactStage
@@ -351,6 +352,18 @@ def test_a_longer_compact_enlarger_begins_where_a_shorter_one_ended() -> None:
     before = short.compact.body[0].weight.clone()
     grow_compact(short, start_from({"decoder": short}, {}))
     assert torch.equal(short.compact.body[0].weight, before)
+
+
+def test_blur_is_only_taught_to_those_who_are_told() -> None:
+    soft = torch.arange(4000) % 4 == 0
+    g = torch.Generator().manual_seed(0)
+    present = draw_present(soft, 0.3, g, absent=0.2)
+    assert present[soft, 0].all()  # else c∅ would learn to blur
+    assert present[~soft, 0].mean().item() == pytest.approx(0.8 * 0.7, abs=0.03)
+    assert present[:, 1:].mean().item() == pytest.approx(0.8 * 0.7, abs=0.02)
+    nothing = (present == 0).all(1)
+    assert nothing[~soft].float().mean().item() == pytest.approx(0.2 + 0.8 * 0.3**4, abs=0.03)
+    assert draw_present(soft, 0.0, g).all()
 
 
 def test_what_carries_the_context_can_learn_alone() -> None:
