@@ -287,7 +287,7 @@ def _run_nncf(
         "symmetric": nncf.QuantizationPreset.PERFORMANCE,
     }
     ignored = [node.name for node in model.graph.node if node.name not in quantized]
-    return nncf.quantize(
+    result = nncf.quantize(
         model,
         nncf_dataset(chosen),
         subset_size=len(chosen),
@@ -297,6 +297,49 @@ def _run_nncf(
         model_type=nncf.ModelType.TRANSFORMER if config.smooth else None,
         ignored_scope=nncf.IgnoredScope(names=ignored),
     )
+    return unsigned_activations(result)
+
+
+def unsigned_activations(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Activations in int8 with a zero point to uint8: s·(q − z) = s·((q + 128) − (z + 128)).
+
+    The same numbers, in the only type for which OpenVINO has int8 convolutions with a zero point:
+    it runs the others in float32.
+
+    Args:
+        model: a QDQ graph; not changed.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    constants = {tensor.name: tensor for tensor in result.graph.initializer}
+    moved: dict[str, str] = {}
+    quantized: set[str] = set()
+    for node in result.graph.node:  # sorted: what quantizes comes before what reads it
+        if node.op_type == "QuantizeLinear":
+            quantized.add(node.output[0])
+        elif node.op_type != "DequantizeLinear" or node.input[0] not in quantized:
+            continue
+        if len(node.input) < 3 or node.input[2] not in constants:
+            continue
+        name = node.input[2]
+        zero = numpy_helper.to_array(constants[name])
+        if zero.dtype != np.int8 or not zero.any():
+            continue
+        if name not in moved:
+            moved[name] = f"{name}_unsigned"
+            shifted = (zero.astype(np.int16) + 128).astype(np.uint8)
+            result.graph.initializer.append(numpy_helper.from_array(shifted, moved[name]))
+        node.input[2] = moved[name]
+    read = {name for node in result.graph.node for name in node.input}
+    for name in moved:
+        if name not in read:
+            result.graph.initializer.remove(constants[name])
+    for info in [i for i in result.graph.value_info if i.name in quantized]:
+        result.graph.value_info.remove(info)  # it would name the old type
+    return result
 
 
 def _check_weights(model: onnx.ModelProto, quantized: set[str]) -> None:

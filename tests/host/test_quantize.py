@@ -21,7 +21,12 @@ from mmsr_edge.converters.compress import (
     round_blocks,
     round_weights,
 )
-from mmsr_edge.converters.quantize import QuantConfig, quantize, weighted_layers
+from mmsr_edge.converters.quantize import (
+    QuantConfig,
+    quantize,
+    unsigned_activations,
+    weighted_layers,
+)
 from mmsr_edge.converters.to_onnx import to_onnx
 from mmsr_edge.errors import OptionError, ParityError
 
@@ -103,6 +108,51 @@ def test_only_layers_with_weights_are_quantized(exported: Path) -> None:
     readers = {node.op_type for node in model.graph.node for i in node.input if i in dequantized}
     # Shape-only operators may stand between a quantizer and its layer.
     assert readers <= {"Conv", "Gemm", "MatMul", "Reshape", "Transpose"}
+
+
+def zero_points(model: onnx.ModelProto) -> list[NDArray[Any]]:
+    """Of the activations, in the order of the graph."""
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    return [constants[n.input[2]] for n in model.graph.node if n.op_type == "QuantizeLinear"]
+
+
+def test_activations_with_a_zero_point_are_unsigned(exported: Path) -> None:
+    zeros = zero_points(load(exported, "unet", "int8"))
+    assert any(zero.any() for zero in zeros)  # SiLU's
+    assert {zero.dtype.name for zero in zeros if zero.any()} == {"uint8"}
+
+
+def test_unsigned_activations_are_the_same_numbers() -> None:
+    info, node = onnx.helper.make_tensor_value_info, onnx.helper.make_node
+    constants = {
+        "s": np.float32(0.02), "z": np.int8(-90), "none": np.int8(0),
+        "w": np.arange(-8, 8, dtype=np.int8).reshape(4, 4), "ws": np.float32(0.1),
+    }  # fmt: skip
+    graph = onnx.helper.make_graph(
+        [
+            node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+            node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+            node("DequantizeLinear", ["w", "ws", "z"], ["v"]),  # the weights share the zero point
+            node("MatMul", ["d", "v"], ["y"]),
+            node("QuantizeLinear", ["y", "ws", "none"], ["p"]),
+            node("DequantizeLinear", ["p", "ws", "none"], ["out"]),
+        ],
+        "toy",
+        [info("x", TensorProto.FLOAT, [64, 4])],
+        [info("out", TensorProto.FLOAT, [64, 4])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+        value_info=[info("q", TensorProto.INT8, [64, 4])],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)])
+    before = model.SerializeToString()
+    result = unsigned_activations(model)
+    onnx.checker.check_model(result, full_check=True)
+    assert model.SerializeToString() == before
+    assert [zero.item() for zero in zero_points(result)] == [38, 0]
+    assert [zero.dtype.name for zero in zero_points(result)] == ["uint8", "int8"]
+    feeds = {"x": np.random.default_rng(0).uniform(-2, 6, (64, 4)).astype(np.float32)}
+    (expected,), (given,) = (ReferenceEvaluator(m).run(None, feeds) for m in (model, result))
+    np.testing.assert_array_equal(given, expected)
 
 
 def test_int8_weights_are_the_float_ones_to_half_a_step(exported: Path) -> None:
