@@ -112,7 +112,7 @@ def record(
             tile,
             prompt=PROMPTS[number % len(PROMPTS)],
             steps=steps,
-            guidance=_guidance(manifest, number, steps),
+            **_guidance(manifest, number, steps),
             seed=config.seed + number,
             color_fix=False,
             **_maps(tile, manifest, config, rng),
@@ -149,13 +149,14 @@ def tiles_of_photos(
         yield batch.numpy(), ((lr + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
 
 
-def _guidance(manifest: Manifest, number: int, steps: int) -> str | None:
+def _guidance(manifest: Manifest, number: int, steps: int) -> dict[str, Any]:
     """The bundle's own, and now and then another, whose negative branch lacks modalities."""
     sampler = manifest.sampler
-    alone = sampler.baked_guidance is not None or steps <= sampler.few_steps
-    if alone or number % 4 < 2:
-        return "default"
-    return "cfg" if number % 4 == 2 else "m0-cfg"
+    if number % 4 < 2 or sampler.baked_guidance is not None:
+        return {}
+    if steps <= sampler.few_steps:
+        return {} if sampler.few_guidance is None else {"guidance_scale": 0.5}
+    return {"guidance": "cfg" if number % 4 == 2 else "m0-cfg"}
 
 
 def _maps(

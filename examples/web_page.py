@@ -44,6 +44,8 @@ def build(upscaler: Upscaler, gr: Any) -> Any:
                 most = min(50, model.sampler.num_train_timesteps)
                 steps = gr.Slider(1, most, model.sampler.steps, step=1, label="Steps")
                 seed = gr.Slider(0, 999, 0, step=1, label="Seed")
+                dial = {"step": 0.1, "visible": model.sampler.few_guidance is not None}
+                crisp = gr.Slider(-1, 1, 0, label="Softer … crisper (guidance)", **dial)
                 fidelity = gr.Checkbox(label="Fidelity: change nothing that the photo shows")
                 with gr.Accordion("Temperatures: less, and it guides more strongly"):
                     deltas = {
@@ -62,7 +64,7 @@ def build(upscaler: Upscaler, gr: Any) -> Any:
                     )
 
         def upscale(given: dict[Any, Any], bar: Any = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
-            source = given[photo]
+            source, w = given[photo], given[crisp]
             if source is None:
                 return None, "", []
             try:
@@ -73,6 +75,7 @@ def build(upscaler: Upscaler, gr: Any) -> Any:
                     seed=int(given[seed]),
                     fidelity=given[fidelity],
                     temperature={name: given[slider] for name, slider in deltas.items()},
+                    **({"guidance": "m-cfg", "guidance_scale": w} if w else {}),
                     progress=lambda at: bar(at.fraction, desc=at.stage),
                 )
             except MMSRError as error:
@@ -85,7 +88,7 @@ def build(upscaler: Upscaler, gr: Any) -> Any:
             used = [(image, name) for name, image in result.maps.items() if image]
             return (bicubic(source, result.size), result.image), "\n".join(lines), used
 
-        sliders = [steps, seed, *deltas.values()]
+        sliders = [steps, seed, crisp, *deltas.values()]
         moved = [slider.input for slider in sliders]  # by mouse, arrow keys or a number typed
         gr.on(
             [photo.change, prompt.submit, fidelity.input, *moved],

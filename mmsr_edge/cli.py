@@ -100,7 +100,12 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     add_placement(parser)
     add("--steps", type=int, metavar="N", help="sampler steps (default: the model's)")
     add("--guidance", default="default", help="m-cfg, cfg, m0-cfg or none (default: the model's)")
-    add("--guidance-scale", type=float, metavar="W", help="default: the model's")
+    add(
+        "--guidance-scale",
+        type=float,
+        metavar="W",
+        help="of nano: above 0, up to 1, crisper; below, down to -1, softer (default: the model's)",
+    )
     add(
         "--prompt",
         default="",

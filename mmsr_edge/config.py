@@ -46,7 +46,7 @@ MAPS = MODALITIES[1:]
 
 TEMPERATURE_RANGE = (0.4, 10.0)
 """Multiples of √d_k; the range in which the paper finds good pictures (Sec. 3.2)."""
-GUIDANCE_SCALE_RANGE = (0.0, 100.0)
+GUIDANCE_SCALE_RANGE = (-1.0, 100.0)
 """w of Eq. 3-4; the paper uses 4 and examines up to 14."""
 SEED_RANGE = (0, 2**64 - 1)
 """What one Philox key is drawn from."""
@@ -72,7 +72,8 @@ class UpscaleOptions:
     guidance: str | None = "default"
     """"m-cfg" (Eq. 4), "cfg" (Eq. 3), "m0-cfg" (Table 3), None (off), "default": the bundle's."""
     guidance_scale: float | None = None
-    """w of Eq. 3-4, in `GUIDANCE_SCALE_RANGE`. None: the bundle's default."""
+    """w of Eq. 3-4, in `GUIDANCE_SCALE_RANGE`; below 0 the picture goes towards what the negative
+    prompt asks for, which it reaches at -1. None: the bundle's default."""
     temperature: float | Mapping[str, float] | None = None
     """δ/√d_k of Eq. 5 in `TEMPERATURE_RANGE`, for all modalities or by name; less is stronger."""
     depth: MapOption = "auto"
@@ -197,11 +198,15 @@ def resolve(options: UpscaleOptions, manifest: Manifest) -> RunSettings:
 
     baked, taught = sampler.baked_guidance, steps <= sampler.few_steps
     guidance: str | None
-    if options.guidance == "default":
-        guidance = sampler.guidance if baked is None and not taught else None
-    else:
+    if options.guidance != "default":
         guidance = options.guidance
-    if taught and guidance is not None:
+    elif baked is not None:
+        guidance = None
+    elif taught:
+        guidance = None if options.guidance_scale is None else sampler.few_guidance
+    else:
+        guidance = sampler.guidance
+    if taught and guidance is not None and sampler.few_guidance is None:
         raise OptionError(
             f"guidance is {guidance!r}, but {manifest.name!r} was taught its walks of up to "
             f"{sampler.few_steps} steps without it, one UNet call a step; pass guidance=None, or "

@@ -185,8 +185,10 @@ class SamplerSpec:
     baked_guidance: float | None = None
     """w the UNet was distilled with, when its one call already contains the guidance."""
     few_steps: int = 0
-    """Up to so many steps the walk starts from z_T = 0 instead of noise, and has no guidance, as
-    the UNet was taught."""
+    """Up to so many steps the walk starts from z_T = 0 instead of noise, as the UNet was taught,
+    and has no guidance by default."""
+    few_guidance: Guidance | None = None
+    """What these steps take where w is given, as the UNet was taught it; None: they refuse it."""
 
     def __post_init__(self) -> None:
         if self.num_train_timesteps > MAX_TIMESTEPS:  # the schedule is an array of as many

@@ -228,7 +228,7 @@ class PictureRun:
         present = np.array([[bool(self.positive), *(name in tokens for name in MAPS)]], "f4")
         positive = self._context(self.positive, tokens, present)
         # At w = 0 the negative prediction has no weight (Eq. 3-4), so it is not made.
-        guidance = settings.guidance if settings.guidance_scale > 0 else None
+        guidance = settings.guidance if settings.guidance_scale != 0 else None
         if guidance is None or takes_guidance(self.pipeline.manifest):
             return positive, None
         return positive, self._context(

@@ -26,6 +26,7 @@ from mmsr_edge.errors import OptionError
 from mmsr_edge.manifest import Provenance
 from mmsr_edge.models.components import build_component, preset_components
 from mmsr_edge.models.presets import preset
+from mmsr_edge.sampler import GUIDANCE
 from mmsr_edge.training.checkpoint import DENOISER, load_states, write_checkpoint
 from mmsr_edge.training.modalities import add_modalities, read_modalities
 
@@ -106,6 +107,7 @@ def main() -> None:
     parser.add_argument(
         "--few-steps", type=int, default=0, help="up to so many steps start without noise"
     )
+    parser.add_argument("--few-guidance", choices=GUIDANCE, help="what these take where w is given")
     parser.add_argument("--guidance-scale", type=float, help="default w; 0 means no guidance")
     for flag, said in (
         ("--taught-by", "a third party's network whose answers were trained on; repeatable"),
@@ -124,7 +126,9 @@ def main() -> None:
     denoiser = last.pop("denoiser")
     states |= last | split_denoiser(denoiser)  # a finish has a decoder too
     scale = torch.as_tensor(denoiser["residual_scale"]).tolist()
-    sampler = replace(preset(args.preset).sampler, few_steps=args.few_steps)
+    sampler = replace(
+        preset(args.preset).sampler, few_steps=args.few_steps, few_guidance=args.few_guidance
+    )
     if args.steps is not None:
         sampler = replace(sampler, steps=args.steps)
     if args.guidance_scale is not None:

@@ -35,7 +35,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
             "mcfg",
             "guidance is 'mcfg'; it must be one of 'm-cfg', 'm0-cfg', 'cfg', None",
         ),
-        ("guidance_scale", -1, "guidance_scale is -1; it must be a number from 0 to 100"),
+        ("guidance_scale", -2, "guidance_scale is -2; it must be a number from -1 to 100"),
         ("guidance_scale", float("nan"), "guidance_scale is nan; it must be a number"),
         ("guidance_scale", "4", "guidance_scale is '4'; it must be a number"),
         ("temperature", 0.3, "temperature is 0.3; it must be a number from 0.4 to 10"),
@@ -159,6 +159,20 @@ def test_a_few_taught_steps_refuse_guidance(manifest: Manifest) -> None:
         resolve(UpscaleOptions(steps=4, guidance="cfg"), few)
     with pytest.raises(OptionError, match="guidance_scale is 2"):
         resolve(UpscaleOptions(steps=1, guidance_scale=2), few)
+
+
+def test_a_few_taught_steps_take_the_guidance_they_were_taught(manifest: Manifest) -> None:
+    sampler = replace(manifest.sampler, guidance=None, few_steps=4, few_guidance="m-cfg")
+    few = replace(manifest, sampler=sampler)
+    assert resolve(UpscaleOptions(steps=4), few).guidance is None  # by default a step is one call
+    settings = resolve(UpscaleOptions(steps=4, guidance_scale=-0.5), few)
+    assert (settings.guidance, settings.guidance_scale) == ("m-cfg", -0.5)
+    other = UpscaleOptions(steps=1, guidance="m0-cfg", guidance_scale=1)
+    assert resolve(other, few).guidance == "m0-cfg"
+    with pytest.raises(OptionError, match="which would go unused: guidance is None"):
+        resolve(UpscaleOptions(steps=4, guidance=None, guidance_scale=1), few)
+    with pytest.raises(OptionError, match="which would go unused: guidance is None"):
+        resolve(UpscaleOptions(steps=5, guidance_scale=1), few)
 
 
 def test_a_unet_that_takes_w_knows_one_kind_of_guidance(manifest: Manifest) -> None:

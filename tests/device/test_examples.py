@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
@@ -52,6 +53,19 @@ def test_own_depth_is_used(photo: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     assert "depth used" in run("own_depth.py", photo, out)
     assert Image.open(out).size == (320, 256)
+
+
+def test_dials(photo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "dials.png"
+    run("dials.py", photo, out)
+    sheet = np.asarray(Image.open(out).convert("RGB"), np.float64)
+    assert sheet.shape == (5 * 206, 84 + 5 * 192, 3)
+    rows = [sheet[y : y + 192, 84:].reshape(192, 5, 192, 3) for y in range(0, 1030, 206)]
+    sharp = np.abs(np.diff(rows[0], axis=2)).mean((0, 2, 3))
+    assert (np.diff(sharp) > 0).all()  # guidance: each picture is crisper than the one before
+    for row in rows[1:]:
+        assert (row[:, 0] == 128).all()  # how the first picture differs from itself
+        assert row[:, 1:].std() > 0
 
 
 def test_they_are_short() -> None:

@@ -76,7 +76,7 @@ def test_colours_stay(original: NDArray[np.uint8]) -> None:
 def test_temperature_moves_the_picture_one_way(modality: str, original: NDArray[np.uint8]) -> None:
     """Fig. 9: the farther the temperature is from 0.4, the farther the picture.
 
-    nano hardly looks at its context: at fp32 the farthest picture is 0.01 grey levels away.
+    At full precision (tests/host/test_weights.py) the farthest picture is 0.03 grey levels away.
     At int8 that much changes how everything is rounded, so what is asserted here is that it moves
     at once and never comes back by more than rounding gives.
     """

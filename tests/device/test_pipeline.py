@@ -164,10 +164,11 @@ def test_without_residual_scale_the_prediction_is_the_latent(manifest: Manifest)
     ("guidance", "negative_text", "negative_maps"),
     [("m-cfg", "fog", MAPS), ("m0-cfg", "fog", {}), ("cfg", None, {})],
 )
+@pytest.mark.parametrize("w", [1.5, -0.5])
 def test_guidance_calls_the_unet_twice_and_follows_equations_3_and_4(
-    spies: Spies, guidance: str, negative_text: str | None, negative_maps: dict[str, Array]
-) -> None:
-    w = 1.5
+    spies: Spies, guidance: str, negative_text: str | None, negative_maps: dict[str, Array],
+    w: float,
+) -> None:  # fmt: skip
     run = start(
         spies, steps=1, guidance=guidance, guidance_scale=w, prompt="dog", negative_prompt="fog"
     )
