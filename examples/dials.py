@@ -18,12 +18,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mmsr_edge import Upscaler
+from mmsr_edge.contract import MODALITIES
 
 SCALES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 """w of Eq. 4."""
 TEMPERATURES = (0.4, 1.0, 2.0, 4.0, 10.0)
 """δ in units of √d_k: the paper's range."""
-MODALITIES = ("text", "depth", "segmentation", "edges")
 SIDE, LINE, MARGIN = 192, 14, 84
 """Pixels: a crop, the line below it, the names to the left."""
 GAIN = 64
@@ -47,7 +47,8 @@ def main() -> None:
     parser.add_argument("--backend", default="auto")
     args = parser.parse_args()
     upscaler = Upscaler(args.model, args.backend)
-    sheet = Image.new("RGB", (MARGIN + len(SCALES) * SIDE, 5 * (SIDE + LINE)), "white")
+    rows = 1 + len(MODALITIES)
+    sheet = Image.new("RGB", (MARGIN + len(SCALES) * SIDE, rows * (SIDE + LINE)), "white")
     pen = ImageDraw.Draw(sheet)
 
     def draw(row: int, name: str, symbol: str, dials: dict[float, dict], gain: int = 0) -> None:

@@ -6,7 +6,6 @@ import io
 import struct
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -26,9 +25,6 @@ from profile_factory import linear_grey_profile
 
 from mmsr_edge import image
 from mmsr_edge.errors import ImageError
-
-if TYPE_CHECKING:
-    pass
 
 # --- Reading: kinds of pixels ----------------------------------------------------------------
 

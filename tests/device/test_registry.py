@@ -19,10 +19,6 @@ from mmsr_edge.runtimes.registry import Backend, open_session, select_backend
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy.typing as npt
-
-    Array = npt.NDArray[Any]
-
 ABSENT = ModuleNotFoundError("No module named 'no_such_library.core'", name="no_such_library.core")
 HALF_THERE = ModuleNotFoundError("No module named 'json.nowhere'", name="json.nowhere")
 
