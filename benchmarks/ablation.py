@@ -20,14 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from metrics import Metrics
-from niqe import fit_folder, niqe
+from lib.comparison import Row, pairs, read, summarize
+from lib.metrics import Metrics
+from lib.niqe import fit_folder, niqe
+from lib.strips import strip
 from PIL import Image
-from quality import Row, pairs, read, summarize, write_csv
-from strips import strip
 from tqdm import tqdm
 
 from mmsr_edge import Upscaler
+from mmsr_edge.files import write_csv
 from mmsr_edge.upscaler import Result
 
 Options = Mapping[str, Any]

@@ -16,13 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from quality import write_csv
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmsr_edge.files import write_csv
+from mmsr_edge.models.checkpoint import open_checkpoint
 from mmsr_edge.models.connector import MODALITIES, Connector
 from mmsr_edge.models.unet import UNet
-from mmsr_edge.training.checkpoint import open_checkpoint
 
 
 def ways(

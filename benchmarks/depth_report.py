@@ -18,21 +18,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lib.comparison import Row, read
+from lib.ordinal import draw_pairs, lower_is_nearer, ordinal_accuracy
 from numpy.typing import NDArray
-from ordinal import draw_pairs, lower_is_nearer, ordinal_accuracy
 from PIL import Image
-from quality import Row, read, write_csv
 from tqdm import tqdm
 
-from mmsr_edge.modalities.picture_maps import whole_picture
+from mmsr_edge.bundle import MAP_SIDE
+from mmsr_edge.files import write_csv
+from mmsr_edge.modalities.base import squeeze_picture
 from mmsr_edge.models.depth import DepthConfig, build_depth
-from mmsr_edge.training.data import find_photos
-from mmsr_edge.training.degrade import DegradeConfig, degrade
-from mmsr_edge.training.run import load_run
-from mmsr_edge.training.scene_data import Scenes
+from mmsr_edge.training.data.degradation import DegradeConfig, degrade
+from mmsr_edge.training.data.photos import find_photos
+from mmsr_edge.training.data.scene_data import Scenes
+from mmsr_edge.training.states import load_run
 
-SIDE = 256
-"""The network's input."""
 RATIOS = (1.02, 1.05, 1.1, 1.25)
 """Depth ratios above which pairs count."""
 
@@ -63,7 +63,7 @@ def exported_network(path: Path) -> Network:
 def predict(network: Network, picture: Image.Image) -> NDArray[np.float64]:
     """Nearness at the picture's own size, the way the pipeline asks for it."""
     rgb = np.asarray(picture, np.float32) / 127.5 - 1
-    out = network(whole_picture(rgb, SIDE))[0, 0]
+    out = network(squeeze_picture(rgb, MAP_SIDE))[0, 0]
     resized = Image.fromarray(out).resize(picture.size, Image.Resampling.BILINEAR)
     return np.asarray(resized, np.float64)
 

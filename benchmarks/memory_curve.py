@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mmsr_edge.benchmark.machine import peak_rss_mb
 from mmsr_edge.converters.report import draw_table
-from mmsr_edge.machine import peak_rss_mb
 
 COLUMNS = ("MP", "peak MB", "over the first", "input MB", "s", "s a MP")
 

@@ -21,22 +21,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from quality import write_csv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmsr_edge.modalities.caption import choose_tags, describe
-from mmsr_edge.modalities.maps import PALETTE
+from mmsr_edge.bundle import MAP_SIDE
+from mmsr_edge.files import write_csv
+from mmsr_edge.modalities.segmentation import PALETTE
+from mmsr_edge.modalities.tags import choose_tags, describe
 from mmsr_edge.models.caption import TaggerConfig, build_tagger
 from mmsr_edge.models.segmentation import SegmentationConfig, build_segmentation
-from mmsr_edge.models.trunk import SIDE
-from mmsr_edge.training.degrade import DegradeConfig, degrade
-from mmsr_edge.training.materials import LABEL_SIDE, SURE, class_names, probabilities, region_labels
-from mmsr_edge.training.modalities import load_labels
-from mmsr_edge.training.run import load_run
-from mmsr_edge.training.teachers import VOC, read_labels
+from mmsr_edge.training.data.degradation import DegradeConfig, degrade
+from mmsr_edge.training.data.views import to_images
+from mmsr_edge.training.modality_networks import load_labels
+from mmsr_edge.training.states import load_run
+from mmsr_edge.training.teachers.labels import VOC, read_labels
+from mmsr_edge.training.teachers.materials import (
+    LABEL_SIDE,
+    SURE,
+    class_names,
+    probabilities,
+    region_labels,
+)
 from mmsr_edge.training.train_tagger import by_name, restrict, softmax
-from mmsr_edge.training.views import to_images
 
 Array = NDArray[Any]
 
@@ -50,10 +56,10 @@ def seen(views: Array) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(0)
     pictures = {"clean": clean, "bicubic": [], "degraded": []}
     for part in clean.split(8):
-        hr = F.interpolate(part, (2 * SIDE, 2 * SIDE), mode="bicubic").clamp(-1, 1)
+        hr = F.interpolate(part, (2 * MAP_SIDE, 2 * MAP_SIDE), mode="bicubic").clamp(-1, 1)
         for name, share in (("bicubic", 1.0), ("degraded", 0.0)):
             lr = degrade(hr, DegradeConfig(clean=share), g)
-            pictures[name].append(F.interpolate(lr, (SIDE, SIDE), mode="bilinear"))
+            pictures[name].append(F.interpolate(lr, (MAP_SIDE, MAP_SIDE), mode="bilinear"))
     return {k: v if isinstance(v, Tensor) else torch.cat(v) for k, v in pictures.items()}
 
 
@@ -76,7 +82,7 @@ def speed(network: nn.Module, images: Tensor, threads: int, seconds: float = 4.0
     import openvino
 
     model = openvino.convert_model(network, example_input=images[:1])
-    model.reshape([1, 3, SIDE, SIDE])
+    model.reshape([1, 3, MAP_SIDE, MAP_SIDE])
     feeds = [image[None].numpy() for image in images]
     half = len(feeds) // 2
     quantized = nncf.quantize(model, nncf.Dataset(feeds[:half]), subset_size=half)
@@ -209,7 +215,7 @@ def report_regions(args: argparse.Namespace) -> None:
         full = run_network(network, images)
         said[name] = full
         # A label pixel is compared with the middle of the 4×4 that it covers.
-        step = SIDE // LABEL_SIDE
+        step = MAP_SIDE // LABEL_SIDE
         small = full[:, step // 2 :: step, step // 2 :: step]
         agreement, iou, mean_iou = scores_of(confusion(labels, small, len(names)))
         voc = np.where(small < len(VOC), small, 0)
@@ -250,7 +256,7 @@ def report_regions(args: argparse.Namespace) -> None:
             text.append(f"{title}: " + ", ".join(f"{names[c]} {share[c]:.0%}" for c in
                         share.argsort()[::-1][:5] if share[c] > 0.01))  # fmt: skip
         panels.append(captioned(tiles, text))
-    legend = captioned([np.full((16, SIDE, 3), 255, np.uint8)], ["colours:"])
+    legend = captioned([np.full((16, MAP_SIDE, 3), 255, np.uint8)], ["colours:"])
     stack([*panels, legend, *swatches(names)]).save(args.out / "regions.png")
 
 
@@ -258,10 +264,10 @@ def swatches(names: list[str]) -> list[Image.Image]:
     """Lines of the legend: a class's colour and name, eight to a line."""
     lines = []
     for start in range(0, len(names), 8):
-        line = Image.new("RGB", (4 * SIDE, 18), "white")
+        line = Image.new("RGB", (4 * MAP_SIDE, 18), "white")
         draw = ImageDraw.Draw(line)
         for k, name in enumerate(names[start : start + 8]):
-            x = k * SIDE // 2
+            x = k * MAP_SIDE // 2
             draw.rectangle((x, 2, x + 14, 16), fill=tuple(PALETTE[start + k].tolist()))
             draw.text((x + 18, 3), name, fill="black")
         lines.append(line)
@@ -290,9 +296,9 @@ def to_uint8(image: Tensor) -> Array:
 def captioned(tiles: list[Array], lines: list[str]) -> Image.Image:
     """Pictures side by side, lines of text below."""
     height = max(t.shape[0] for t in tiles)
-    panel = Image.new("RGB", (4 * SIDE, height + 14 * len(lines) + 6), "white")
+    panel = Image.new("RGB", (4 * MAP_SIDE, height + 14 * len(lines) + 6), "white")
     for k, tile in enumerate(tiles):
-        panel.paste(Image.fromarray(np.asarray(tile, np.uint8)), (k * SIDE, 0))
+        panel.paste(Image.fromarray(np.asarray(tile, np.uint8)), (k * MAP_SIDE, 0))
     draw = ImageDraw.Draw(panel)
     for k, line in enumerate(lines):
         draw.text((4, height + 2 + 14 * k), line, fill="black")

@@ -17,18 +17,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from metrics import psnr_y
-from quality import read, write_csv
+from lib.comparison import read
+from lib.metrics import psnr_y
 from torch import nn
 from tqdm import tqdm
 
 from mmsr_edge.bundle import TensorSpec
 from mmsr_edge.converters.quantize import QuantConfig, quantize
 from mmsr_edge.converters.to_onnx import to_onnx
+from mmsr_edge.files import write_csv
 from mmsr_edge.models.autoencoder import build_autoencoder
+from mmsr_edge.models.device import autocast, pick_device
 from mmsr_edge.models.presets import AutoencoderConfig, preset
-from mmsr_edge.training.data import Photos, find_photos
-from mmsr_edge.training.run import autocast, pick_device
+from mmsr_edge.training.data.photos import Photos, find_photos
 
 NANO = preset("nano").autoencoder
 VARIANTS: dict[str, AutoencoderConfig] = {

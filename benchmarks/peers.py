@@ -27,13 +27,13 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from metrics import Metrics
+from lib.comparison import Method, Row, bicubic, pairs, read, summarize
+from lib.metrics import Metrics
 from PIL import Image
-from quality import Method, Row, bicubic, pairs, read, summarize, write_csv
 from tqdm import tqdm
 
-from mmsr_edge.files import write_atomically
-from mmsr_edge.machine import describe_machine, peak_rss_mb
+from mmsr_edge.benchmark.machine import describe_machine, peak_rss_mb
+from mmsr_edge.files import write_csv
 
 NETWORKS = {"x4plus": "realesrgan-x4plus", "animevideov3": "realesr-animevideov3-x4"}
 """Our names of the peers' networks, and those of their files."""
@@ -198,8 +198,8 @@ def compare(rows: list[Row]) -> list[Row]:
 def save(out: Path, rows: list[Row]) -> list[Row]:
     """Write `pictures.csv` and `peers.csv` of what is known so far; returns the latter's lines."""
     summary = compare(rows)
-    write_atomically(out / "pictures.csv", lambda part: write_csv(part, rows))
-    write_atomically(out / "peers.csv", lambda part: write_csv(part, summary))
+    write_csv(out / "pictures.csv", rows)
+    write_csv(out / "peers.csv", summary)
     return summary
 
 

@@ -38,9 +38,9 @@ from mmsr_edge.converters.quantize import (
 )
 from mmsr_edge.converters.report import draw_table
 from mmsr_edge.converters.to_onnx import halve_weights, save_onnx, to_onnx
+from mmsr_edge.models.checkpoint import open_checkpoint, run_network
 from mmsr_edge.runtimes.base import SessionOptions
 from mmsr_edge.runtimes.registry import BACKENDS
-from mmsr_edge.training.checkpoint import open_checkpoint, run_network
 
 RUNTIMES = [backend for backend in BACKENDS if backend.name in ("onnxruntime", "openvino")]
 COLUMNS = ("component", "recipe", "backend", "MB", "ms", "dB")

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from quality import write_csv
 from torch import Tensor
 
+from mmsr_edge.files import write_csv
+from mmsr_edge.models.checkpoint import open_checkpoint
 from mmsr_edge.models.tokenizer import Tokenizer
-from mmsr_edge.training.checkpoint import open_checkpoint
-from mmsr_edge.training.data import Photos
-from mmsr_edge.training.degrade import DegradeConfig, degrade
-from mmsr_edge.training.maps import MapMaker
-from mmsr_edge.training.modalities import load_modalities
+from mmsr_edge.training.data.degradation import DegradeConfig, degrade
+from mmsr_edge.training.data.maps import MapMaker
+from mmsr_edge.training.data.photos import Photos
+from mmsr_edge.training.modality_networks import load_modality_networks
 
 MODALITIES = ("depth", "segmentation", "edges")
 
@@ -66,7 +66,9 @@ def main() -> None:
     photos = Photos(args.pictures, torch.device("cpu"), halvings=0)
     hr, crops = photos.batch(args.count, args.crop)
     lr = degrade(hr, DegradeConfig(), torch.Generator().manual_seed(0))
-    modalities = load_modalities([args.checkpoint], checkpoint.bundle.manifest.preset, hr.device)
+    modalities = load_modality_networks(
+        [args.checkpoint], checkpoint.bundle.manifest.preset, hr.device
+    )
     maps = MapMaker(photos, modalities)(crops, hr, lr).maps  # [B, 3 modalities, 3, 256, 256]
     rows, strips = [], []
     for i, modality in enumerate(MODALITIES):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmsr_edge.errors import OptionError, OutputError
-from mmsr_edge.files import write_atomically
+from mmsr_edge.files import replacing
 
 if TYPE_CHECKING:
     import os
@@ -98,16 +98,12 @@ class CalibrationSet:
             for component, columns in self.inputs.items()
             for name, column in columns.items()
         }
-
-        def write(part: Path) -> None:
-            with part.open("wb") as file:
-                np.savez_compressed(file, **{_NOTES: np.array(json.dumps(self.notes)), **arrays})
-
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, write)
         except OSError as error:
             raise OutputError(f"cannot write {str(path)!r}: {error}") from error
+        with replacing(path) as file:
+            np.savez_compressed(file, **{_NOTES: np.array(json.dumps(self.notes)), **arrays})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CalibrationSet:

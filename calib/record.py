@@ -23,15 +23,15 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from mmsr_edge.blur import gaussian_blur
 from mmsr_edge.bundle import Manifest
 from mmsr_edge.calib.reader import CalibrationSet
 from mmsr_edge.errors import MMSRError, OptionError
+from mmsr_edge.image.blur import gaussian_blur
 from mmsr_edge.pipeline import MultimodalPipeline, PictureRun
 from mmsr_edge.runtimes.base import SessionOptions
 from mmsr_edge.runtimes.registry import open_session, select_backend
-from mmsr_edge.training.data import find_photos
-from mmsr_edge.training.degrade import DegradeConfig, degrade
+from mmsr_edge.training.data.degradation import DegradeConfig, degrade
+from mmsr_edge.training.data.photos import find_photos
 from mmsr_edge.upscaler import Upscaler
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from torch import nn
 
-from mmsr_edge.bundle import Artifact, ComponentSpec, describe_file
+from mmsr_edge.bundle import Artifact, ComponentSpec, Format, Precision, describe_file
 from mmsr_edge.converters.compress import BLOCK
 from mmsr_edge.converters.quantize import QuantConfig, quantize, quantize_weights
 from mmsr_edge.converters.to_coreml import (
@@ -25,9 +25,8 @@ from mmsr_edge.converters.to_coreml import (
 from mmsr_edge.converters.to_onnx import halve_weights, save_onnx, to_onnx
 from mmsr_edge.converters.to_openvino import save_openvino
 from mmsr_edge.errors import OptionError
-from mmsr_edge.manifest import Format, Precision
+from mmsr_edge.models.checkpoint import write_weights
 from mmsr_edge.runtimes.registry import BACKENDS, Backend
-from mmsr_edge.training.checkpoint import write_weights
 
 CoreMLWeights = Literal["linear", "palette"]
 Feeds = Mapping[str, NDArray[Any]]

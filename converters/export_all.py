@@ -26,16 +26,20 @@ from typing import Any, get_args
 import numpy as np
 from tqdm import tqdm
 
+from mmsr_edge.benchmark.machine import installed_version
 from mmsr_edge.bundle import (
     MANIFEST_NAME,
     Bundle,
     ComponentSpec,
+    Format,
     Manifest,
+    Precision,
     describe_file,
     load_manifest,
     open_bundle,
     write_manifest,
 )
+from mmsr_edge.bundle.staging import Stage, check_replaceable, resumable_bundle
 from mmsr_edge.calib.reader import CalibrationSet
 from mmsr_edge.converters.artifacts import (
     CHECKERS,
@@ -65,13 +69,11 @@ from mmsr_edge.converters.report import (
     table,
     write_report,
 )
-from mmsr_edge.converters.staging import Stage, check_replaceable, resumable_bundle
 from mmsr_edge.errors import BundleError, MMSRError, OptionError
-from mmsr_edge.machine import installed_version
-from mmsr_edge.manifest import Format, Precision
+from mmsr_edge.models.checkpoint import Checkpoint, open_checkpoint, run_network
+from mmsr_edge.models.signatures import draw_inputs
 from mmsr_edge.runtimes.base import SessionOptions
 from mmsr_edge.runtimes.registry import open_session
-from mmsr_edge.training.checkpoint import Checkpoint, open_checkpoint, run_network
 
 _TOOLS = ("mmsr-edge", "torch", "onnx", "onnxruntime", "openvino", "nncf", "coremltools")
 TILES = 6
@@ -219,7 +221,7 @@ class _Export:
         """What a component is measured on: recorded inputs that calibration does not see."""
         rng, preset = np.random.default_rng(1), self.checkpoint.preset
         recorded = self.recorded.held_out(name) if self.recorded is not None else []
-        return recorded or [component(name).draw(preset, rng) for _ in range(DRAWN_INPUTS)]
+        return recorded or [draw_inputs(name, preset, rng) for _ in range(DRAWN_INPUTS)]
 
     def originals(self, count: int) -> list[Any]:
         """What the recorded LR tiles were made from; none where LPIPS is not asked for."""

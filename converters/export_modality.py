@@ -32,11 +32,14 @@ from mmsr_edge.bundle import (
     Artifact,
     Bundle,
     ComponentSpec,
+    Format,
     Manifest,
+    Precision,
     describe_file,
     open_bundle,
     write_manifest,
 )
+from mmsr_edge.bundle.staging import check_replaceable, staged_bundle
 from mmsr_edge.calib.reader import HELD_OUT, CalibrationSet
 from mmsr_edge.converters.artifacts import (
     CHECKERS,
@@ -52,25 +55,23 @@ from mmsr_edge.converters.caption_networks import (
     written,
 )
 from mmsr_edge.converters.cards import add_card
-from mmsr_edge.converters.components import component
 from mmsr_edge.converters.export_all import DRAWN_INPUTS
 from mmsr_edge.converters.map_networks import DepthIs, depth_network, segmentation_network
 from mmsr_edge.converters.options import check_names, read_settings, words
 from mmsr_edge.converters.published import Published, Task, open_published
 from mmsr_edge.converters.quantize import QuantConfig
 from mmsr_edge.converters.report import Row, table
-from mmsr_edge.converters.staging import check_replaceable, staged_bundle
 from mmsr_edge.errors import BundleError, MMSRError, OptionError, ParityError
 from mmsr_edge.image import load_image
-from mmsr_edge.manifest import Format, Precision
-from mmsr_edge.modalities.greedy_caption import GreedyCaptioner
-from mmsr_edge.modalities.picture_maps import whole_picture
+from mmsr_edge.modalities.base import squeeze_picture
+from mmsr_edge.modalities.caption import GreedyCaptioner
 from mmsr_edge.modalities.vocabulary import VOCABULARY_NAME, Vocabulary
 from mmsr_edge.models import preset
+from mmsr_edge.models.checkpoint import array_specs, run_torch
+from mmsr_edge.models.signatures import draw_inputs
 from mmsr_edge.runtimes.base import Session, SessionOptions
 from mmsr_edge.runtimes.registry import BACKENDS
-from mmsr_edge.training.checkpoint import array_specs, run_torch
-from mmsr_edge.training.data import find_photos
+from mmsr_edge.training.data.photos import find_photos
 
 MOST_PICTURES = 64
 """Photographs to record on."""
@@ -358,9 +359,9 @@ def _images(config: ModalityConfig, base: Bundle) -> list[Any]:
     side = base.manifest.components["tokenizer"].inputs[0].shape[-1]
     if config.calibration is not None:
         rgbs = [load_image(path).rgb for path in find_photos(config.calibration)[:MOST_PICTURES]]
-        return [whole_picture(rgb, side) for rgb in rgbs]
+        return [squeeze_picture(rgb, side) for rgb in rgbs]
     rng, built = np.random.default_rng(1), preset(base.manifest.preset)
-    images = [component("tokenizer").draw(built, rng)["map"] for _ in range(DRAWN_INPUTS)]
+    images = [draw_inputs("tokenizer", built, rng)["map"] for _ in range(DRAWN_INPUTS)]
     if images[0].shape[-1] != side:
         raise BundleError(f"maps of {side} pixels; give --calibration, for none that size is drawn")
     return images

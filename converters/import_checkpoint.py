@@ -31,13 +31,13 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.utils import logging
 
+from mmsr_edge.bundle import Provenance, SamplerSpec
 from mmsr_edge.converters.taming import fit, import_vqgan
 from mmsr_edge.errors import BundleError, MMSRError, OptionError
-from mmsr_edge.manifest import Provenance, SamplerSpec
-from mmsr_edge.models.components import build_component
+from mmsr_edge.models.checkpoint import FloatPrecision, write_checkpoint
+from mmsr_edge.models.networks import build_component
 from mmsr_edge.models.presets import Preset, preset
 from mmsr_edge.models.unet import widen_conv_in
-from mmsr_edge.training.checkpoint import FloatPrecision, write_checkpoint
 
 UNTRAINED = ("connector", "unet")
 """What has to be trained before the checkpoint is a model."""

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mmsr_edge.converters.components import component
+from mmsr_edge.benchmark.machine import peak_rss_mb
 from mmsr_edge.converters.compress import compress_weights
 from mmsr_edge.converters.options import check_names
 from mmsr_edge.converters.quantize import weighted_layers
@@ -33,8 +33,8 @@ from mmsr_edge.converters.to_coreml import compress_weights as compress_program
 from mmsr_edge.converters.to_coreml import save_coreml, to_coreml
 from mmsr_edge.converters.to_onnx import export_onnx, halve_weights, save_onnx
 from mmsr_edge.errors import MMSRError, OptionError, OutputError
-from mmsr_edge.machine import peak_rss_mb
-from mmsr_edge.training.checkpoint import load_network
+from mmsr_edge.models.checkpoint import load_network
+from mmsr_edge.models.signatures import draw_inputs, output_names
 
 Form = Literal["onnx-int8", "openvino-int8", "openvino-int4", "coreml-palette"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "coreml": ".mlpackage"}
@@ -154,10 +154,9 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     began = time.perf_counter()
     try:
-        entry = component(args.component)
         network, p = load_network(args.checkpoint, args.component)
-        feeds = entry.draw(p, np.random.default_rng(0))
-        names = write_large(network, feeds, entry.outputs, args.form, args.out)
+        feeds = draw_inputs(args.component, p, np.random.default_rng(0))
+        names = write_large(network, feeds, output_names(args.component), args.form, args.out)
     except MMSRError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmsr_edge.config import UpscaleOptions, resolve
+from mmsr_edge.config import UpscaleOptions
 from mmsr_edge.errors import ParityError
-from mmsr_edge.modalities.edges import detect_edges
-from mmsr_edge.modalities.maps import edge_map
+from mmsr_edge.modalities.canny import detect_edges
+from mmsr_edge.modalities.edges import edge_map
 from mmsr_edge.pipeline import MultimodalPipeline
+from mmsr_edge.settings import resolve
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -228,7 +229,7 @@ def lpips_alex(folder: Path) -> Callable[[Array, Array], float]:
     """
     import torch
 
-    from mmsr_edge.training.perceptual import LPIPS
+    from mmsr_edge.training.losses.perceptual import LPIPS
 
     network = LPIPS(folder, "alexnet")
 

@@ -61,7 +61,7 @@ class QuantConfig:
     quantizes convolutions only, with uint8 activations, and does not correct biases."""
     ranges: Literal["widest", "average"] = "widest"
     """Activations' ranges: the widest seen, or the mean of the recorded inputs' least and greatest,
-    which cuts off what few inputs reach. Training that rounds follows the latter (`fake_int8`); by
+    which cuts off what few inputs reach. Training that rounds follows the latter (`fake_quantization`); by
     ONNX Runtime's tool."""
     smooth: bool = False
     """SmoothQuant (Xiao et al. 2023): before rounding, what makes single channels of activations

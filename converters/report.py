@@ -5,10 +5,9 @@ As text, and as CSV, JSON and a picture.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -16,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mmsr_edge.bundle import Artifact, Manifest
 from mmsr_edge.converters.parity import GATES, Score, passes
 from mmsr_edge.errors import OutputError
-from mmsr_edge.files import write_atomically
+from mmsr_edge.files import replacing, write_csv, write_text
 
 __all__ = [
     "Line",
@@ -155,25 +154,17 @@ def write_report(lines: Sequence[Line], folder: Path) -> None:
         OutputError: the folder cannot be written.
     """
     rows = [asdict(line) for line in lines]
-
-    def write_csv(part: Path) -> None:
-        with part.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, [f.name for f in fields(Line)], lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows)
-
     titles = ("component", "format", "precision", "backend", "MB", "ms", "dB", "gate", "")
     cells = [_cells(line) for line in lines]
     bad = {i for i, line in enumerate(lines) if not line.passed}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "export.csv", write_csv)
-        text = json.dumps(rows, indent=2) + "\n"
-        write_atomically(folder / "export.json", lambda part: part.write_text(text, "utf-8"))
-        picture = draw_table(titles, cells, bad)
-        write_atomically(folder / "export.png", lambda part: picture.save(part, "PNG"))
     except OSError as error:
         raise OutputError(f"cannot write the report to {str(folder)!r}: {error}") from error
+    write_csv(folder / "export.csv", rows)
+    write_text(folder / "export.json", json.dumps(rows, indent=2) + "\n")
+    with replacing(folder / "export.png") as file:
+        draw_table(titles, cells, bad).save(file, "PNG")
 
 
 def _cells(line: Line) -> tuple[str, ...]:

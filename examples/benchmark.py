@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from mmsr_edge.benchmark import Configuration, benchmark, grid, write_csv
-from mmsr_edge.benchmark_chart import write_chart
+from mmsr_edge.benchmark.chart import write_chart
 from mmsr_edge.runtimes.registry import BACKENDS
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mmsr_edge import Upscaler
-from mmsr_edge.contract import MODALITIES
+from mmsr_edge.bundle import MODALITIES
 
 SCALES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 """w of Eq. 4."""

@@ -17,11 +17,11 @@ import numpy as np
 from PIL import Image
 
 from mmsr_edge import MMSRError, Upscaler
+from mmsr_edge.bundle import MODALITIES
 from mmsr_edge.config import TEMPERATURE_RANGE
-from mmsr_edge.contract import MODALITIES
 from mmsr_edge.errors import missing_extra
-from mmsr_edge.finishing import shown_colours
 from mmsr_edge.image import load_image
+from mmsr_edge.image.finishing import shown_colours
 
 
 def bicubic(photo: str, size: tuple[int, int]) -> Image.Image:

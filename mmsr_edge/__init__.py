@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmsr_edge.bundle import shipped_bundles
+    from mmsr_edge.config import UpscaleOptions
     from mmsr_edge.errors import (
         BackendError,
         BundleError,
@@ -25,41 +28,69 @@ if TYPE_CHECKING:
         OutputError,
         ParityError,
     )
+    from mmsr_edge.jobs import Outcome, Report, Task, find_tasks, run_job
+    from mmsr_edge.runtimes.registry import BackendStatus, list_backends
     from mmsr_edge.upscaler import Progress, Result, Upscaler
 
-__version__ = "0.1.0"
+__version__ = "0.11.0"
+"""Version of the SDK. A model has a version of its own, in its manifest."""
+
+_HOMES = {
+    "mmsr_edge.bundle": ("shipped_bundles",),
+    "mmsr_edge.config": ("UpscaleOptions",),
+    "mmsr_edge.errors": (
+        "BackendError",
+        "BundleError",
+        "Cancelled",
+        "ImageError",
+        "MMSRError",
+        "MissingExtraError",
+        "OptionError",
+        "OutputError",
+        "ParityError",
+    ),
+    "mmsr_edge.jobs": ("Outcome", "Report", "Task", "find_tasks", "run_job"),
+    "mmsr_edge.runtimes.registry": ("BackendStatus", "list_backends"),
+    "mmsr_edge.upscaler": ("Progress", "Result", "Upscaler"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "BackendError",
+    "BackendStatus",
     "BundleError",
     "Cancelled",
     "ImageError",
     "MMSRError",
     "MissingExtraError",
     "OptionError",
+    "Outcome",
     "OutputError",
     "ParityError",
     "Progress",
+    "Report",
     "Result",
+    "Task",
+    "UpscaleOptions",
     "Upscaler",
     "__version__",
+    "find_tasks",
+    "list_backends",
+    "run_job",
+    "shipped_bundles",
 ]
 
-# Runtimes, converters and calib are top-level folders of the repository, mapped into this package
-# when it is installed. In a checkout that is merely on sys.path they are missing.
+# In a checkout that is on sys.path without being installed, three folders lie beside the package.
 if importlib.util.find_spec("mmsr_edge.runtimes") is None:
-    raise ImportError(
-        f"mmsr_edge is being imported from a checkout that is not installed ({__file__}): "
-        "mmsr_edge.runtimes is missing. Run `pip install -e .` in the root of the checkout."
-    )
+    from mmsr_edge._checkout import map_checkout
+
+    map_checkout(Path(__file__).resolve().parent)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    home = _HOME.get(name)
+    if home is None:
         raise AttributeError(f"module 'mmsr_edge' has no attribute {name!r}")
-    home = (
-        "mmsr_edge.upscaler" if name in {"Progress", "Result", "Upscaler"} else "mmsr_edge.errors"
-    )
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mmsr_edge.color import HALO
 from mmsr_edge.errors import OptionError
-from mmsr_edge.strips import ROWS
+from mmsr_edge.image.color import HALO
+from mmsr_edge.image.strips import ROWS
 
 if TYPE_CHECKING:
     from mmsr_edge.bundle import Manifest
-    from mmsr_edge.finishing import Finishing
+    from mmsr_edge.image.finishing import Finishing
 
 __all__ = ["check_memory", "needed_mb"]
 

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmsr_edge.config import MAPS, takes_guidance
+from mmsr_edge.bundle import MAPS, TOKEN_INPUTS
 from mmsr_edge.errors import BackendError
 from mmsr_edge.modalities.prompt import encode_prompt
 from mmsr_edge.sampler import guide, make_schedule, negative_present, sample
+from mmsr_edge.settings import takes_guidance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,19 +29,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from mmsr_edge.bundle import Manifest
-    from mmsr_edge.config import RunSettings
     from mmsr_edge.modalities.vocabulary import Vocabulary
     from mmsr_edge.runtimes.base import Session
+    from mmsr_edge.settings import RunSettings
 
     Array = npt.NDArray[Any]
 
 __all__ = ["MultimodalPipeline", "PictureRun", "TileStep"]
-
-_TOKEN_INPUTS = {
-    "depth": "depth_tokens",
-    "segmentation": "segmentation_tokens",
-    "edges": "edge_tokens",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +86,7 @@ class MultimodalPipeline:
         """Begin a picture.
 
         Args:
-            settings: from `config.resolve`.
+            settings: from `settings.resolve`.
             check: called before every network call, of which a step's two with guidance are one;
                 what it raises ends the run.
         """
@@ -140,6 +135,21 @@ class PictureRun:
         self._temperature = np.array([settings.temperature], np.float32)
         self._embeddings: dict[str, Array] = {}
         self._mapless: dict[bytes, Array] = {}
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest."""
+        return self.pipeline.manifest
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The caption decoder's vocabulary, in bundles that have one."""
+        return self.pipeline.vocabulary
+
+    @property
+    def map_side(self) -> int:
+        """Side of the square that a map is resized to."""
+        return self.pipeline.map_side
 
     def run(self, component: str, **feeds: Array) -> dict[str, Array]:
         """Call one component."""
@@ -243,7 +253,7 @@ class PictureRun:
         feeds = {"present": present, "temperature": self._temperature}
         feeds["text"] = self._embed(text) if present[0, 0] else self._zeros("text")
         for name, here in zip(MAPS, present[0, 1:], strict=True):
-            feed = _TOKEN_INPUTS[name]
+            feed = TOKEN_INPUTS[name]
             # What stands in an absent modality's place is never looked at (m∅, Sec. 3.1).
             feeds[feed] = tokens[name] if here else self._zeros(feed)
         context = self.run("connector", **feeds)["context"]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmsr_edge.strips import ROWS
+from mmsr_edge.image.strips import ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

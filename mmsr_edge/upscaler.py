@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -19,23 +19,24 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from mmsr_edge.bundle import open_bundle
-from mmsr_edge.color import FIDELITY_PSNR, Fidelity
-from mmsr_edge.config import MapOption, UpscaleOptions, resolve
+from mmsr_edge.bundle import MAPS, open_bundle
+from mmsr_edge.config import UpscaleKeywords, UpscaleOptions
 from mmsr_edge.errors import BundleError, Cancelled, OptionError
-from mmsr_edge.finishing import Finishing, shown_colours
 from mmsr_edge.image import FORMATS, check_output, load_image, open_image
+from mmsr_edge.image.color import FIDELITY_PSNR, Fidelity
+from mmsr_edge.image.finishing import Finishing, shown_colours
+from mmsr_edge.image.strips import Rows
+from mmsr_edge.image.writers import CanvasWriter, StripWriter, open_writer, streams
 from mmsr_edge.memory import check_memory
 from mmsr_edge.modalities.maps import map_image
-from mmsr_edge.modalities.picture_maps import collect_maps
-from mmsr_edge.modalities.picture_tags import collect_tags
+from mmsr_edge.modalities.picture import collect_maps
+from mmsr_edge.modalities.prompt import join_words
 from mmsr_edge.modalities.vocabulary import bundle_vocabulary
+from mmsr_edge.modalities.words import collect_words
 from mmsr_edge.pipeline import MultimodalPipeline, PictureRun
 from mmsr_edge.runtimes.base import SessionOptions
 from mmsr_edge.runtimes.registry import open_session, select_backend
-from mmsr_edge.strip_files import CanvasWriter, StripWriter, open_writer, streams
-from mmsr_edge.strips import Rows
-from mmsr_edge.target import resolve_target
+from mmsr_edge.settings import resolve
 from mmsr_edge.tiling import TilePlan, blend, pad, plan_tiles
 
 if TYPE_CHECKING:
@@ -45,12 +46,13 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
     from PIL import Image
+    from typing_extensions import Unpack
 
-    from mmsr_edge.config import RunSettings
     from mmsr_edge.image import Picture
-    from mmsr_edge.metadata import Metadata
-    from mmsr_edge.modalities.picture_maps import PictureMap
+    from mmsr_edge.image.metadata import Metadata
+    from mmsr_edge.modalities.picture import PictureMap
     from mmsr_edge.runtimes.base import Session
+    from mmsr_edge.settings import RunSettings
 
     Array = npt.NDArray[Any]
 
@@ -182,49 +184,25 @@ class Upscaler:
         vocabulary = bundle_vocabulary(self.bundle) if writes else None
         self.pipeline = MultimodalPipeline(manifest, open_component, vocabulary)
 
-    def __call__(self, image: ImageSource, **options: Any) -> Result:
-        """The same as `upscale`."""
-        return self.upscale(image, **options)
-
     def upscale(
         self,
         image: ImageSource,
         *,
-        prompt: str | None = "",
-        negative_prompt: str | None = None,
-        steps: int | None = None,
-        guidance: str | None = "default",
-        guidance_scale: float | None = None,
-        temperature: float | Mapping[str, float] | None = None,
-        depth: MapOption = "auto",
-        segmentation: MapOption = "auto",
-        edges: MapOption = "auto",
-        seed: int = 0,
-        color_fix: bool = True,
-        fidelity: bool = False,
-        scale: float | None = None,
-        width: int | None = None,
-        height: int | None = None,
-        fit: str | None = None,
-        bits: int | None = None,
-        first_frame: bool = False,
-        max_memory_mb: float | None = None,
+        output: str | os.PathLike[str] | None = None,
         progress: Callable[[Progress], None] | None = None,
         cancel: threading.Event | None = None,
-        output: str | os.PathLike[str] | None = None,
-        **unknown: Any,
+        **options: Unpack[UpscaleKeywords],
     ) -> Result:
-        """Enlarge a picture of any size.
+        """Upscale a picture of any size.
 
         Args:
             image: a path, a PIL image, or an array: see `mmsr_edge.image.load_image`.
-            prompt, negative_prompt, steps, guidance, guidance_scale, temperature, depth,
-                segmentation, edges, seed, color_fix, fidelity, scale, width, height, fit, bits,
-                first_frame, max_memory_mb: see `mmsr_edge.config.UpscaleOptions`.
+            output: a file that the result is also written to, in one step; an existing file is
+                replaced. PNG and TIFF are written by rows, and the result is then not held in
+                memory.
             progress: called after every sampler step, in this thread; what it raises ends the call.
             cancel: once set, the call ends before its next network call.
-            output: also write the result there, in one step; an existing file is replaced. PNG and
-                TIFF are written by rows, and the result is then not held in memory.
+            options: fields of `mmsr_edge.UpscaleOptions`, by name.
 
         Raises:
             OptionError: an option is unknown, or outside its range.
@@ -233,11 +211,11 @@ class Upscaler:
             Cancelled: `cancel` was set. There is then no output file, or the one from before.
             BackendError, BundleError: a network could not be opened or run.
         """
-        given = locals()
-        names = [option.name for option in fields(UpscaleOptions)]
-        options = UpscaleOptions.from_mapping({name: given[name] for name in names} | unknown)
+        checked = UpscaleOptions.from_mapping(options)
         path = None if output is None else Path(output)
-        return self._upscale(image, options, path, progress, cancel)
+        return self._upscale(image, checked, path, progress, cancel)
+
+    __call__ = upscale
 
     def _upscale(
         self,
@@ -267,8 +245,12 @@ class Upscaler:
         report = _Reporter(progress, len(plan), settings.steps)
         report("maps", 0, 0)
         warnings: list[str] = []
-        tags = collect_tags(seen, run, warnings)
-        maps = collect_maps(seen, options, run, warnings)
+        tags: dict[str, float] = {}
+        if settings.tagged:
+            words, tags = collect_words(seen, run, warnings)
+            run.positive = join_words(words, settings.positive)
+        wanted = {name: getattr(options, name) for name in MAPS}
+        maps = collect_maps(seen, wanted, run, warnings)
         windows = self._windows(seen, maps, plan, settings, options.seed, run, report)
         strips = self._strips(windows, plan, picture.size)
         measure = (
@@ -309,7 +291,7 @@ class Upscaler:
         self, picture: Picture, options: UpscaleOptions, output: Path | None
     ) -> tuple[Finishing, Metadata]:
         """What the result will be and carry, after a look at whether it can be written."""
-        target = resolve_target(options, picture.size, self.bundle.manifest.scale)
+        target = options.target(picture.size, self.bundle.manifest.scale)
         form = None if output is None else FORMATS.get(output.suffix.lower())
         deep = form is not None and form.strips
         # Grey that has to become RGB leaves its grey profile behind.

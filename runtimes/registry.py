@@ -83,6 +83,12 @@ class Backend:
             return str(error)
         return None
 
+    def unusable(self, bundle: Bundle | None = None, precision: str = "auto") -> str | None:
+        """None when it is installed and opens every component of `bundle`, otherwise why not."""
+        # What the bundle lacks is known without importing anything: ask that first.
+        reason = None if bundle is None else self.serves(bundle, precision)
+        return reason or self.available()
+
     def artifact(self, bundle: Bundle, component: str, precision: str = "auto") -> Artifact:
         """The form of a component that it opens; see `Bundle.artifact`.
 
@@ -172,9 +178,7 @@ def select_backend(
         return Selection(backend, dict.fromkeys(others, f"{name!r} was asked for"))
     passed_over: dict[str, str] = {}
     for position, backend in enumerate(BACKENDS):
-        # What the bundle lacks is known without importing anything: ask that first.
-        reason = backend.serves(bundle, precision) if bundle is not None else None
-        reason = reason or backend.available()
+        reason = backend.unusable(bundle, precision)
         if reason is None:
             for later in BACKENDS[position + 1 :]:
                 passed_over[later.name] = f"comes after {backend.name!r} in order of speed"
@@ -182,6 +186,35 @@ def select_backend(
         passed_over[backend.name] = reason
     reasons = "".join(f"\n  {other}: {reason}" for other, reason in passed_over.items())
     raise BackendError(f"no backend can be used here:{reasons}")
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """Whether a backend can be used on this machine."""
+
+    name: str
+    """Name of the backend, as `Upscaler(backend=…)` takes it."""
+    usable: bool
+    """Whether it is installed and opens the whole bundle."""
+    reason: str | None
+    """Why it is not usable; None where it is."""
+    chosen: bool
+    """Whether `backend="auto"` takes it."""
+
+
+def list_backends(bundle: Bundle | None = None) -> tuple[BackendStatus, ...]:
+    """All backends, in the order in which "auto" tries them.
+
+    Args:
+        bundle: the bundle to open; None asks only whether a backend is installed.
+    """
+    statuses: list[BackendStatus] = []
+    found = False
+    for backend in BACKENDS:
+        reason = backend.unusable(bundle)
+        statuses.append(BackendStatus(backend.name, reason is None, reason, not found and not reason))
+        found = found or reason is None
+    return tuple(statuses)
 
 
 def open_session(

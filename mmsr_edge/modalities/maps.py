@@ -1,9 +1,9 @@
-"""Maps: depth, segmentation and edges as pictures that the tokenizer can read.
+"""Maps: depth, segmentation and edges as pictures that the tokenizer reads.
 
-A map is float32 [H', W', 3] in [−1, 1], of the whole picture, at whatever resolution it came in;
-one that only has black and white may be uint8, for a large picture's takes memory.
-`crop_map` cuts out what a tile needs, so that a tile's map knows the picture around it.
-What the caller may give as a map: a path, a PIL image, or an array.
+A map is float32 [H', W', 3] in [−1, 1] and shows the whole picture, at any resolution. A black and
+white map may be uint8, which takes a quarter of the memory. `crop_map` cuts out what a tile needs,
+so that a tile's map knows the picture around it. The caller may give a map as a path, a PIL image
+or an array.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from PIL import Image
 
+from mmsr_edge.bundle import MAP_SIDE
 from mmsr_edge.errors import ImageError
-from mmsr_edge.image import load_image, open_image
-from mmsr_edge.pixels import to_bytes
+from mmsr_edge.image import open_image
+from mmsr_edge.image.pixels import to_bytes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -27,72 +28,18 @@ if TYPE_CHECKING:
     Map: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
 
 __all__ = [
-    "PALETTE",
+    "MapSource",
     "black_and_white",
     "crop_map",
-    "depth_map",
-    "edge_map",
     "map_image",
-    "segmentation_map",
+    "open_source",
+    "read_grey",
+    "read_plane",
     "signed",
+    "spread_grey",
 ]
 
 MapSource: TypeAlias = "str | os.PathLike[str] | Image.Image | Array"
-
-
-def _voc_palette() -> npt.NDArray[np.uint8]:
-    # The bits of the class number are dealt to red, green and blue in turn, highest colour bit
-    # first, so that neighbouring classes get colours far apart.
-    classes = np.arange(256)
-    palette = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        palette[:, bit % 3] |= ((classes >> bit & 1) << (7 - bit // 3)).astype(np.uint8)
-    return palette
-
-
-PALETTE = _voc_palette()
-"""Colour of each class, uint8 [256, 3]: that of PASCAL VOC. Fixed, for the weights depend on it."""
-
-
-def depth_map(depth: MapSource) -> Map:
-    """The map of a depth estimate, near = 1 = white.
-
-    Args:
-        depth: grey, any size; only relative depth matters. Pixels of 8 and 16 bits count as
-            fractions of their full range and floats in [0, 1] as they are; all other numbers are
-            stretched so that the farthest becomes 0 and the nearest 1.
-
-    Raises:
-        ImageError: unless it is one finite number a pixel.
-    """
-    grey, full = _grey("depth", depth)
-    if full:
-        grey = grey / full
-    elif grey.min() < 0 or grey.max() > 1:
-        low, high = float(grey.min()), float(grey.max())
-        grey = (grey - low) / (high - low) if high > low else np.zeros_like(grey)
-    return _spread(grey)
-
-
-def edge_map(edges: MapSource) -> Map:
-    """The map of an edge picture, edge = 1 = white.
-
-    Args:
-        edges: grey, any size: bool, 0 and 1 of any type, floats in [0, 1], or full 8- or 16-bit
-            range. `mmsr_edge.modalities.edges.canny` gives such.
-
-    Raises:
-        ImageError: unless it is one number a pixel in one of these ranges.
-    """
-    grey, full = _grey("edges", edges)
-    if grey.max() > 1 and full:
-        grey = grey / full
-    if grey.min() < 0 or grey.max() > 1:
-        raise ImageError(
-            f"edges range over [{grey.min():g}, {grey.max():g}]; they must be bool, numbers in "
-            "[0, 1], or 8- or 16-bit pixels"
-        )
-    return _spread(grey)
 
 
 def black_and_white(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
@@ -106,40 +53,10 @@ def signed(pixels: Map) -> npt.NDArray[np.float32]:
     return values / np.float32(127.5) - np.float32(1) if pixels.dtype == np.uint8 else values
 
 
-def segmentation_map(segmentation: MapSource) -> Map:
-    """The map of a segmentation: each class in its colour of `PALETTE`.
-
-    Args:
-        segmentation: classes 0 … 255 as a 2-D integer array or grey picture, any size; or a
-            colour picture (also one with a palette), which is taken as it is.
-
-    Raises:
-        ImageError: for classes that are not whole numbers from 0 to 255.
-    """
-    source = _opened(segmentation)
-    if isinstance(source, Image.Image):
-        if source.mode not in {"1", "L", "I", "I;16", "I;16L", "I;16B"}:
-            return load_image(source).rgb
-        source = np.asarray(source)
-    if source.ndim == 3 and source.shape[2] in {3, 4}:
-        return load_image(source).rgb
-    classes = _plane("segmentation", source)
-    if classes.dtype.kind not in "bui":
-        raise ImageError(
-            f"segmentation is of {classes.dtype}; classes must be integers, colours [H, W, 3]"
-        )
-    if int(classes.min()) < 0 or int(classes.max()) > 255:
-        raise ImageError(
-            f"segmentation has classes from {classes.min()} to {classes.max()}; "
-            "they must be from 0 to 255"
-        )
-    return PALETTE[classes.astype(np.uint8)].astype(np.float32) / 127.5 - 1
-
-
 def crop_map(
     whole: Map,
     box: tuple[float, float, float, float],
-    size: int = 256,
+    size: int = MAP_SIDE,
     *,
     extent: tuple[int, int] | None = None,
     resample: Image.Resampling = Image.Resampling.BILINEAR,
@@ -192,13 +109,13 @@ def map_image(whole: Map) -> Image.Image:
     return Image.fromarray(pixels if pixels.dtype == np.uint8 else to_bytes(signed(pixels)))
 
 
-def _opened(source: MapSource) -> Image.Image | Array:
+def open_source(source: MapSource) -> Image.Image | Array:
     if isinstance(source, (str, Path, os.PathLike)):
         return open_image(source)
     return source
 
 
-def _plane(name: str, source: Array) -> Array:
+def read_plane(name: str, source: Array) -> Array:
     plane = np.asarray(source)
     if plane.ndim == 3 and plane.shape[2] == 1:
         plane = plane[..., 0]
@@ -207,12 +124,12 @@ def _plane(name: str, source: Array) -> Array:
     return plane
 
 
-def _grey(name: str, source: MapSource) -> tuple[npt.NDArray[np.float32], float | None]:
+def read_grey(name: str, source: MapSource) -> tuple[npt.NDArray[np.float32], float | None]:
     """[H, W] as it is in the source, and the full range where its type has one."""
-    source = _opened(source)
+    source = open_source(source)
     if isinstance(source, Image.Image) and source.mode not in {"I", "F", "I;16", "I;16L", "I;16B"}:
         source = source.convert("L")
-    plane = _plane(name, np.asarray(source))
+    plane = read_plane(name, np.asarray(source))
     if plane.dtype.kind not in "buif":
         raise ImageError(f"{name} is of {plane.dtype}; it must be numbers")
     if not np.isfinite(plane).all():
@@ -221,7 +138,7 @@ def _grey(name: str, source: MapSource) -> tuple[npt.NDArray[np.float32], float 
     return plane.astype(np.float32), full
 
 
-def _spread(grey: npt.NDArray[np.float32]) -> Map:
+def spread_grey(grey: npt.NDArray[np.float32]) -> Map:
     """[H, W] in [0, 1] to [H, W, 3] in [−1, 1], which shares the memory of one channel."""
     values = grey * np.float32(2) - np.float32(1)
     return np.broadcast_to(values[..., None], (*grey.shape, 3))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from mmsr_edge.bundle import TextSpec
 
-__all__ = ["END", "PAD", "START", "encode_prompt", "split_words"]
+__all__ = ["END", "PAD", "START", "encode_prompt", "join_words", "split_words"]
 
 PAD, START, END = 0, 1, 2
 """Ids with a meaning of their own; words have the ids from 3 up."""
@@ -35,6 +35,11 @@ def split_words(text: str) -> list[str]:
     are the same letter.
     """
     return _WORD.findall(unicodedata.normalize("NFKC", text).lower())
+
+
+def join_words(*parts: str) -> str:
+    """StageNetworks of a prompt as one; empty ones are left out."""
+    return ", ".join(part.strip() for part in parts if part.strip())
 
 
 def encode_prompt(text: str, spec: TextSpec) -> npt.NDArray[np.int64]:

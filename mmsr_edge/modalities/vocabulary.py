@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from mmsr_edge.bundle.records import decode, encode
 from mmsr_edge.errors import BundleError
-from mmsr_edge.files import write_atomically
-from mmsr_edge.records import decode, encode
+from mmsr_edge.files import write_text
 
 if TYPE_CHECKING:
     import os
@@ -75,8 +75,7 @@ class Vocabulary:
 
     def save(self, path: Path) -> None:
         """Write the file that `load_vocabulary` reads."""
-        text = json.dumps(encode(self), ensure_ascii=False)
-        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8", newline="\n"))
+        write_text(path, json.dumps(encode(self), ensure_ascii=False))
 
 
 def load_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmsr_edge.models.components import (
+from mmsr_edge.models.networks import (
     COMPONENTS,
     build_component,
     build_networks,

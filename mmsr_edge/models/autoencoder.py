@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmsr_edge.errors import OptionError
-from mmsr_edge.models.compact import Compact
 from mmsr_edge.models.presets import AutoencoderConfig
+from mmsr_edge.models.super_resolution import CompactSuperResolution
 
 FACTOR = 8
 """HR pixels per latent cell, along a side."""
@@ -99,9 +99,11 @@ class SlimDecoder(nn.Module):
             _blocks(eighth, width),
             *_up(width, width // 2, 2),
         )
-        self.compact: Compact | None = None
+        self.compact: CompactSuperResolution | None = None
         if config.compact_layers:
-            self.compact = Compact(config.compact_layers, config.compact_width, SCALE)
+            self.compact = CompactSuperResolution(
+                config.compact_layers, config.compact_width, SCALE
+            )
             self.join = nn.Conv2d(config.compact_width, width // 2, 1)
         self.quarter = _blocks(quarter, width // 2)
         self.halved = nn.Sequential()

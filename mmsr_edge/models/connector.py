@@ -13,10 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmsr_edge.models.presets import MAP_TOKENS, ConnectorConfig
-
-MODALITIES = ("text", "depth", "segmentation", "edges")
-"""Order of the tokens, and of `present` and `temperature`."""
+from mmsr_edge.bundle import MAP_TOKENS, MODALITIES
+from mmsr_edge.models.presets import ConnectorConfig
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, delta: Tensor | float) -> Tensor:

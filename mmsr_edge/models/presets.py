@@ -13,15 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from mmsr_edge.bundle import MAP_TOKENS, SamplerSpec, TextSpec
 from mmsr_edge.errors import OptionError
-from mmsr_edge.manifest import SamplerSpec, TextSpec
 from mmsr_edge.models.caption import TaggerConfig
 from mmsr_edge.models.depth import DepthConfig
 from mmsr_edge.models.segmentation import SegmentationConfig
 from mmsr_edge.models.trunk import TrunkConfig
-
-MAP_TOKENS = 256
-"""Tokens of one map: 16×16."""
 
 
 @dataclass(frozen=True)

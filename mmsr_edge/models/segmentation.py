@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmsr_edge.bundle import MAP_SIDE
 from mmsr_edge.errors import OptionError
-from mmsr_edge.models.trunk import SIDE, Trunk, TrunkConfig, conv_norm
+from mmsr_edge.models.trunk import Trunk, TrunkConfig, conv_norm
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Segmentation(nn.Module):
             classes [B, 256, 256] int64; 0 is no class.
         """
         logits = self.logits(image)
-        return F.interpolate(logits, (SIDE, SIDE), mode="bilinear").argmax(1)
+        return F.interpolate(logits, (MAP_SIDE, MAP_SIDE), mode="bilinear").argmax(1)
 
 
 def build_segmentation(config: SegmentationConfig) -> Segmentation:

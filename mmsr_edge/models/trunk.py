@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SIDE = 256
-"""Side of the pictures that these networks see."""
-
 
 @dataclass(frozen=True)
 class TrunkConfig:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from mmsr_edge.errors import OptionError
-from mmsr_edge.training.parts import add_parts, load_parts
-from mmsr_edge.training.run import write_run
+from mmsr_edge.training.stage_networks import add_stage_networks, load_stage_networks
+from mmsr_edge.training.states import write_run
 
 States = dict[str, dict[str, Tensor]]
 """State dicts by network."""
@@ -53,8 +53,8 @@ def _states(args: argparse.Namespace, preset_name: str, run: Path) -> States:
     """A run's networks, grown to today's size where they had fewer layers."""
     args = copy.copy(args)
     args.diffusion = run
-    parts = load_parts(args, preset_name, torch.device("cpu"))
-    networks = {**parts.networks, "denoiser": parts.denoiser}
+    stage_networks = load_stage_networks(args, preset_name, torch.device("cpu"))
+    networks = {**stage_networks.networks, "denoiser": stage_networks.denoiser}
     return {name: network.state_dict() for name, network in networks.items()}
 
 
@@ -63,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_parts(parser, lpips=False)
+    add_stage_networks(parser, lpips=False)
     parser.add_argument("--other", type=Path, required=True, help="run or checkpoint B")
     parser.add_argument("--share", type=float, default=0.5, help="w; default 0.5")
     parser.add_argument("--preset", default="nano", help="which networks; default nano")

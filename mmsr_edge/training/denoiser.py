@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmsr_edge.models.components import build_component
+from mmsr_edge.models.networks import build_component
 from mmsr_edge.models.presets import preset
 from mmsr_edge.sampler import make_schedule
-from mmsr_edge.training.samples import Samples
+from mmsr_edge.training.data.samples import Samples
 
 
 class Denoiser(nn.Module):

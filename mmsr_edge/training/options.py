@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
+from mmsr_edge.training.data.distillation import (
+    DistillationConfig,
+    DistillationPool,
+    read_targets,
+)
+from mmsr_edge.training.data.photos import HALVINGS, Photos
 from mmsr_edge.training.run import RunConfig
+from mmsr_edge.training.teachers.real_esrgan import load_real_esrgan
 
 Stage = TypeVar("Stage")
+
+
+@dataclass(frozen=True)
+class PresetConfig:
+    """Setting of stages that train networks of a preset."""
+
+    preset: str = "nano"
+    """Preset of the networks, a key of `mmsr_edge.models.PRESETS`."""
 
 
 def _add(parser: argparse._ArgumentGroup, config: Any) -> None:
@@ -51,3 +68,30 @@ def run_config(args: argparse.Namespace, stage: type[Stage]) -> tuple[RunConfig,
         return cls(**{f.name: values[f.name] for f in fields(cls)})
 
     return read(RunConfig), read(stage)
+
+
+def add_teacher(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add `--teacher`, the folder of Real-ESRGAN's weights."""
+    parser.add_argument(
+        "--teacher",
+        type=Path,
+        required=required,
+        help="folder with realesrgan-x4plus.param and .bin",
+    )
+
+
+def add_distillation(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `distillation_pool` reads."""
+    add_teacher(parser)
+    parser.add_argument(
+        "--targets", type=Path, nargs="+", default=[], help="files of make_targets to start with"
+    )
+
+
+def distillation_pool(
+    args: argparse.Namespace, stage: DistillationConfig, seed: int, device: torch.device
+) -> DistillationPool:
+    """The pool of a stage's command line."""
+    photos = Photos(args.photos, device, seed=seed, halvings=HALVINGS)
+    teacher = load_real_esrgan(args.teacher, device)
+    return DistillationPool(photos, teacher, stage, seed, read_targets(args.targets, stage))

@@ -4,9 +4,9 @@ r"""From training runs to a checkpoint: a bundle of torch weights, ready for `ex
         --diffusion RUN --modalities RUN RUN RUN --photos DIR --version 0.1.0 --out weights/nano
 
 Weights are the runs' moving averages, at fp16. `sources.json` in the photographs' folder, when it
-is there, becomes the provenance in the manifest; a third party's network that taught one of ours is
-added by `--taught-by NAME LICENCE WHAT`, one whose weights ours began with by `--began-with`, which
-makes its licence one of our weights'.
+is there, becomes the provenance in the manifest; a published network that
+was distilled is added by `--teacher-source NAME LICENCE WHAT`, one whose weights ours were
+initialized from by `--initialized-from`, which makes its licence one of our weights'.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmsr_edge.bundle import Provenance
 from mmsr_edge.errors import OptionError
-from mmsr_edge.manifest import Provenance
-from mmsr_edge.models.components import build_component, preset_components
+from mmsr_edge.models.checkpoint import write_checkpoint
+from mmsr_edge.models.networks import build_component, preset_components
 from mmsr_edge.models.presets import preset
 from mmsr_edge.sampler import GUIDANCE
-from mmsr_edge.training.checkpoint import DENOISER, load_states, write_checkpoint
-from mmsr_edge.training.modalities import add_modalities, read_modalities
+from mmsr_edge.training.modality_networks import add_modality_networks, read_modality_networks
+from mmsr_edge.training.states import DENOISER, load_states
 
 
 def provenance(
@@ -58,11 +59,11 @@ def provenance(
         for (source, licence), count in sorted(counts.items())
     ]
     sources += [
-        {"name": name, "licence": licence, "used_for": f"teaching {what}"}
+        {"name": name, "licence": licence, "used_for": f"distillation of {what}"}
         for name, licence, what in teachers
     ]
     sources += [
-        {"name": name, "licence": licence, "used_for": f"first weights of {what}"}
+        {"name": name, "licence": licence, "used_for": f"initial weights of {what}"}
         for name, licence, what in ancestors
     ]
     licences = dict.fromkeys(["Apache-2.0", *(licence for _, licence, _ in ancestors)])
@@ -100,7 +101,7 @@ def main() -> None:
     parser.add_argument("--preset", default="nano")
     for name in ("autoencoder", "tokenizer", "diffusion", "photos", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    add_modalities(parser)
+    add_modality_networks(parser)
     parser.add_argument("--version", required=True, help="of the weights")
     parser.add_argument("--notes", default="", help="what a user of the weights should know")
     parser.add_argument("--steps", type=int, help="default steps of the bundle, not the preset's")
@@ -110,21 +111,21 @@ def main() -> None:
     parser.add_argument("--few-guidance", choices=GUIDANCE, help="what these take where w is given")
     parser.add_argument("--guidance-scale", type=float, help="default w; 0 means no guidance")
     for flag, said in (
-        ("--taught-by", "a third party's network whose answers were trained on; repeatable"),
-        ("--began-with", "one whose weights a network of ours began with; repeatable"),
+        ("--teacher-source", "a third party's network whose answers were trained on; repeatable"),
+        ("--initialized-from", "one whose weights a network of ours began with; repeatable"),
     ):
         parser.add_argument(
             flag, nargs=3, action="append", default=[], metavar=("NAME", "LICENCE", "WHAT"),
             help=said,
         )  # fmt: skip
     args = parser.parse_args()
-    states, labels = read_modalities(args.modalities)
+    states, labels = read_modality_networks(args.modalities)
     states |= load_states(args.autoencoder)
     # Codes that were revived jump; their average lies between two places, so: the last weights.
     states |= load_states(args.tokenizer, ema=False)
     last = load_states(args.diffusion)
     denoiser = last.pop("denoiser")
-    states |= last | split_denoiser(denoiser)  # a finish has a decoder too
+    states |= last | split_denoiser(denoiser)  # a fine-tuned run has a decoder too
     scale = torch.as_tensor(denoiser["residual_scale"]).tolist()
     sampler = replace(
         preset(args.preset).sampler, few_steps=args.few_steps, few_guidance=args.few_guidance
@@ -140,7 +141,7 @@ def main() -> None:
         preset_name=args.preset,
         version=args.version,
         residual_scale=tuple(scale),
-        provenance=provenance(args.photos, args.notes, args.taught_by, args.began_with),
+        provenance=provenance(args.photos, args.notes, args.teacher_source, args.initialized_from),
         precision="fp16",
         sampler=sampler,
         labels=labels,

@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mmsr_edge.errors import OptionError, missing_extra
-from mmsr_edge.files import write_atomically
+from mmsr_edge.files import replacing
 from mmsr_edge.training.throughput import Throughput
 
 
@@ -63,44 +62,6 @@ class RunConfig:
 
 NOT_DRAWN = ("step", "hours", "rate", "norm", "samples_per_s", "tflops", "share_of_peak")
 """Columns of the log that `curve.png` leaves out."""
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cudnn.benchmark = name.startswith("cuda")
-    return torch.device(name)
-
-
-@cache
-def bfloat16_pays() -> bool:
-    """Whether this processor convolves faster in bfloat16 than in float32, measured once.
-
-    Its flags do not tell: with AMX it is many times faster, on Zen 4 twice, and on a server's cores
-    whose AMX is hidden from a guest it takes twice as long.
-    """
-
-    def seconds(dtype: torch.dtype) -> float:
-        fold = torch.channels_last
-        conv = nn.Conv2d(128, 128, 3, padding=1).to(dtype=dtype, memory_format=fold)
-        x = torch.zeros(4, 128, 48, 48, dtype=dtype).contiguous(memory_format=fold)
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            conv(x)
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    with torch.no_grad():
-        return seconds(torch.bfloat16) < seconds(torch.float32)
-
-
-def autocast(device: torch.device) -> Any:
-    """bfloat16 autocast on CUDA, and on a CPU that is faster with it."""
-    if device.type == "cuda" or (device.type == "cpu" and bfloat16_pays()):
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
 
 
 class Run:
@@ -180,7 +141,8 @@ class Run:
             "step": self.step,
             "seconds": self.elapsed(),
         }
-        write_atomically(self.folder / "state.pt", lambda p: torch.save(state, p))
+        with replacing(self.folder / "state.pt") as file:
+            torch.save(state, file)
         draw_curve(self.folder / "log.csv", self.folder / "curve.png")
 
     def elapsed(self) -> float:
@@ -260,67 +222,6 @@ class Run:
         self._sums, self._count = {}, 0
 
 
-def load_state(folder: Path) -> dict[str, Any]:
-    """What `Run.save` wrote.
-
-    Raises:
-        OptionError: when there is no run in `folder`.
-    """
-    path = folder / "state.pt"
-    if not path.exists():
-        raise OptionError(f"no training run in {str(folder)!r}: {path.name} is missing")
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
-
-
-def averaged(state: dict[str, Any]) -> dict[tuple[str, str], Tensor]:
-    """The averaged weights of what learnt, by network and key; `state` as `load_state` gives it."""
-    names = [(n, k) for n, ks in state["parameters"].items() for k in ks]
-    return dict(zip(names, state["ema"]["shadow_params"], strict=True))
-
-
-def load_run(folder: Path, *, ema: bool = True) -> dict[str, dict[str, Tensor]]:
-    """State dicts of a run's networks, by name.
-
-    Args:
-        folder: of the run.
-        ema: the averaged weights; otherwise those last trained.
-
-    Raises:
-        OptionError: when there is no run in `folder`.
-    """
-    state = load_state(folder)
-    networks: dict[str, dict[str, Tensor]] = state["networks"]
-    if ema:
-        for (name, key), value in averaged(state).items():
-            networks[name][key] = value
-    return networks
-
-
-def write_run(folder: Path, networks: dict[str, dict[str, Tensor]]) -> None:
-    """Write state dicts as a run that has ended, for `load_run`; it cannot be resumed."""
-    state = {"networks": networks, "parameters": {}, "ema": {"shadow_params": []}}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "state.pt", lambda p: torch.save(state, p))
-
-
-def start_from(networks: dict[str, nn.Module], states: dict[str, dict[str, Tensor]]) -> list[str]:
-    """Give `networks` what `states` holds for them under the same name and shape.
-
-    Returns:
-        The tensors that keep their fresh weights; the modules they are in are printed.
-    """
-    fresh = []
-    for name, network in networks.items():
-        own, given = network.state_dict(), states.get(name, {})
-        fit = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
-        network.load_state_dict(fit, strict=False)
-        fresh += [f"{name}.{key}" for key in own if key not in fit]
-    if fresh:
-        print("fresh weights in", *dict.fromkeys(".".join(n.split(".")[:3]) for n in fresh))
-    return fresh
-
-
 def draw_curve(log: Path, picture: Path) -> None:
     """Draw every column of `log` over its steps."""
     if not log.exists():
@@ -340,5 +241,6 @@ def draw_curve(log: Path, picture: Path) -> None:
         if all(float(r[name]) > 0 for r in rows):
             axis.set_yscale("log")
     figure.tight_layout()
-    write_atomically(picture, lambda p: figure.savefig(p, format="png", dpi=80))
+    with replacing(picture) as out:
+        figure.savefig(out, format="png", dpi=80)
     plt.close(figure)

@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmsr_edge.errors import OptionError
-from mmsr_edge.training.checkpoint import load_states
-from mmsr_edge.training.run import averaged, load_state, write_run
+from mmsr_edge.training.states import averaged, load_state, load_states, write_run
 
 SIZE = 15
 """Most MiB of a file."""

@@ -8,7 +8,7 @@ Two paths share the decoder D:
     x̂ = D(E(x) + n)     reconstruction, n a little noise so that D forgives the sampler's errors
     ŷ = D(E_lr(y))      the upscaled picture that regression gives
 
-Loss: L1 + LPIPS (Alex and VGG) + adversary on both, an L2 pull of E_lr(y) towards E(x) so that the
+Loss: L1 + LPIPS (Alex and VGG) + adversarial loss on both, an L2 pull of E_lr(y) towards E(x) so that the
 residual that the diffusion has to model is small, and an L2 pull that keeps latents at unit scale.
 """
 
@@ -22,42 +22,28 @@ import torch
 from torch.nn import functional as F
 
 from mmsr_edge.models.autoencoder import build_autoencoder
+from mmsr_edge.models.device import autocast, pick_device
 from mmsr_edge.models.presets import preset
-from mmsr_edge.training.checkpoint import load_states
-from mmsr_edge.training.critic import Critic
-from mmsr_edge.training.data import Photos
-from mmsr_edge.training.degrade import DegradeConfig, degrade
-from mmsr_edge.training.options import add_run_options, run_config
-from mmsr_edge.training.picture_loss import PictureLoss
-from mmsr_edge.training.run import Run, autocast, pick_device, start_from
+from mmsr_edge.training.data.degradation import DegradeConfig, degrade
+from mmsr_edge.training.data.photos import Photos
+from mmsr_edge.training.losses.discriminator import Discriminator
+from mmsr_edge.training.losses.picture import AdversarialConfig, PictureLoss, PictureLossConfig
+from mmsr_edge.training.options import PresetConfig, add_run_options, run_config
+from mmsr_edge.training.run import Run
+from mmsr_edge.training.states import load_states, start_from
 
 
 @dataclass(frozen=True)
-class AutoencoderStage:
+class AutoencoderStage(PresetConfig, PictureLossConfig, AdversarialConfig):
     """Settings of this stage."""
 
-    preset: str = "nano"
-    """Which networks."""
     crop: int = 192
     """HR pixels of a training crop's side."""
     batch: int = 8
-    """Crops a step."""
+    """Crops per step."""
     l1_weight: float = 3.0
-    """Weight of the mean absolute difference."""
     grid_weight: float = 5.0
-    """Weight of what repeats in it from cell to cell."""
     alex_weight: float = 0.3
-    """Weight of LPIPS-Alex, at a random phase."""
-    vgg_weight: float = 0.5
-    """Weight of LPIPS-VGG; 0 does without it."""
-    vgg_taps: int = 3
-    """Feature maps of VGG that are compared: 5 where there is a GPU."""
-    vgg_crop: int = 96
-    """Side of the piece of a crop that VGG sees."""
-    statistics_weight: float = 0.0
-    """Weight of how far the statistics of VGG's features are apart."""
-    critic_weight: float = 0.0
-    """Weight of the adversary; 0 does without it."""
     reconstructed: float = 1.0
     """Share of the batch whose reconstruction is trained; the upscaling path takes all."""
     freeze_encoder: bool = False
@@ -77,7 +63,9 @@ def train(
     data = Photos(photos, device, seed=run.config.seed + run.step)
     g = torch.Generator(device).manual_seed(run.config.seed + run.step)
     fold = torch.channels_last
-    picture = PictureLoss(lpips, stage, run.trained.get("critic")).to(device)
+    discriminator = run.trained.get("discriminator")
+    assert discriminator is None or isinstance(discriminator, Discriminator)
+    picture = PictureLoss(lpips, stage, discriminator, stage.adversarial_weight).to(device)
     encoder, lr_encoder, decoder = (run.trained[n] for n in ("hr_encoder", "lr_encoder", "decoder"))
     kept = round(stage.reconstructed * stage.batch)
     for _ in run:
@@ -100,7 +88,7 @@ def train(
             l1_hr=terms.l1[n:].mean(),
             perceptual_hr=terms.perceptual[n:].mean(),
             adversarial=terms.adversarial,
-            critic=terms.critic,
+            discriminator=terms.discriminator,
             latent=latent,
         )
 
@@ -120,8 +108,8 @@ def main() -> None:
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
     networks = build_autoencoder(preset(stage.preset).autoencoder)
-    if stage.critic_weight:
-        networks["critic"] = Critic()
+    if stage.adversarial_weight:
+        networks["discriminator"] = Discriminator()
     if args.init:
         start_from(networks, load_states(args.init))
     networks["hr_encoder"].requires_grad_(not stage.freeze_encoder)

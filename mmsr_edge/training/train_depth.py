@@ -15,10 +15,12 @@ from pathlib import Path
 import torch
 
 from mmsr_edge.models.depth import Depth, DepthConfig, build_depth
-from mmsr_edge.training.depth_loss import DepthWeights, depth_loss
+from mmsr_edge.models.device import autocast, pick_device
+from mmsr_edge.training.data.scene_data import Scenes, scene_batches
+from mmsr_edge.training.losses.depth import DepthWeights, depth_loss
 from mmsr_edge.training.options import add_run_options, run_config
-from mmsr_edge.training.run import Run, autocast, load_run, pick_device, start_from
-from mmsr_edge.training.scene_data import Scenes, scene_batches
+from mmsr_edge.training.run import Run
+from mmsr_edge.training.states import load_run, start_from
 
 
 @dataclass(frozen=True)

@@ -18,35 +18,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmsr_edge.models.components import build_component
+from mmsr_edge.models.device import autocast, pick_device
+from mmsr_edge.models.networks import build_component
 from mmsr_edge.models.presets import preset
 from mmsr_edge.models.tokenizer import Tokenizer
-from mmsr_edge.training.checkpoint import load_states
+from mmsr_edge.training.data.samples import Encoder, Pool, SamplesConfig, draw_present
 from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse
-from mmsr_edge.training.modalities import add_modalities, load_modalities
-from mmsr_edge.training.options import add_run_options, run_config
-from mmsr_edge.training.run import Run, autocast, pick_device
-from mmsr_edge.training.samples import Encoder, Pool, draw_present
+from mmsr_edge.training.modality_networks import add_modality_networks, load_modality_networks
+from mmsr_edge.training.options import PresetConfig, add_run_options, run_config
+from mmsr_edge.training.run import Run
+from mmsr_edge.training.states import load_states
 
 
 @dataclass(frozen=True)
-class DiffusionStage:
+class DiffusionStage(PresetConfig, SamplesConfig):
     """Settings of this stage."""
-
-    preset: str = "nano"
-    """Which networks."""
-    crop: int = 256
-    """HR pixels of a training crop's side; its latent has an eighth."""
-    batch: int = 16
-    """Samples a step."""
-    pool: int = 2048
-    """Encoded samples held."""
-    reuse: float = 6.0
-    """Times a sample is used; 1 where encoding is cheap."""
-    drop: float = 0.1
-    """p, chance that a modality is replaced by m∅, each on its own."""
-    negative: float = 0.12
-    """Share of targets blurred on purpose, with a prompt that says so."""
 
 
 @torch.no_grad()
@@ -81,7 +67,7 @@ def main() -> None:
     )
     parser.add_argument("--autoencoder", type=Path, required=True, help="run of train_autoencoder")
     parser.add_argument("--tokenizer", type=Path, required=True, help="run of train_tokenizer")
-    add_modalities(parser)
+    add_modality_networks(parser)
     parser.add_argument("--init", type=Path, help="another run, to start from its averaged weights")
     add_run_options(parser, DiffusionStage(), steps=3000, learning_rate=3e-4, warmup=100, ema=0.998)
     args = parser.parse_args()
@@ -102,7 +88,7 @@ def main() -> None:
         net.load_state_dict(load_states(args.init)["denoiser"])
     run = Run(args.out, config, stage, {"denoiser": net})
     text = preset(stage.preset).text_spec()
-    seen = load_modalities(args.modalities, stage.preset, device)
+    seen = load_modality_networks(args.modalities, stage.preset, device)
     seed = config.seed + run.step
     encoder = Encoder(args.photos, frozen, seen, text, stage.crop, stage.negative, device, seed)
     if not net.residual_scale.any():

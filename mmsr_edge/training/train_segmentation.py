@@ -1,7 +1,7 @@
 """Train the segmentation network on DeepLab's classes and on materials.
 
-    python -m mmsr_edge.training.teachers --teacher regions --photos DIR --teachers DIR --out LABELS
-    python -m mmsr_edge.training.materials --regions LABELS --out MATERIALS
+    python -m mmsr_edge.training.teachers.labels --teacher regions --photos DIR --teachers DIR --out LABELS
+    python -m mmsr_edge.training.teachers.materials --regions LABELS --out MATERIALS
     (look at MATERIALS/sheet.png and write MATERIALS/names.json)
     python -m mmsr_edge.training.train_segmentation --photos LABELS --materials MATERIALS \\
         --out RUN --minutes 30
@@ -23,13 +23,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmsr_edge.bundle import MAP_SIDE
+from mmsr_edge.models.device import autocast, pick_device
 from mmsr_edge.models.segmentation import Segmentation, SegmentationConfig, build_segmentation
-from mmsr_edge.models.trunk import SIDE
-from mmsr_edge.training.materials import LABEL_SIDE, class_names, region_labels
-from mmsr_edge.training.modalities import write_labels
+from mmsr_edge.training.data.views import Views
+from mmsr_edge.training.modality_networks import write_labels
 from mmsr_edge.training.options import add_run_options, run_config
-from mmsr_edge.training.run import Run, autocast, load_run, pick_device, start_from
-from mmsr_edge.training.views import Views
+from mmsr_edge.training.run import Run
+from mmsr_edge.training.states import load_run, start_from
+from mmsr_edge.training.teachers.materials import LABEL_SIDE, class_names, region_labels
 
 Array = NDArray[Any]
 
@@ -56,11 +58,11 @@ def class_weights(labels: Array, classes: int, power: float) -> Array:
 
 def cut(images: Tensor, labels: Tensor, smallest: int) -> tuple[Tensor, Tensor]:
     """The same random square of pictures [B, 3, 256, 256] and labels [B, 64, 64], at full size."""
-    step = SIDE // LABEL_SIDE
+    step = MAP_SIDE // LABEL_SIDE
     side = int(torch.randint(smallest // step, LABEL_SIDE + 1, ()))
     top, left = (int(torch.randint(LABEL_SIDE - side + 1, ())) for _ in range(2))
     part = images[:, :, top * step : (top + side) * step, left * step : (left + side) * step]
-    images = F.interpolate(part, (SIDE, SIDE), mode="bilinear")
+    images = F.interpolate(part, (MAP_SIDE, MAP_SIDE), mode="bilinear")
     labels = labels[:, top : top + side, left : left + side]
     small = F.interpolate(labels[:, None].float(), (LABEL_SIDE, LABEL_SIDE), mode="nearest")
     if torch.rand(()) < 0.5:

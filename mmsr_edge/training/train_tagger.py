@@ -1,6 +1,6 @@
 """Train the tagger on what an ImageNet classifier says of photographs.
 
-    python -m mmsr_edge.training.teachers --teacher tags --photos DIR --teachers DIR --out LABELS
+    python -m mmsr_edge.training.teachers.labels --teacher tags --photos DIR --teachers DIR --out LABELS
     python -m mmsr_edge.training.train_tagger --photos LABELS --out RUN --minutes 30
 
 Distillation (Hinton et al. 2015): the targets are the teacher's probabilities, all of its classes
@@ -26,11 +26,13 @@ from torch.nn import functional as F
 
 from mmsr_edge.errors import OptionError
 from mmsr_edge.models.caption import Tagger, TaggerConfig, build_tagger
-from mmsr_edge.training.modalities import load_labels, write_labels
+from mmsr_edge.models.device import autocast, pick_device
+from mmsr_edge.training.data.views import Views
+from mmsr_edge.training.modality_networks import load_labels, write_labels
 from mmsr_edge.training.options import add_run_options, run_config
-from mmsr_edge.training.run import Run, autocast, load_run, pick_device, start_from
-from mmsr_edge.training.teachers import read_labels
-from mmsr_edge.training.views import Views
+from mmsr_edge.training.run import Run
+from mmsr_edge.training.states import load_run, start_from
+from mmsr_edge.training.teachers.labels import read_labels
 
 Array = NDArray[Any]
 

@@ -18,23 +18,26 @@ import torch
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
+from mmsr_edge.bundle import MAP_SIDE
+from mmsr_edge.models.device import autocast, pick_device
 from mmsr_edge.models.presets import preset
 from mmsr_edge.models.tokenizer import Tokenizer, nearest_codes
-from mmsr_edge.training.checkpoint import load_states
-from mmsr_edge.training.data import Photos
-from mmsr_edge.training.degrade import DegradeConfig, degrade
-from mmsr_edge.training.maps import MapMaker
-from mmsr_edge.training.modalities import Modalities, add_modalities, load_modalities
-from mmsr_edge.training.options import add_run_options, run_config
-from mmsr_edge.training.run import Run, autocast, pick_device, start_from
+from mmsr_edge.training.data.degradation import DegradeConfig, degrade
+from mmsr_edge.training.data.maps import MapMaker, ModalityNetworks
+from mmsr_edge.training.data.photos import Photos
+from mmsr_edge.training.modality_networks import (
+    add_modality_networks,
+    load_modality_networks,
+)
+from mmsr_edge.training.options import PresetConfig, add_run_options, run_config
+from mmsr_edge.training.run import Run
+from mmsr_edge.training.states import load_states, start_from
 
 
 @dataclass(frozen=True)
-class TokenizerStage:
+class TokenizerStage(PresetConfig):
     """Settings of this stage."""
 
-    preset: str = "nano"
-    """Which network."""
     crop: int = 256
     """HR pixels of the crop whose maps are made."""
     side: int = 128
@@ -48,7 +51,7 @@ class TokenizerStage:
 
 
 def map_batches(
-    photos: Photos, modalities: Modalities, stage: TokenizerStage, seed: int
+    photos: Photos, modalities: ModalityNetworks, stage: TokenizerStage, seed: int
 ) -> Iterator[Tensor]:
     """Pieces of depth, segmentation and edge maps: [3·batch, 3, side, side]."""
     maker = MapMaker(photos, modalities, seed)
@@ -57,7 +60,7 @@ def map_batches(
         hr, crops = photos.batch(stage.batch, stage.crop)
         lr = degrade(hr, DegradeConfig(), g)
         maps = maker(crops, hr, lr).maps.flatten(0, 1)
-        top, left = (int(torch.randint(256 - stage.side + 1, ())) for _ in range(2))
+        top, left = (int(torch.randint(MAP_SIDE - stage.side + 1, ())) for _ in range(2))
         yield maps[:, :, top : top + stage.side, left : left + stage.side]
 
 
@@ -121,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_modalities(parser)
+    add_modality_networks(parser)
     parser.add_argument("--init", type=Path, help="a run or checkpoint to start from")
     add_run_options(parser, TokenizerStage(), steps=600, learning_rate=5e-4, warmup=50, ema=0.99)
     args = parser.parse_args()
@@ -136,7 +139,7 @@ def main() -> None:
     run = Run(args.out, config, stage, {"tokenizer": network.train()})
     seed = config.seed + run.step
     photos = Photos(args.photos, device, seed=seed)
-    seen = load_modalities(args.modalities, stage.preset, device)
+    seen = load_modality_networks(args.modalities, stage.preset, device)
     train(map_batches(photos, seen, stage, seed), run, stage, device)
 
 

@@ -14,8 +14,8 @@ from bundle_factory import make_bundle
 from PIL import Image
 
 from mmsr_edge.benchmark import Configuration, Measurement, benchmark, grid, sample_picture
-from mmsr_edge.benchmark_chart import BAR, COLOURS, LEFT, draw_chart
-from mmsr_edge.cli import main
+from mmsr_edge.benchmark.chart import BAR, COLOURS, LEFT, draw_chart
+from mmsr_edge.cli.main import main
 from mmsr_edge.errors import BackendError, OptionError
 
 if TYPE_CHECKING:

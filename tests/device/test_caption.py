@@ -1,149 +1,144 @@
-"""Tags and words of a picture: order, thresholds, and attributes of pictures made to have them."""
+"""Greedy captions on networks written in numpy, whose captions are known."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from mmsr_edge.errors import BundleError, ImageError, MMSRError, OptionError
-from mmsr_edge.modalities.caption import COLOURS, Tag, choose_tags, describe, write_prompt
+from mmsr_edge.bundle import Artifact, ComponentSpec, FileSpec, TensorSpec, open_bundle
+from mmsr_edge.errors import BackendError, BundleError
+from mmsr_edge.modalities.caption import GreedyCaptioner
+from mmsr_edge.modalities.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-NAMES = ["alp", "daisy", "pier", "barn"]
-SCORES = np.array([[0.05, 0.5, 0.1, 0.2]], np.float32)
+    from mmsr_edge.bundle import Bundle
+
+    Array = npt.NDArray[Any]
+
+WORDS = ("<s>", "</s>", "a", "dog", "cat", "on", "the", "mat", "snow")
+VOCABULARY = Vocabulary("wordpiece", WORDS, (0, 1), start=0, stop=(1,), length=8)
+LAYERS, HEADS, PLACES, WIDTH = 2, 2, 3, 4
+PAST = (1, 2 * LAYERS, HEADS, VOCABULARY.length - 1, WIDTH)
+STATES = (1, 2 * LAYERS, HEADS, PLACES, WIDTH)
+COLUMN = (1, 2 * LAYERS, HEADS, 1, WIDTH)
 
 
-def flat(*rgb: int, size: tuple[int, int] = (40, 56)) -> npt.NDArray[np.float32]:
-    picture = np.empty((*size, 3), np.float32)
-    picture[:] = np.array(rgb, np.float32) / 127.5 - 1
-    return picture
+def decoder_spec(**shapes: tuple[int, ...]) -> ComponentSpec:
+    known: dict[str, tuple[int, ...]] = {
+        "ids": (1, 1), "position": (1,), "states": STATES, "past": PAST,
+        "logits": (1, len(WORDS)), "column": COLUMN,
+    }  # fmt: skip
+    known |= shapes
+    specs = [
+        TensorSpec(name, shape, "int64" if name in ("ids", "position") else "float32")
+        for name, shape in known.items()
+    ]
+    artifact = Artifact("onnx", "fp32", (FileSpec("decoder.onnx", "0" * 64, 1),))
+    return ComponentSpec("caption_decoder", tuple(specs[:4]), tuple(specs[4:]), (artifact,))
 
 
-def names(tags: list[Tag]) -> list[str]:
-    return [tag.name for tag in tags]
+class Networks:
+    """Writes a given caption, and checks that the decoder is fed what it should be.
+
+    A column holds its id and position, so that the past can be read back.
+    """
+
+    def __init__(self, caption: str) -> None:
+        self.caption = [WORDS.index(word) for word in caption.split()]
+        self.calls: list[str] = []
+
+    def __call__(self, component: str, feeds: dict[str, Array]) -> dict[str, Array]:
+        self.calls.append(component)
+        if component == "captioner":
+            assert set(feeds) == {"image"}
+            return {"states": np.full(STATES, feeds["image"].mean(), np.float32)}
+        assert set(feeds) == {"ids", "position", "states", "past"}
+        position = int(feeds["position"][0])
+        fed = [VOCABULARY.start, *self.caption][: position + 1]
+        assert feeds["ids"].tolist() == [[fed[-1]]]
+        assert feeds["ids"].dtype == feeds["position"].dtype == np.int64
+        assert (feeds["states"] == 0.5).all()
+        past = feeds["past"]
+        assert past.shape == PAST and past.dtype == np.float32
+        for earlier in range(PAST[3]):
+            expected = fed[earlier] + 100 * earlier + 1 if earlier < position else 0
+            assert (past[:, :, :, earlier] == expected).all()
+        logits = np.zeros((1, len(WORDS)), np.float32)
+        logits[0, self.caption[position]] = 1
+        column = np.full(COLUMN, fed[-1] + 100 * position + 1, np.float32)
+        return {"logits": logits, "column": column}
 
 
-def test_the_surest_tags_come_first_down_to_the_threshold() -> None:
-    tags = choose_tags(SCORES, NAMES, threshold=0.09)
-    assert names(tags) == ["daisy", "barn", "pier"]
-    assert [tag.score for tag in tags] == pytest.approx([0.5, 0.2, 0.1])
-    assert names(choose_tags(SCORES, NAMES, threshold=0.2 - 1e-6)) == ["daisy", "barn"]
-    assert names(choose_tags(SCORES, NAMES, threshold=0.0, most=1)) == ["daisy"]
-    assert choose_tags(SCORES, NAMES, most=0) == []
-    assert choose_tags(SCORES, NAMES, threshold=0.6) == []
-    # Equal scores keep the order of the names, and what is impossible is not a tag.
-    assert names(choose_tags(np.array([0.3, 0.0, 0.3]), NAMES[:3], threshold=0)) == ["alp", "pier"]
+IMAGE = np.full((1, 3, 8, 8), 0.5, np.float32)
 
 
-def test_temperature_is_a_power_of_the_probabilities() -> None:
-    whole = np.array([0.05, 0.5, 0.1, 0.2, 0.15])  # the last: something else
-    for temperature in (0.5, 2.0):
-        p = whole ** (1 / temperature)
-        expected = sorted(p[:4] / p.sum(), reverse=True)
-        tags = choose_tags(SCORES, NAMES, threshold=0, temperature=temperature)
-        assert [tag.score for tag in tags] == pytest.approx(expected)
-    sharp = choose_tags(SCORES, NAMES, threshold=0, temperature=0.01)
-    assert sharp[0].name == "daisy" and sharp[0].score == pytest.approx(1)
-    assert choose_tags(np.zeros(4), NAMES, threshold=0, temperature=0.01) == []
+def test_the_caption_is_the_decoders_choice_at_every_step() -> None:
+    networks = Networks("a dog on the snow </s>")
+    captioner = GreedyCaptioner(networks, decoder_spec(), VOCABULARY)
+    assert captioner.caption(IMAGE) == "a dog on the snow"
+    assert networks.calls == ["captioner", *["caption_decoder"] * 6]
+    assert captioner.ids(IMAGE) == [0, 2, 3, 5, 6, 8, 1]  # nothing is left of the one before
 
 
-@pytest.mark.parametrize(
-    ("scores", "kind", "message"),
-    [
-        (np.zeros(3), BundleError, "3 scores for 4 names"),
-        (np.array([0, 0, 0, np.nan]), BundleError, r"not all in \[0, 1\]"),
-        (np.array([0, 0, 0, 1.5]), BundleError, r"not all in \[0, 1\]"),
-    ],
-)
-def test_scores_that_do_not_fit(scores: Any, kind: type[MMSRError], message: str) -> None:
-    with pytest.raises(kind, match=message):
-        choose_tags(scores, NAMES)
+def test_a_caption_ends_at_its_length() -> None:
+    networks = Networks(" ".join(["dog", "cat"] * 10))
+    ids = GreedyCaptioner(networks, decoder_spec(), VOCABULARY).ids(IMAGE)
+    assert ids == [0, 3, 4, 3, 4, 3, 4, 3]
+    assert len(ids) == VOCABULARY.length
 
 
-@pytest.mark.parametrize(
-    "options", [{"threshold": 1.5}, {"threshold": -0.1}, {"most": -1}, {"temperature": 0.0}]
-)
-def test_options_outside_their_range(options: dict[str, Any]) -> None:
-    (value,) = options.values()
-    with pytest.raises(OptionError, match=str(value)):
-        choose_tags(SCORES, NAMES, **options)
+def test_an_empty_caption_is_empty() -> None:
+    captioner = GreedyCaptioner(Networks("</s>"), decoder_spec(), VOCABULARY)
+    assert captioner.ids(IMAGE) == [0, 1]
+    assert captioner.caption(IMAGE) == ""
 
 
-@pytest.mark.parametrize("colour", list(COLOURS))
-def test_a_flat_picture_has_one_colour(colour: str) -> None:
-    words = describe(flat(*COLOURS[colour]))
-    assert colour in words and not (set(COLOURS) - {colour}) & set(words)
-    assert words[-1] == "smooth"
+def test_scores_that_are_not_finite_are_no_caption() -> None:
+    def run(component: str, feeds: dict[str, Array]) -> dict[str, Array]:
+        results = Networks("dog dog dog dog")(component, feeds)
+        if component == "caption_decoder":
+            results["logits"][0, 5] = np.nan
+        return results
+
+    with pytest.raises(BackendError, match=r"not finite after \[0\]"):
+        GreedyCaptioner(run, decoder_spec(), VOCABULARY).ids(IMAGE)
 
 
-@pytest.mark.parametrize(
-    ("value", "light"), [(0, "dark"), (84, "dark"), (86, "daylight"), (169, "daylight"),
-                         (171, "bright"), (255, "bright")],
-)  # fmt: skip
-def test_light_is_the_mean(value: int, light: str) -> None:
-    assert describe(flat(value, value, value))[0] == light
+def test_a_decoder_that_does_not_fit_its_vocabulary_is_refused() -> None:
+    networks = Networks("dog")
+    with pytest.raises(BundleError, match="remembers 7 ids; captions of 9 need 8"):
+        GreedyCaptioner(networks, decoder_spec(), replace(VOCABULARY, length=9))
+    with pytest.raises(BundleError, match="chooses among 12 ids, and its vocabulary has 9"):
+        GreedyCaptioner(networks, decoder_spec(logits=(1, 12)), VOCABULARY)
 
 
-def test_a_flat_grey_picture() -> None:
-    assert describe(flat(128, 128, 128)) == ["daylight", "soft", "grey", "smooth"]
+def captioner_spec(shape: tuple[int, ...] = STATES, name: str = "states") -> ComponentSpec:
+    image = TensorSpec("image", (1, 3, 32, 32), "float32")
+    output = TensorSpec(name, shape, "float32")
+    artifact = Artifact("onnx", "fp32", (FileSpec("captioner.onnx", "0" * 64, 1),))
+    return ComponentSpec("captioner", (image,), (output,), (artifact,))
 
 
-def test_the_larger_colour_comes_first() -> None:
-    picture = flat(*COLOURS["green"])
-    picture[:10] = flat(*COLOURS["blue"])[:10]
-    words = describe(picture)
-    assert words.index("green") < words.index("blue")
+def test_captioner_and_decoder_must_fit_together(bundle: Bundle) -> None:
+    manifest = open_bundle(bundle.root).manifest
 
+    def check(**components: ComponentSpec) -> None:
+        replace(manifest, components={**manifest.components, **components})
 
-def test_contrast_and_texture() -> None:
-    board = np.indices((64, 64)).sum(0) % 2  # from pixel to pixel: nothing but texture
-    fine = np.repeat((board * 2.0 - 1)[..., None], 3, -1)
-    assert {"fine", "texture", "soft"} <= set(describe(fine))
-    halves = flat(0, 0, 0, size=(64, 64))
-    halves[:, 32:] = 1
-    assert "contrast" in describe(halves) and "smooth" in describe(halves)
-
-
-def test_texture_counts_where_the_picture_will_be_enlarged() -> None:
-    rng = np.random.default_rng(0)
-    picture = rng.uniform(-0.2, 0.2, (64, 64, 3))  # mean step: 0.4/3 = 0.133 of [-1, 1]
-    assert "fine" in describe(picture)
-    assert "fine" not in describe(picture, step=4)
-
-
-def test_a_close_up_is_sharp_in_its_middle_alone() -> None:
-    rng = np.random.default_rng(0)
-    picture = flat(128, 128, 128, size=(96, 96))
-    picture[32:64, 32:64] = rng.uniform(-1, 1, (32, 32, 1))
-    assert describe(picture)[-1] == "close-up"
-    everywhere = rng.uniform(-1, 1, (96, 96, 3))
-    assert "close-up" not in describe(everywhere)
-
-
-def test_a_landscape_has_light_and_plain_above_rough_and_dark() -> None:
-    rng = np.random.default_rng(0)
-    picture = flat(200, 220, 240, size=(96, 128))
-    picture[40:] = rng.uniform(-1, 0.2, (56, 128, 1))
-    assert describe(picture)[-1] == "landscape"
-    assert "landscape" not in describe(picture[::-1])
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (3, 5), (17, 16)])
-def test_small_pictures_have_words_too(size: tuple[int, int]) -> None:
-    assert describe(flat(220, 40, 40, size=size)) == describe(flat(220, 40, 40))
-
-
-@pytest.mark.parametrize("shape", [(0, 5, 3), (5, 0, 3), (5, 5), (5, 5, 4)])
-def test_no_picture(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ImageError, match="must be"):
-        describe(np.zeros(shape, np.float32))
-
-
-def test_a_prompt_says_nothing_twice() -> None:
-    tags = [Tag("daisy", 0.5), Tag("orange", 0.2)]
-    assert write_prompt(tags, ["bright", "orange", "smooth"]) == "daisy, orange, bright, smooth"
-    assert write_prompt([], []) == ""
+    check(captioner=captioner_spec(), caption_decoder=decoder_spec())
+    # One that finds tags writes no sentence, and has a name for each.
+    tagger = replace(captioner_spec((1, 40), "scores"), labels=tuple(map(str, range(40))))
+    check(captioner=tagger)
+    with pytest.raises(BundleError, match="has 0 labels for 40 scores"):
+        check(captioner=captioner_spec((1, 40), "scores"))
+    with pytest.raises(BundleError, match="needs a 'captioner'"):
+        check(caption_decoder=decoder_spec())
+    with pytest.raises(BundleError, match=r"outputs \['scores'\], expected \['states'\]"):
+        check(captioner=captioner_spec((1, 40), "scores"), caption_decoder=decoder_spec())
+    with pytest.raises(BundleError, match=r"'states' is float32 \[1, 4, 2, 3, 4\], expected"):
+        check(captioner=captioner_spec((1, 4, 2, 5, 4)), caption_decoder=decoder_spec())

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import mmsr_edge
 from mmsr_edge import Upscaler
-from mmsr_edge.cli import main
+from mmsr_edge.cli.main import main
 from mmsr_edge.pipeline import MultimodalPipeline
 
 if TYPE_CHECKING:
@@ -405,7 +405,7 @@ def test_help_documents_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> No
 def test_the_version_needs_no_array_library() -> None:
     """`--version` answers at once: numpy, Pillow and the runtimes stay unimported."""
     code = (
-        "import sys; from mmsr_edge.cli import main\n"
+        "import sys; from mmsr_edge.cli.main import main\n"
         "try: main(['--version'])\n"
         "except SystemExit as end: print(end.code, {'numpy', 'PIL', 'tqdm'} & set(sys.modules))"
     )
@@ -414,8 +414,7 @@ def test_the_version_needs_no_array_library() -> None:
     assert result.stdout.splitlines() == [f"mmsr-edge {mmsr_edge.__version__}", "0 set()"]
 
 
-@pytest.mark.parametrize("module", ["mmsr_edge", "mmsr_edge.cli"])
-def test_the_command_is_a_module_too(module: str) -> None:
-    command = [sys.executable, "-W", "error", "-m", module, "--version"]
+def test_the_command_is_a_module_too() -> None:
+    command = [sys.executable, "-W", "error", "-m", "mmsr_edge", "--version"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout == f"mmsr-edge {mmsr_edge.__version__}\n"

@@ -7,8 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from mmsr_edge import color
-from mmsr_edge.blur import gaussian_blur
+from mmsr_edge.image import color
+from mmsr_edge.image.blur import gaussian_blur
 
 
 def scene(height: int, width: int, seed: int = 0) -> np.ndarray:

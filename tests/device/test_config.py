@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
-from dataclasses import fields, replace
+from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 from bundle_factory import make_bundle
 
 from mmsr_edge.bundle import Manifest, TensorSpec, load_manifest
-from mmsr_edge.config import RunSettings, UpscaleOptions, resolve
+from mmsr_edge.cli.arguments import add_dials, add_jobs, add_size
+from mmsr_edge.config import UpscaleKeywords, UpscaleOptions
 from mmsr_edge.errors import OptionError
+from mmsr_edge.settings import RunSettings, resolve
 from mmsr_edge.upscaler import Upscaler
 
 
@@ -70,14 +73,32 @@ def test_the_ends_of_the_ranges_and_numpy_numbers_are_accepted(options: dict[str
     UpscaleOptions.from_mapping(options)
 
 
-def test_upscale_offers_the_options_with_the_same_defaults() -> None:
-    offered = {
-        name: parameter.default
-        for name, parameter in inspect.signature(Upscaler.upscale).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        and name not in {"progress", "cancel", "output"}
-    }
-    assert offered == {field.name: field.default for field in fields(UpscaleOptions)}
+def test_keywords_are_the_options() -> None:
+    """`upscale`'s typed keywords, by which mypy checks a call, are `UpscaleOptions`' fields."""
+    options = {field.name: field.type for field in fields(UpscaleOptions)}
+    keywords = UpscaleKeywords.__annotations__
+    assert {name: hint.__forward_arg__ for name, hint in keywords.items()} == options
+    assert inspect.signature(Upscaler.upscale).parameters["options"].annotation == (
+        "Unpack[UpscaleKeywords]"
+    )
+
+
+def test_a_mistyped_option_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"unknown option 'promt'; did you mean 'prompt'\?"):
+        Upscaler("nano").upscale(tmp_path / "a.png", promt="a wall")
+
+
+@pytest.mark.parametrize("field", fields(UpscaleOptions), ids=lambda field: field.name)
+def test_options_say_what_they_take(field: Field[Any]) -> None:
+    """Each option has a flag of the command line, a range and an example that is accepted."""
+    about = field.metadata
+    with_sides = {"width": 8, "height": 8} if field.name == "fit" else {}
+    UpscaleOptions.from_mapping({field.name: about["example"], **with_sides})
+    assert about["range"] and isinstance(about["unit"], str)
+    parser = argparse.ArgumentParser()
+    for add in (add_dials, add_jobs, add_size):
+        add(parser)
+    assert about["flag"] in parser.format_help()
 
 
 def test_what_is_left_open_comes_from_the_bundle(manifest: Manifest) -> None:

@@ -19,8 +19,8 @@ from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 from profile_factory import ADOBE, linear_grey_profile, rgb_profile
 
 from mmsr_edge import OptionError, OutputError, Upscaler
-from mmsr_edge.color import FIDELITY_PSNR, block_means, delta_e00
 from mmsr_edge.image import FORMATS, load_image
+from mmsr_edge.image.color import FIDELITY_PSNR, block_means, delta_e00
 from mmsr_edge.pipeline import PictureRun, TileStep
 
 if TYPE_CHECKING:

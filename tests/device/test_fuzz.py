@@ -25,12 +25,12 @@ from bundle_factory import make_bundle
 from PIL import Image
 
 from mmsr_edge import Upscaler
-from mmsr_edge import image as image_module
 from mmsr_edge.bundle import MANIFEST_NAME, open_bundle
 from mmsr_edge.errors import BundleError, MMSRError
-from mmsr_edge.finishing import shown_colours
+from mmsr_edge.image import load as image_module
 from mmsr_edge.image import load_image, picture_size
-from mmsr_edge.strip_files import open_writer
+from mmsr_edge.image.finishing import shown_colours
+from mmsr_edge.image.writers import open_writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

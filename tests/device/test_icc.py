@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageCms
 from profile_factory import ADOBE, PROPHOTO, curve, linear_grey_profile, parametric, rgb_profile
 
-from mmsr_edge.icc import parse_profile
+from mmsr_edge.image.icc import parse_profile
 
 TONES = {
     "straight": curve(),

@@ -23,8 +23,9 @@ from picture_factory import (
 )
 from PIL import Image
 
-from mmsr_edge import image, pixels
+from mmsr_edge import image
 from mmsr_edge.errors import OutputError
+from mmsr_edge.image import pixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

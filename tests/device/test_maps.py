@@ -11,6 +11,9 @@ from PIL import Image
 from mmsr_edge import tiling
 from mmsr_edge.errors import ImageError
 from mmsr_edge.modalities import maps
+from mmsr_edge.modalities.depth import depth_map
+from mmsr_edge.modalities.edges import edge_map
+from mmsr_edge.modalities.segmentation import PALETTE, segmentation_map
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,12 +28,12 @@ def grey_of(whole: np.ndarray) -> np.ndarray:
 
 
 def test_the_palette_is_pascal_vocs() -> None:
-    assert maps.PALETTE.dtype == np.uint8
-    assert len(np.unique(maps.PALETTE, axis=0)) == 256
+    assert PALETTE.dtype == np.uint8
+    assert len(np.unique(PALETTE, axis=0)) == 256
     known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 8: (64, 0, 0)}
     known |= {15: (192, 128, 128), 20: (0, 64, 128), 255: (224, 224, 192)}
     for index, colour in known.items():
-        assert tuple(maps.PALETTE[index]) == colour
+        assert tuple(PALETTE[index]) == colour
 
 
 @pytest.mark.parametrize(
@@ -48,7 +51,7 @@ def test_the_palette_is_pascal_vocs() -> None:
     ],
 )
 def test_depth(depth: object, expected: list[list[float]]) -> None:
-    np.testing.assert_allclose(grey_of(maps.depth_map(depth)), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(grey_of(depth_map(depth)), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -64,35 +67,35 @@ def test_depth(depth: object, expected: list[list[float]]) -> None:
     ],
 )
 def test_edges(edges: object) -> None:
-    np.testing.assert_array_equal(grey_of(maps.edge_map(edges)), [[1, 0]])
+    np.testing.assert_array_equal(grey_of(edge_map(edges)), [[1, 0]])
 
 
 def test_segmentation_by_class_and_by_colour(tmp_path: Path) -> None:
     classes = np.array([[0, 1, 255], [15, 15, 20]])
-    expected = maps.PALETTE[classes] / 127.5 - 1
-    colours = Image.fromarray(maps.PALETTE[classes])
+    expected = PALETTE[classes] / 127.5 - 1
+    colours = Image.fromarray(PALETTE[classes])
     indexed = Image.fromarray(classes.astype(np.uint8))
     with_palette = Image.fromarray(classes.astype(np.uint8))
-    with_palette.putpalette(maps.PALETTE.tobytes())
+    with_palette.putpalette(PALETTE.tobytes())
     path = tmp_path / "classes.png"
     with_palette.save(path)
     for given in (classes, classes.astype(np.uint8), colours, np.asarray(colours), indexed, path):
-        whole = maps.segmentation_map(given)
+        whole = segmentation_map(given)
         assert whole.dtype == np.float32
         np.testing.assert_allclose(whole, expected, rtol=0, atol=1e-6)
     assert with_palette.mode == "P"
-    np.testing.assert_allclose(maps.segmentation_map(with_palette), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(segmentation_map(with_palette), expected, rtol=0, atol=1e-6)
 
 
 def test_a_map_given_back_is_the_same_map() -> None:
     rng = np.random.default_rng(0)
-    depth = maps.depth_map(rng.integers(0, 256, (9, 7), np.uint8))
-    classes = maps.segmentation_map(rng.integers(0, 256, (9, 7)))
-    edges = maps.edge_map(rng.integers(0, 2, (9, 7)))
+    depth = depth_map(rng.integers(0, 256, (9, 7), np.uint8))
+    classes = segmentation_map(rng.integers(0, 256, (9, 7)))
+    edges = edge_map(rng.integers(0, 2, (9, 7)))
     for whole, read in (
-        (depth, maps.depth_map),
-        (classes, maps.segmentation_map),
-        (edges, maps.edge_map),
+        (depth, depth_map),
+        (classes, segmentation_map),
+        (edges, edge_map),
     ):
         image = maps.map_image(whole)
         assert image.mode == ("RGB" if whole is classes else "L")
@@ -101,7 +104,7 @@ def test_a_map_given_back_is_the_same_map() -> None:
 
 def test_black_and_white_at_a_byte_a_pixel_is_the_same_map() -> None:
     mask = np.random.default_rng(0).random((40, 30)) < 0.1
-    small, large = maps.black_and_white(mask), maps.edge_map(mask)
+    small, large = maps.black_and_white(mask), edge_map(mask)
     assert small.dtype == np.uint8
     np.testing.assert_array_equal(maps.signed(small), large)
     box = (3.5, -2.0, 21.0, 17.0)
@@ -111,21 +114,21 @@ def test_black_and_white_at_a_byte_a_pixel_is_the_same_map() -> None:
 
 def test_refusals_quote_the_value(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"depth has the shape \(2, 2, 3\)"):
-        maps.depth_map(np.zeros((2, 2, 3)))
+        depth_map(np.zeros((2, 2, 3)))
     with pytest.raises(ImageError, match=r"depth has the shape \(0, 4\)"):
-        maps.depth_map(np.zeros((0, 4)))
+        depth_map(np.zeros((0, 4)))
     with pytest.raises(ImageError, match="not finite"):
-        maps.depth_map(np.array([[0.0, np.nan]]))
+        depth_map(np.array([[0.0, np.nan]]))
     with pytest.raises(ImageError, match="complex"):
-        maps.depth_map(np.zeros((2, 2), complex))
+        depth_map(np.zeros((2, 2), complex))
     with pytest.raises(ImageError, match=r"\[-1, 1\]"):
-        maps.edge_map(np.array([[-1.0, 1.0]]))
+        edge_map(np.array([[-1.0, 1.0]]))
     with pytest.raises(ImageError, match="from 0 to 256"):
-        maps.segmentation_map(np.array([[0, 256]]))
+        segmentation_map(np.array([[0, 256]]))
     with pytest.raises(ImageError, match="float64"):
-        maps.segmentation_map(np.array([[0.0, 1.0]]))
+        segmentation_map(np.array([[0.0, 1.0]]))
     with pytest.raises(ImageError, match=r"no file .*missing\.png"):
-        maps.depth_map(tmp_path / "missing.png")
+        depth_map(tmp_path / "missing.png")
 
 
 def test_a_crop_at_full_size_is_the_map_itself() -> None:

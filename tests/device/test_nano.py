@@ -14,10 +14,10 @@ from skimage.metrics import structural_similarity
 from sklearn.datasets import load_sample_image
 
 from mmsr_edge import Upscaler, tiling
-from mmsr_edge.blur import gaussian_blur
 from mmsr_edge.bundle import open_bundle
-from mmsr_edge.cli import main
-from mmsr_edge.color import block_means, delta_e00
+from mmsr_edge.cli.main import main
+from mmsr_edge.image.blur import gaussian_blur
+from mmsr_edge.image.color import block_means, delta_e00
 from mmsr_edge.tiling import plan_tiles
 
 BACKENDS = ["openvino", "onnxruntime"]

@@ -17,7 +17,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 @pytest.fixture
 def niqe(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return pytest.importorskip("niqe")
+    return pytest.importorskip("lib.niqe")
 
 
 @pytest.mark.parametrize(("shape", "scale"), [(0.7, 1.5), (1.0, 1.0), (2.0, 0.3), (4.0, 2.0)])

@@ -14,7 +14,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 @pytest.fixture
 def ordinal(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    module = pytest.importorskip("ordinal")
+    module = pytest.importorskip("lib.ordinal")
     assert isinstance(module, ModuleType)
     return module
 

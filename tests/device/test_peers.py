@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from mmsr_edge.machine import describe_machine, peak_rss_mb
+from mmsr_edge.benchmark.machine import describe_machine, peak_rss_mb
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

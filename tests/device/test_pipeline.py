@@ -24,10 +24,11 @@ from bundle_factory import (
 )
 
 from mmsr_edge.bundle import Manifest, TensorSpec, load_manifest
-from mmsr_edge.config import UpscaleOptions, resolve
+from mmsr_edge.config import UpscaleOptions
 from mmsr_edge.errors import BackendError, Cancelled
 from mmsr_edge.modalities.prompt import encode_prompt
 from mmsr_edge.pipeline import MultimodalPipeline, PictureRun
+from mmsr_edge.settings import resolve
 
 if TYPE_CHECKING:
     import numpy.typing as npt

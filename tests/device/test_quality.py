@@ -22,7 +22,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 @pytest.fixture
 def metrics(monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return pytest.importorskip("metrics")
+    return pytest.importorskip("lib.metrics")
 
 
 def test_psnr_is_scikit_images_on_luma(metrics: object) -> None:

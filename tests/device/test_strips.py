@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmsr_edge import strips
-from mmsr_edge.strips import Enlarger, Rows, resize_strips, windowed
+from mmsr_edge.image import strips
+from mmsr_edge.image.strips import BicubicUpsampler, Rows, resize_strips, windowed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +71,7 @@ def test_a_part_is_resized_and_the_rest_of_the_picture_still_asked_for() -> None
 def test_enlarging_by_strips_is_enlarging(height: int, width: int, scale: int, rows: int) -> None:
     picture = noise(height, width, 2)
     shape = (height * scale, width * scale)
-    larger = Enlarger(picture, shape)
+    larger = BicubicUpsampler(picture, shape)
     parts = [larger.rows(top, min(top + rows, shape[0])) for top in range(0, shape[0], rows)]
     expected = resized(picture, shape[::-1], Image.Resampling.BICUBIC)
     np.testing.assert_allclose(np.concatenate(parts), expected, rtol=0, atol=1e-5)

@@ -22,9 +22,8 @@ from mmsr_edge import (
     Result,
     Upscaler,
 )
-from mmsr_edge.bundle import open_bundle, write_manifest
-from mmsr_edge.config import MAPS
-from mmsr_edge.modalities.edges import canny
+from mmsr_edge.bundle import MAPS, open_bundle, write_manifest
+from mmsr_edge.modalities.canny import canny
 from mmsr_edge.modalities.prompt import encode_prompt
 from mmsr_edge.pipeline import MultimodalPipeline, PictureRun
 from mmsr_edge.tiling import plan_tiles
@@ -254,7 +253,7 @@ def test_a_large_map_of_a_tiny_picture_is_shrunk_before_it_is_reflected(
     assert depth.size == (1, 1)
 
 
-# --- Modalities ---------------------------------------------------------------------------------
+# --- Modalities ---------------------------------------------------------------------------------------
 
 
 def test_edges_are_cannys_and_the_others_absent_without_a_word(upscaler: Upscaler) -> None:

@@ -103,7 +103,7 @@ def make_checkpoint(out: Path, seed: int) -> Path:
 
     from mmsr_edge.bundle import Provenance
     from mmsr_edge.models import build_networks, preset
-    from mmsr_edge.training.checkpoint import write_checkpoint
+    from mmsr_edge.models.checkpoint import write_checkpoint
 
     torch.manual_seed(seed)
     networks = build_networks("micro")

@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmsr_edge.models.connector import MODALITIES, Attention, Connector, attention
 from mmsr_edge.models.presets import PRESETS, ConnectorConfig, preset
-from mmsr_edge.training.parts import load_parts
-from mmsr_edge.training.samples import Samples
+from mmsr_edge.training.data.samples import Samples
+from mmsr_edge.training.stage_networks import load_stage_networks
 
 DIM, WIDTH = 48, 32
 
@@ -171,7 +171,7 @@ def test_a_run_without_the_mmlc_begins_with_the_other_weights_of_one_with_it(
     monkeypatch.setitem(PRESETS, "micro-bare", bare)
     args = Namespace(autoencoder=checkpoint, tokenizer=checkpoint, diffusion=checkpoint)
     cpu = torch.device("cpu")
-    ours, without = (load_parts(args, n, cpu).denoiser for n in ("micro", "micro-bare"))
+    ours, without = (load_stage_networks(args, n, cpu).denoiser for n in ("micro", "micro-bare"))
     assert not any(k.startswith("connector.cross") for k in without.state_dict())
     for key, value in without.state_dict().items():
         assert torch.equal(value, ours.state_dict()[key]), key

@@ -32,8 +32,9 @@ from mmsr_edge.errors import (
     OptionError,
     ParityError,
 )
+from mmsr_edge.models.checkpoint import Checkpoint, open_checkpoint, run_network
+from mmsr_edge.models.signatures import draw_inputs, output_names
 from mmsr_edge.runtimes.base import SessionOptions
-from mmsr_edge.training.checkpoint import Checkpoint, open_checkpoint, run_network
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +45,7 @@ pytestmark = pytest.mark.host
 pytest.importorskip("coremltools")
 
 GATES = {"fp32": 60, "fp16": 40, "int8": 35}
-LOOKERS = ("depth", "segmentation", "captioner")
+MODALITY_NETWORKS = ("depth", "segmentation", "captioner")
 """Components that see the whole picture; all of them have int8 weights."""
 QUANTIZED = {"lr_encoder", "unet", "decoder"}
 
@@ -75,7 +76,7 @@ def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def feeds_of(opened: Checkpoint, name: str, seed: int = 9) -> dict[str, NDArray[Any]]:
-    return component(name).draw(opened.preset, np.random.default_rng(seed))
+    return draw_inputs(name, opened.preset, np.random.default_rng(seed))
 
 
 def worst(opened: Checkpoint, name: str, package: Path) -> float:
@@ -94,10 +95,10 @@ def worst(opened: Checkpoint, name: str, package: Path) -> float:
 
 def test_a_bundle_of_packages_is_whole_and_within_its_gates(exported: Path) -> None:
     bundle = open_bundle(exported)
-    assert tuple(bundle.manifest.components) == (*LOOKERS, *REQUIRED)
+    assert tuple(bundle.manifest.components) == (*MODALITY_NETWORKS, *REQUIRED)
     listed = {"manifest.json"}
     for name, spec in bundle.manifest.components.items():
-        expected = ["int8", "fp16"] if name in (*LOOKERS, *QUANTIZED) else ["fp16"]
+        expected = ["int8", "fp16"] if name in (*MODALITY_NETWORKS, *QUANTIZED) else ["fp16"]
         assert [a.precision for a in spec.artifacts] == expected, name
         for artifact in spec.artifacts:
             paths = [file.path for file in artifact.files]
@@ -174,7 +175,7 @@ def test_the_unets_attention_is_in_the_neural_engines_form(
 def test_precisions_and_sizes(exported: Path, opened: Checkpoint, tmp_path: Path) -> None:
     name = "lr_encoder"
     network, feeds = opened.networks[name], feeds_of(opened, name, 0)
-    whole = convert(network, feeds, component(name).outputs, tmp_path / "a.mlpackage", "fp32")
+    whole = convert(network, feeds, output_names(name), tmp_path / "a.mlpackage", "fp32")
     assert worst(opened, name, whole) >= 60
     # Palettes stand in for int8.
     source = Source(
@@ -468,7 +469,7 @@ def test_a_missed_gate_stops_the_build(
 
 def test_recorded_inputs_come_in_any_order(opened: Checkpoint, tmp_path: Path) -> None:
     spec = opened.bundle.component("connector")
-    drawn = component("connector").draw(opened.preset, np.random.default_rng(0))
+    drawn = draw_inputs("connector", opened.preset, np.random.default_rng(0))
     turned = {name: drawn[name] for name in sorted(drawn)}
     assert list(turned) != list(drawn)
     source = Source(opened.networks["connector"], spec, turned)

@@ -13,7 +13,7 @@ from scipy.special import j1
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-from mmsr_edge.training.degrade import (
+from mmsr_edge.training.data.degradation import (
     NOISY,
     DegradeConfig,
     bicubic_down,
@@ -23,7 +23,7 @@ from mmsr_edge.training.degrade import (
     pulse,
     sinc_kernels,
 )
-from mmsr_edge.training.jpeg import jpeg, table_scale
+from mmsr_edge.training.data.jpeg import jpeg, table_scale
 
 
 @pytest.fixture(scope="module")

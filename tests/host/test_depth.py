@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmsr_edge.models.depth import DepthConfig, build_depth
-from mmsr_edge.training.depth_loss import (
+from mmsr_edge.training.losses.depth import (
     LEAST_SPREAD,
     DepthWeights,
     aligned,
@@ -20,9 +20,9 @@ from mmsr_edge.training.depth_loss import (
     nearness,
     rank_loss,
 )
-from mmsr_edge.training.run import load_run
 from mmsr_edge.training.scenes.make import render_scene
 from mmsr_edge.training.scenes.textures import Textures
+from mmsr_edge.training.states import load_run
 from mmsr_edge.training.train_depth import main
 
 

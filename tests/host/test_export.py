@@ -13,16 +13,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmsr_edge import Upscaler
 from mmsr_edge.bundle import REQUIRED, open_bundle
+from mmsr_edge.bundle.staging import staged_bundle
 from mmsr_edge.converters import artifacts as artifacts_module
 from mmsr_edge.converters import to_onnx as to_onnx_module
 from mmsr_edge.converters.components import COMPONENTS, component
 from mmsr_edge.converters.export_all import ExportConfig, main
 from mmsr_edge.converters.report import pipeline_table, table
-from mmsr_edge.converters.staging import staged_bundle
 from mmsr_edge.converters.to_onnx import halve_weights, save_onnx
 from mmsr_edge.errors import BundleError, OptionError, OutputError, ParityError
 from mmsr_edge.models import build_component, preset
-from mmsr_edge.training.checkpoint import open_checkpoint, run_network, write_checkpoint
+from mmsr_edge.models.checkpoint import open_checkpoint, run_network, write_checkpoint
+from mmsr_edge.models.signatures import draw_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -126,7 +127,7 @@ def test_graphs_are_static_and_say_nothing_of_the_machine(exported: Path) -> Non
 def test_a_graph_that_gives_something_else_is_refused(checkpoint: Path) -> None:
     opened = open_checkpoint(checkpoint)
     spec = opened.bundle.component("lr_encoder")
-    feeds = component("lr_encoder").draw(opened.preset, np.random.default_rng(0))
+    feeds = draw_inputs("lr_encoder", opened.preset, np.random.default_rng(0))
     other = torch.nn.Conv2d(3, 5, 2, stride=2).eval()
     with pytest.raises(
         ParityError, match=r"has outputs \[\('lr_latent', 'float32', \(1, 5, 16, 16"
@@ -329,9 +330,9 @@ def test_a_checkpoint_comes_back_as_it_was(checkpoint: Path) -> None:
     assert set(opened.networks) == set(COMPONENTS)
     for name, network in opened.networks.items():
         assert not network.training
-        feeds = component(name).draw(preset("micro"), np.random.default_rng(3))
+        feeds = draw_inputs(name, preset("micro"), np.random.default_rng(3))
         outputs = run_network(network, name, feeds)
-        for spec in opened.bundle.component(name).outputs:
+        for spec in opened.bundle.output_names(name):
             assert outputs[spec.name].shape == spec.shape
             assert outputs[spec.name].dtype.name == spec.dtype
         for key, value in network.state_dict().items():

@@ -40,7 +40,7 @@ from mmsr_edge.converters.map_networks import (
 )
 from mmsr_edge.converters.published import Preprocessing, open_published
 from mmsr_edge.errors import BundleError, OptionError, OutputError, ParityError
-from mmsr_edge.modalities.greedy_caption import GreedyCaptioner
+from mmsr_edge.modalities.caption import GreedyCaptioner
 from mmsr_edge.modalities.vocabulary import bundle_vocabulary
 from mmsr_edge.runtimes.base import SessionOptions
 from mmsr_edge.runtimes.registry import open_session

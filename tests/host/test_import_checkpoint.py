@@ -27,9 +27,9 @@ from mmsr_edge.converters.import_checkpoint import (
     main,
 )
 from mmsr_edge.converters.taming import import_vqgan
+from mmsr_edge.models.checkpoint import Checkpoint, load_network, open_checkpoint
 from mmsr_edge.models.presets import PRESETS, Preset
 from mmsr_edge.sampler import make_schedule
-from mmsr_edge.training.checkpoint import Checkpoint, load_network, open_checkpoint
 
 pytestmark = pytest.mark.host
 

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from mmsr_edge import OptionError
-from mmsr_edge.converters.components import component
 from mmsr_edge.converters.large import main, write_large
-from mmsr_edge.training.checkpoint import load_network, run_network
+from mmsr_edge.models.checkpoint import load_network, run_network
+from mmsr_edge.models.signatures import draw_inputs, output_names
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +57,7 @@ def test_the_file_computes_what_the_network_does(
     assert main([*arguments, "--form", form]) == 0
     assert {path.suffix for path in out.parent.iterdir()} <= {f".{suffix}", ".bin"}  # nothing else
     network, p = load_network(checkpoint, "unet")
-    feeds = component("unet").draw(p, np.random.default_rng(4))
+    feeds = draw_inputs("unet", p, np.random.default_rng(4))
     (expected,) = run_network(network, "unet", feeds).values()
     found = run(out, feeds)
     error = np.square(found - expected).mean()
@@ -69,9 +69,8 @@ def test_weights_are_as_small_as_the_form_says(checkpoint: Path, tmp_path: Path)
     import onnx
 
     network, p = load_network(checkpoint, "connector")
-    entry = component("connector")
-    feeds = entry.draw(p, np.random.default_rng(0))
-    names = write_large(network, feeds, entry.outputs, "onnx-int8", tmp_path / "c.onnx")
+    feeds = draw_inputs("connector", p, np.random.default_rng(0))
+    names = write_large(network, feeds, output_names("connector"), "onnx-int8", tmp_path / "c.onnx")
     assert names == ("c.onnx",)
     bits = {onnx.TensorProto.INT8: 8, onnx.TensorProto.FLOAT16: 16}
     model = onnx.load(tmp_path / "c.onnx")

@@ -10,7 +10,6 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
 from mmsr_edge.bundle import TensorSpec, open_bundle
-from mmsr_edge.converters.components import component
 from mmsr_edge.converters.parity import (
     Score,
     check,
@@ -22,9 +21,10 @@ from mmsr_edge.converters.parity import (
     smooth_tile,
 )
 from mmsr_edge.errors import BackendError, ParityError
+from mmsr_edge.models.checkpoint import open_checkpoint, run_network
+from mmsr_edge.models.signatures import draw_inputs
 from mmsr_edge.runtimes.base import SessionOptions
 from mmsr_edge.runtimes.registry import BACKENDS, open_session
-from mmsr_edge.training.checkpoint import open_checkpoint, run_network
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -94,7 +94,7 @@ def test_nan_in_the_second_run_is_caught() -> None:
 
 def test_a_network_with_nan_is_caught(checkpoint: Path, exported: Path) -> None:
     opened = open_checkpoint(checkpoint)
-    feeds = [component("decoder").draw(opened.preset, np.random.default_rng(0))]
+    feeds = [draw_inputs("decoder", opened.preset, np.random.default_rng(0))]
     feeds[0]["latent"][0, 0, 0, 0] = np.nan
     references = [run_network(opened.networks["decoder"], "decoder", feeds[0])]
     score = measure(session(exported, "decoder", "onnxruntime"), feeds, references)
@@ -118,7 +118,7 @@ def session(exported: Path, name: str, backend: str) -> Any:
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "torch"])
 def test_a_perturbed_weight_is_caught(checkpoint: Path, exported: Path, backend: str) -> None:
     opened = open_checkpoint(checkpoint)
-    feeds = [component("lr_encoder").draw(opened.preset, np.random.default_rng(i)) for i in (0, 1)]
+    feeds = [draw_inputs("lr_encoder", opened.preset, np.random.default_rng(i)) for i in (0, 1)]
     network = opened.networks["lr_encoder"]
 
     def score() -> Score:

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from mmsr_edge.errors import OptionError
 from mmsr_edge.models.presets import preset
 from mmsr_edge.sampler import timesteps
-from mmsr_edge.training.critic import WIDTHS, Critic
-from mmsr_edge.training.perceptual import statistics, unit
-from mmsr_edge.training.picture_loss import PictureLoss, contrast, periodic
-from mmsr_edge.training.train_finish import FinishStage, draw_timesteps
+from mmsr_edge.training.losses.discriminator import WIDTHS, Discriminator
+from mmsr_edge.training.losses.perceptual import statistics, unit
+from mmsr_edge.training.losses.picture import PictureLoss, contrast, periodic
+from mmsr_edge.training.train_fine_tuning import FineTuningStage, draw_timesteps
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Weights:
     vgg_taps: int = 4
     vgg_crop: int = 32
     statistics_weight: float = 0.7
-    critic_weight: float = 0.1
+    adversarial_weight: float = 0.1
 
 
 def features(seed: int, shift: float = 0.0) -> list[Tensor]:
@@ -40,53 +40,53 @@ def features(seed: int, shift: float = 0.0) -> list[Tensor]:
 
 
 def test_each_side_learns_from_its_own_term() -> None:
-    critic, fake, real = Critic(), features(0), features(1)
-    critic.generator_loss(fake).backward()
+    discriminator, fake, real = Discriminator(), features(0), features(1)
+    discriminator.generator_loss(fake).backward()
     assert all(f.grad is not None and f.grad.any() for f in fake)
-    assert all(p.grad is None for p in critic.parameters())
+    assert all(p.grad is None for p in discriminator.parameters())
     for f in fake:
         f.grad = None
-    critic.critic_loss(fake, real).backward()
+    discriminator.discriminator_loss(fake, real).backward()
     assert all(f.grad is None for f in (*fake, *real))
-    assert all(p.grad is not None for p in critic.parameters())
+    assert all(p.grad is not None for p in discriminator.parameters())
 
 
 def test_the_losses_are_the_hinge() -> None:
-    critic = Critic().eval()  # spectral norm's power iteration stands still
+    discriminator = Discriminator().eval()  # spectral norm's power iteration stands still
     fake, real = features(0), features(1)
-    one, other = critic(fake), critic(real)
+    one, other = discriminator(fake), discriminator(real)
     assert len(one) == len(WIDTHS)
     expected = [
         (1 + f).clamp_min(0).mean() + (1 - r).clamp_min(0).mean()
         for f, r in zip(one, other, strict=True)
     ]
-    torch.testing.assert_close(critic.critic_loss(fake, real), sum(expected) / 4)
-    torch.testing.assert_close(critic.generator_loss(fake), -sum(f.mean() for f in one) / 4)
+    torch.testing.assert_close(discriminator.discriminator_loss(fake, real), sum(expected) / 4)
+    torch.testing.assert_close(discriminator.generator_loss(fake), -sum(f.mean() for f in one) / 4)
 
 
-def test_the_critic_learns_to_tell_and_pushes_towards_the_real() -> None:
+def test_the_discriminator_learns_to_tell_and_pushes_towards_the_real() -> None:
     torch.manual_seed(0)
-    critic = Critic()
-    optimizer = torch.optim.AdamW(critic.parameters(), 2e-3)
+    discriminator = Discriminator()
+    optimizer = torch.optim.AdamW(discriminator.parameters(), 2e-3)
     for step in range(30):
-        loss = critic.critic_loss(features(step), features(1000 + step, shift=1.0))
+        loss = discriminator.discriminator_loss(features(step), features(1000 + step, shift=1.0))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert float(loss.detach()) < 0.5
     fake = features(5000)
-    before = critic.generator_loss(fake)
+    before = discriminator.generator_loss(fake)
     before.backward()
     moved = [f.detach() - 0.5 * f.grad / f.grad.abs().max() for f in fake]
     # The real ones lean to the positive side, and that is where the gradient points.
-    assert critic.generator_loss(moved).item() < before.item()
+    assert discriminator.generator_loss(moved).item() < before.item()
     assert sum((m - f).mean().item() for m, f in zip(moved, fake, strict=True)) > 0
 
 
 def test_the_picture_loss_is_the_sum_of_its_parts(lpips_weights: Path) -> None:
     torch.manual_seed(0)
-    critic = Critic().eval()
-    loss = PictureLoss(lpips_weights, Weights(vgg_crop=64), critic)
+    discriminator = Discriminator().eval()
+    loss = PictureLoss(lpips_weights, Weights(vgg_crop=64), discriminator)
     image = (torch.rand(2, 3, 64, 64) * 2 - 1).requires_grad_()
     target = torch.rand(2, 3, 64, 64) * 2 - 1
 
@@ -95,9 +95,9 @@ def test_the_picture_loss_is_the_sum_of_its_parts(lpips_weights: Path) -> None:
         torch.testing.assert_close(
             t.total(),
             sum(x.mean() for x in (t.l1, t.grid, t.perceptual, t.statistics))
-            + (t.adversarial + t.critic),
+            + (t.adversarial + t.discriminator),
         )
-        return t.l1, t.grid, t.perceptual, t.statistics, t.adversarial, t.critic
+        return t.l1, t.grid, t.perceptual, t.statistics, t.adversarial, t.discriminator
 
     l1, grid, perceptual, character, adversarial, judged = terms()
     torch.testing.assert_close(l1, 2 * (image - target).abs().mean((1, 2, 3)))
@@ -106,8 +106,8 @@ def test_the_picture_loss_is_the_sum_of_its_parts(lpips_weights: Path) -> None:
     maps, aims = (loss.vgg.features(x) for x in (image, target))
     torch.testing.assert_close(character, 0.7 * statistics([image, *maps], [target, *aims]))
     fake, real = unit(maps), unit(aims)
-    torch.testing.assert_close(adversarial, 0.1 * critic.generator_loss(fake))
-    torch.testing.assert_close(judged, critic.critic_loss(fake, real))
+    torch.testing.assert_close(adversarial, 0.1 * discriminator.generator_loss(fake))
+    torch.testing.assert_close(judged, discriminator.discriminator_loss(fake, real))
     judged.backward()
     assert image.grad is None
 
@@ -175,15 +175,15 @@ def test_statistics_miss_texture_that_l1_is_better_off_without() -> None:
     assert statistics([flat], [texture]) > 0.45
 
 
-def test_a_critic_needs_vggs_first_four_maps(lpips_weights: Path) -> None:
+def test_a_discriminator_needs_vggs_first_four_maps(lpips_weights: Path) -> None:
     for weights in (Weights(vgg_taps=3), Weights(vgg_weight=0.0)):
-        with pytest.raises(OptionError, match=r"critic_weight 0\.1 needs vgg_weight > 0"):
-            PictureLoss(lpips_weights, weights, Critic())
+        with pytest.raises(OptionError, match=r"adversarial_weight 0\.1 needs vgg_weight > 0"):
+            PictureLoss(lpips_weights, weights, Discriminator())
 
 
 def test_pictures_are_trained_where_the_sampler_goes() -> None:
     spec = preset("nano").sampler
-    stage = FinishStage(batch=400, diffused=100, later=0.25, sampler_steps=4)
+    stage = FineTuningStage(batch=400, diffused=100, later=0.25, sampler_steps=4)
     drawn = draw_timesteps(stage, spec.num_train_timesteps, torch.Generator().manual_seed(0))
     pictures, anywhere = drawn[:400].tolist(), drawn[400:].tolist()
     sampled = timesteps(spec.num_train_timesteps, 4, spec.timestep_spacing).tolist()

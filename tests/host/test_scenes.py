@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from mmsr_edge.errors import OptionError
-from mmsr_edge.training.scene_data import Scenes
+from mmsr_edge.training.data.scene_data import Scenes
 from mmsr_edge.training.scenes.make import make_scenes, render_scene
 from mmsr_edge.training.scenes.places import PLACES
 from mmsr_edge.training.scenes.render import Camera, Light, Scene, cast, render

@@ -14,13 +14,24 @@ import torch
 from PIL import Image
 
 from mmsr_edge.errors import OptionError
-from mmsr_edge.modalities.caption import COLOURS
-from mmsr_edge.modalities.caption import describe as describe_picture
+from mmsr_edge.modalities.tags import COLOURS
+from mmsr_edge.modalities.tags import describe as describe_picture
 from mmsr_edge.models.caption import TaggerConfig, build_tagger
 from mmsr_edge.models.segmentation import SegmentationConfig, build_segmentation
 from mmsr_edge.models.trunk import TrunkConfig
-from mmsr_edge.training import maps, train_segmentation, train_tagger
-from mmsr_edge.training.materials import (
+from mmsr_edge.training import train_segmentation, train_tagger
+from mmsr_edge.training.data import maps
+from mmsr_edge.training.data.views import Views, to_images, to_pixels
+from mmsr_edge.training.modality_networks import load_labels
+from mmsr_edge.training.states import load_run
+from mmsr_edge.training.teachers.labels import (
+    VOC,
+    draw_views,
+    is_held_out,
+    label_photos,
+    read_labels,
+)
+from mmsr_edge.training.teachers.materials import (
     class_names,
     cluster,
     contact_sheet,
@@ -29,18 +40,8 @@ from mmsr_edge.training.materials import (
     region_labels,
     save_clusters,
 )
-from mmsr_edge.training.modalities import load_labels
-from mmsr_edge.training.run import load_run
-from mmsr_edge.training.tag_names import GROUPS, RANGES, tag_names
-from mmsr_edge.training.teachers import (
-    VOC,
-    draw_views,
-    is_held_out,
-    label_photos,
-    read_labels,
-)
+from mmsr_edge.training.teachers.tag_names import GROUPS, RANGES, tag_names
 from mmsr_edge.training.train_tagger import by_name, choose_tags, restrict, softmax
-from mmsr_edge.training.views import Views, to_images, to_pixels
 
 SMALL = TrunkConfig(widths=(8, 8, 16, 16), blocks=(1, 1, 1, 1))
 NAMES = ["background", "reddish", "greenish", "bluish"]

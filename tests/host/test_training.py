@@ -22,23 +22,24 @@ from torch import nn
 from mmsr_edge.bundle import open_bundle
 from mmsr_edge.errors import OptionError
 from mmsr_edge.models.autoencoder import SlimDecoder
-from mmsr_edge.models.compact import Compact
-from mmsr_edge.models.components import build_component
+from mmsr_edge.models.checkpoint import open_checkpoint
+from mmsr_edge.models.networks import build_component
+from mmsr_edge.models.super_resolution import CompactSuperResolution
 from mmsr_edge.training.average import average
-from mmsr_edge.training.checkpoint import load_states, open_checkpoint
-from mmsr_edge.training.data import Photos
+from mmsr_edge.training.data.distillation import DistillationPool, cut, read_targets, write_targets
+from mmsr_edge.training.data.photos import Photos
+from mmsr_edge.training.data.samples import draw_present
 from mmsr_edge.training.denoiser import Denoiser
-from mmsr_edge.training.parts import grow_compact
-from mmsr_edge.training.perceptual import LPIPS, read_arrays
-from mmsr_edge.training.picture_loss import PictureLoss
-from mmsr_edge.training.run import Run, RunConfig, load_run, start_from
-from mmsr_edge.training.samples import draw_present
+from mmsr_edge.training.losses.perceptual import LPIPS, read_arrays
+from mmsr_edge.training.losses.picture import PictureLoss
+from mmsr_edge.training.run import Run, RunConfig
 from mmsr_edge.training.shards import join_run, split_run
-from mmsr_edge.training.taught import TaughtPool, cut, read_taught, write_taught
-from mmsr_edge.training.train_compact import CompactStage
-from mmsr_edge.training.train_compact import train as train_compact
-from mmsr_edge.training.train_finish import keep_all_but_context, take_context
-from mmsr_edge.training.train_taught import TaughtStage, train
+from mmsr_edge.training.stage_networks import grow_super_resolution
+from mmsr_edge.training.states import load_run, load_states, start_from
+from mmsr_edge.training.train_distillation import DistillationStage, train
+from mmsr_edge.training.train_fine_tuning import keep_all_but_context, take_context
+from mmsr_edge.training.train_super_resolution import SuperResolutionStage
+from mmsr_edge.training.train_super_resolution import train as train_super_resolution
 from mmsr_edge.training.train_tokenizer import revive
 
 STAGES = "mmsr_edge.training"
@@ -252,7 +253,16 @@ def test_all_stages_train_and_release_a_checkpoint(
     seen = ("--modalities", checkpoint)
     small = ("--photos", photos, "--preset", "micro", "--warmup", 1, "--log-every", 1)
     runs = {n: tmp_path / n for n in ("autoencoder", "tokenizer", "diffusion")}
-    judged = ("--lpips", lpips_weights, "--vgg-taps", 4, "--vgg-crop", 32, "--critic-weight", 0.1)
+    judged = (
+        "--lpips",
+        lpips_weights,
+        "--vgg-taps",
+        4,
+        "--vgg-crop",
+        32,
+        "--adversarial-weight",
+        0.1,
+    )
     ours = (*judged, "--steps", 3, "--batch", 2, "--crop", 64, "--reconstructed", 0.5)
     run_stage("train_autoencoder", runs["autoencoder"], *small, *ours)
     frozen = ("--freeze-encoder", "--init", runs["autoencoder"])
@@ -268,22 +278,22 @@ def test_all_stages_train_and_release_a_checkpoint(
     last = ("--steps", 3, "--batch", 2, "--pool", 8)
     run_stage("train_diffusion", tmp_path / "noisy", *small, *before, *last)
     ours = ("--diffusion", tmp_path / "noisy", *judged, "--diffused", 1, "--reconstructed", 1)
-    run_stage("train_finish", runs["diffusion"], *small, *before, *last, *ours)
+    run_stage("train_fine_tuning", runs["diffusion"], *small, *before, *last, *ours)
 
     (photos / "sources.json").write_text('[{"source": "scikit-learn", "licence": "CC-BY-2.0"}]')
     out = tmp_path / "checkpoint"
     named = [str(v) for n, run in runs.items() for v in (f"--{n}", run)] + list(map(str, seen))
     release = [sys.executable, "-m", f"{STAGES}.release", "--preset", "micro", "--version", "0"]
     release += [*named, "--photos", str(photos), "--out", str(out)]
-    release += ["--taught-by", "a network", "MIT", "pictures"]
-    release += ["--began-with", "an old one", "BSD-3-Clause", "the decoder"]
+    release += ["--teacher-source", "a network", "MIT", "pictures"]
+    release += ["--initialized-from", "an old one", "BSD-3-Clause", "the decoder"]
     subprocess.run(release, check=True, timeout=120)
     manifest = open_bundle(out).manifest
     assert manifest.provenance.sources[0]["name"] == "scikit-learn"
-    taught = {"name": "a network", "licence": "MIT", "used_for": "teaching pictures"}
+    target = {"name": "a network", "licence": "MIT", "used_for": "distillation of pictures"}
     began = {"name": "an old one", "licence": "BSD-3-Clause"}
-    began["used_for"] = "first weights of the decoder"
-    assert manifest.provenance.sources[-2:] == (taught, began)
+    began["used_for"] = "initial weights of the decoder"
+    assert manifest.provenance.sources[-2:] == (target, began)
     assert manifest.provenance.licence == "Apache-2.0 AND BSD-3-Clause"
     assert manifest.components["captioner"].labels == ("cat", "tree", "house", "sea")
     scale = manifest.latent.residual_scale
@@ -297,27 +307,29 @@ def test_all_stages_train_and_release_a_checkpoint(
     released = ["--modalities", out, *(v for n in runs for v in (f"--{n}", out))]
     again = tmp_path / "again"
     ours = (*judged, "--diffused", 1, "--reconstructed", 1, "--anchor-weight", 0.1)
-    run_stage("train_finish", again, *small, *released, *last, *ours)
+    run_stage("train_fine_tuning", again, *small, *released, *last, *ours)
     before, after = load_states(out), load_run(again)
-    assert set(after) == {"denoiser", "decoder", "critic", "lr_encoder"}
+    assert set(after) == {"denoiser", "decoder", "discriminator", "lr_encoder"}
     for name in ("denoiser", "decoder", "lr_encoder"):
         assert any(not torch.equal(v, after[name][k]) for k, v in before[name].items()), name
         for key, value in before[name].items():
             torch.testing.assert_close(after[name][key], value, atol=0.01, rtol=0)
 
 
-def test_a_decoder_begins_at_the_compact_enlarger_that_was_taught(
+def test_a_decoder_begins_at_the_super_resolution_network_that_was_trained(
     photos: Path, lpips_weights: Path, tmp_path: Path
 ) -> None:
     device = torch.device("cpu")
-    sizes = {"taught_crop": 64, "crop": 64, "batch": 2, "pool": 8, "vgg_taps": 3, "vgg_crop": 48}
-    stage = CompactStage(clean=0.0, **sizes)
+    sizes = {"teacher_crop": 64, "crop": 64, "batch": 2, "pool": 8, "vgg_taps": 3, "vgg_crop": 48}
+    stage = SuperResolutionStage(clean=0.0, **sizes)
     torch.manual_seed(0)
-    compact = Compact(2, 8)
+    compact = CompactSuperResolution(2, 8)
     config = RunConfig(steps=60, warmup=1, log_every=10, learning_rate=3e-3, device="cpu")
     run = Run(tmp_path, config, stage, {"compact": compact})
-    pool = TaughtPool(Photos(photos, device), Doubled(), stage, seed=0)
-    train_compact(pool, PictureLoss(lpips_weights, stage, target_share=0.0), run, stage, device)
+    pool = DistillationPool(Photos(photos, device), Doubled(), stage, seed=0)
+    train_super_resolution(
+        pool, PictureLoss(lpips_weights, stage, target_share=0.0), run, stage, device
+    )
     with (tmp_path / "log.csv").open() as file:
         log = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     assert log[-1]["l1"] < 0.6 * log[0]["l1"]
@@ -334,7 +346,7 @@ def test_a_decoder_begins_at_the_compact_enlarger_that_was_taught(
     decoder(latent, lr).square().mean().backward()
     assert decoder.out[0].weight.grad.abs().max() > 0
     with pytest.raises(OptionError, match="does not fit this preset"):
-        decoder.begin_at(Compact(3, 8).state_dict())
+        decoder.begin_at(CompactSuperResolution(3, 8).state_dict())
 
 
 def test_a_longer_compact_enlarger_begins_where_a_shorter_one_ended() -> None:
@@ -342,15 +354,15 @@ def test_a_longer_compact_enlarger_begins_where_a_shorter_one_ended() -> None:
     short = build_component("decoder", "micro")
     long = build_component("decoder", "micro")
     assert isinstance(short, SlimDecoder) and isinstance(long, SlimDecoder)
-    short.compact, long.compact = Compact(2, 8), Compact(5, 8)
+    short.compact, long.compact = CompactSuperResolution(2, 8), CompactSuperResolution(5, 8)
     fresh = start_from({"decoder": long}, {"decoder": short.state_dict()})
     latent, lr = torch.randn(1, 4, 8, 8), torch.rand(1, 3, 16, 16) * 2 - 1
     assert (long(latent, lr) - short(latent, lr)).abs().max() > 0.01
-    grow_compact(long, fresh)
+    grow_super_resolution(long, fresh)
     torch.testing.assert_close(long(latent, lr), short(latent, lr))
     # Where nothing was given, nothing is handed over.
     before = short.compact.body[0].weight.clone()
-    grow_compact(short, start_from({"decoder": short}, {}))
+    grow_super_resolution(short, start_from({"decoder": short}, {}))
     assert torch.equal(short.compact.body[0].weight, before)
 
 
@@ -447,14 +459,14 @@ def test_squares_are_cut_and_turned_as_one_by_one() -> None:
         assert torch.equal(got[i], wanted)
 
 
-def test_pieces_of_a_taught_picture_stay_together(photos: Path) -> None:
-    stage = TaughtStage(taught_crop=64, crop=32, batch=4, pool=16, reuse=4, clean=0.0)
-    pool = TaughtPool(Photos(photos, torch.device("cpu")), Doubled(), stage, seed=0)
+def test_pieces_of_a_target_stay_together(photos: Path) -> None:
+    stage = DistillationStage(teacher_crop=64, crop=32, batch=4, pool=16, reuse=4, clean=0.0)
+    pool = DistillationPool(Photos(photos, torch.device("cpu")), Doubled(), stage, seed=0)
     assert pool.count == 8
-    lr, hr, taught = pool.batch(24)
-    assert lr.shape == (24, 3, 8, 8) and hr.shape == taught.shape == (24, 3, 32, 32)
+    lr, hr, target = pool.batch(24)
+    assert lr.shape == (24, 3, 8, 8) and hr.shape == target.shape == (24, 3, 32, 32)
     # Turned, mirrored and cut alike: the teacher's answer is still the one to this piece.
-    torch.testing.assert_close(taught, Doubled()(lr), atol=1.5 / 127.5, rtol=0)
+    torch.testing.assert_close(target, Doubled()(lr), atol=1.5 / 127.5, rtol=0)
     # 24 pieces, each picture used four times: eight new ones came; then the oldest go.
     assert pool.count == 8 and pool.owed == 6
     for _ in range(4):
@@ -462,28 +474,30 @@ def test_pieces_of_a_taught_picture_stay_together(photos: Path) -> None:
     assert pool.count == 16
 
 
-def test_taught_pictures_are_kept_in_a_file(photos: Path, tmp_path: Path) -> None:
-    stage = TaughtStage(taught_crop=64, crop=32, batch=4, pool=16, reuse=float("inf"), clean=0.0)
+def test_targets_are_kept_in_a_file(photos: Path, tmp_path: Path) -> None:
+    stage = DistillationStage(
+        teacher_crop=64, crop=32, batch=4, pool=16, reuse=float("inf"), clean=0.0
+    )
     device = torch.device("cpu")
-    made = TaughtPool(Photos(photos, device), Doubled(), stage, seed=0)
-    write_taught(tmp_path / "taught.pt", made.held)
-    held = read_taught([tmp_path / "taught.pt"] * 2, stage)
-    pool = TaughtPool(Photos(photos, device), nn.Identity(), stage, seed=0, held=held)
-    lr, _, taught = pool.batch(24)
+    made = DistillationPool(Photos(photos, device), Doubled(), stage, seed=0)
+    write_targets(tmp_path / "targets.pt", made.held)
+    held = read_targets([tmp_path / "targets.pt"] * 2, stage)
+    pool = DistillationPool(Photos(photos, device), nn.Identity(), stage, seed=0, held=held)
+    lr, _, target = pool.batch(24)
     assert pool.count == 16 == 2 * made.count  # and none was made beside them
-    torch.testing.assert_close(taught, Doubled()(lr), atol=1.5 / 127.5, rtol=0)
+    torch.testing.assert_close(target, Doubled()(lr), atol=1.5 / 127.5, rtol=0)
     with pytest.raises(OptionError, match="have 64 pixels a side, and crop is 128"):
-        read_taught([tmp_path / "taught.pt"], replace(stage, crop=128))
-    (tmp_path / "taught.pt").write_bytes(b"PK")
-    with pytest.raises(OptionError, match="cannot read taught pictures"):
-        read_taught([tmp_path / "taught.pt"], stage)
+        read_targets([tmp_path / "targets.pt"], replace(stage, crop=128))
+    (tmp_path / "targets.pt").write_bytes(b"PK")
+    with pytest.raises(OptionError, match="cannot read distillation targets"):
+        read_targets([tmp_path / "targets.pt"], stage)
 
 
 def test_the_answer_to_a_clean_picture_is_the_hr_picture(photos: Path) -> None:
-    stage = TaughtStage(taught_crop=64, crop=32, batch=4, pool=16, reuse=4, clean=1.0)
-    pool = TaughtPool(Photos(photos, torch.device("cpu")), Doubled(), stage, seed=0)
-    lr, hr, taught = pool.batch(24)
-    assert torch.equal(taught, hr)
+    stage = DistillationStage(teacher_crop=64, crop=32, batch=4, pool=16, reuse=4, clean=1.0)
+    pool = DistillationPool(Photos(photos, torch.device("cpu")), Doubled(), stage, seed=0)
+    lr, hr, target = pool.batch(24)
+    assert torch.equal(target, hr)
     # The HR picture, shrunk, is the piece but for what bicubic takes from around it.
     inner = (..., slice(2, -2), slice(2, -2))
     shrunk = torch.nn.functional.interpolate(hr, (8, 8), mode="bicubic", antialias=True)
@@ -495,8 +509,8 @@ def test_the_teachers_stage_learns_from_the_teacher_alone(
     photos: Path, lpips_weights: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     device = torch.device("cpu")
-    sizes = {"taught_crop": 64, "crop": 64, "batch": 2, "pool": 8}
-    stage = TaughtStage(preset="micro", clean=0.0, later=0.5, reconstructed=0.5, **sizes)
+    sizes = {"teacher_crop": 64, "crop": 64, "batch": 2, "pool": 8}
+    stage = DistillationStage(preset="micro", clean=0.0, later=0.5, reconstructed=0.5, **sizes)
     states = load_states(checkpoint)
     names = ("hr_encoder", "tokenizer", "lr_encoder", "decoder")
     networks = {n: build_component(n, "micro") for n in names}
@@ -509,7 +523,7 @@ def test_the_teachers_stage_learns_from_the_teacher_alone(
     before = {k: v.clone() for k, v in net.connector.state_dict().items()}
     config = RunConfig(steps=150, warmup=1, log_every=10, learning_rate=2e-3, device="cpu")
     run = Run(tmp_path, config, stage, {**networks, "denoiser": net})
-    pool = TaughtPool(Photos(photos, device), Doubled(), stage, seed=0)
+    pool = DistillationPool(Photos(photos, device), Doubled(), stage, seed=0)
     train(pool, PictureLoss(lpips_weights, stage, target_share=0.0), hr_encoder, run, stage, device)
     with (tmp_path / "log.csv").open() as file:
         log = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]

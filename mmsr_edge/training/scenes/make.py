@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mmsr_edge.files import write_atomically
+from mmsr_edge.files import replacing
 from mmsr_edge.training.scenes.places import draw_scene
 from mmsr_edge.training.scenes.render import render
 from mmsr_edge.training.scenes.textures import Textures
@@ -62,12 +62,8 @@ def _write(job: tuple[Path, int, int]) -> None:
     path, first, side = job
     scenes = [render_scene(_TEXTURES[0], first + i, side) for i in range(FILE)]
     rgb, inverse = (np.stack(column) for column in zip(*scenes, strict=True))
-
-    def write(part: Path) -> None:
-        with part.open("wb") as file:
-            np.savez(file, rgb=rgb, inverse=inverse.astype(np.float16))
-
-    write_atomically(path, write)
+    with replacing(path) as file:
+        np.savez(file, rgb=rgb, inverse=inverse.astype(np.float16))
 
 
 def make_scenes(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from mmsr_edge.training.data import find_photos
+from mmsr_edge.training.data.photos import find_photos
 
 Array = NDArray[Any]
 

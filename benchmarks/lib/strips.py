@@ -1,0 +1,32 @@
+"""Strips: the same crop of a picture as several methods give it, side by side, with captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from lib.comparison import busiest
+
+LINE = 14
+"""Height of a caption in pixels."""
+
+
+def strip(rows: Sequence[Sequence[tuple[str, Image.Image]]], side: int = 160) -> Image.Image:
+    """One row a picture; the crop is where the row's first picture has most detail.
+
+    Args:
+        rows: (caption, picture) of each cell; a row's pictures are of one size.
+        side: of a crop in pixels.
+    """
+    width = max(len(row) for row in rows) * side
+    sheet = Image.new("RGB", (width, len(rows) * (side + LINE)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, row in enumerate(rows):
+        top, left = busiest(np.asarray(row[0][1]), side)
+        y = number * (side + LINE)
+        for column, (caption, picture) in enumerate(row):
+            sheet.paste(picture.crop((left, top, left + side, top + side)), (column * side, y))
+            draw.text((column * side + 2, y + side + 1), caption, fill="black")
+    return sheet

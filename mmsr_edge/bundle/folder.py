@@ -1,0 +1,223 @@
+"""Bundles: a folder with a manifest and the files it lists, opened only when all are intact."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmsr_edge.bundle.manifest import Manifest
+from mmsr_edge.bundle.specs import FASTEST, PRECISIONS, Artifact, ComponentSpec, FileSpec
+from mmsr_edge.errors import BundleError, OptionError
+from mmsr_edge.files import write_text
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+__all__ = [
+    "MANIFEST_NAME",
+    "Bundle",
+    "describe_file",
+    "load_manifest",
+    "open_bundle",
+    "shipped_bundles",
+    "write_manifest",
+]
+
+MANIFEST_NAME = "manifest.json"
+"""Name of the manifest in its bundle."""
+
+_SHIPPED = Path(__file__).resolve().parents[1] / "bundles"
+_verified: dict[Path, tuple[int, int, str]] = {}  # path -> (mtime_ns, size, sha256)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: every file it lists was present and intact."""
+
+    root: Path
+    """The folder."""
+    manifest: Manifest
+    """What it declares."""
+
+    def component(self, name: str) -> ComponentSpec:
+        """The component called `name`.
+
+        Raises:
+            BundleError: the bundle has none of that name.
+        """
+        try:
+            return self.manifest.components[name]
+        except KeyError:
+            has = ", ".join(self.manifest.components)
+            raise BundleError(
+                f"bundle {self.manifest.name!r} has no component {name!r}; it has {has}"
+            ) from None
+
+    def artifact(
+        self,
+        component: str,
+        formats: Sequence[str],
+        precision: str = "auto",
+        order: Sequence[str] = FASTEST,
+        backend: str | None = None,
+    ) -> Artifact:
+        """Choose one form of a component.
+
+        Args:
+            component: Its name.
+            formats: Formats that will do, the preferred one first.
+            precision: "auto" takes the first of `order` there is. A named one falls back to the
+                nearest more exact one, for only some components are worth quantizing.
+            order: Preference of "auto".
+            backend: Who will open it. Forms made for it come before those made for all; forms
+                made for others only are left out.
+
+        Raises:
+            BundleError: there is no such form.
+            OptionError: `precision` is unknown.
+        """
+        if precision != "auto" and precision not in PRECISIONS:
+            raise OptionError(
+                f"precision {precision!r} is unknown; choose auto, {', '.join(PRECISIONS)}"
+            )
+        wanted = order if precision == "auto" else PRECISIONS[PRECISIONS.index(precision) :]
+        artifacts = self.component(component).artifacts
+        own = [a for a in artifacts if backend is not None and backend in a.backends]
+        common = [a for a in artifacts if not a.backends]
+        # What was made for a backend was measured to be its fastest: "auto" looks no further. A
+        # named precision is the caller's, and of two files at that, the backend's own is taken.
+        groups = [own, common] if precision == "auto" else [[*own, *common]]
+        for group in groups:
+            # Of files in one form, the first counts.
+            forms: dict[tuple[str, str], Artifact] = {
+                (a.precision, a.format): a for a in reversed(group)
+            }
+            for level in wanted:
+                for form in formats:
+                    if (level, form) in forms:
+                        return forms[level, form]
+        has = ", ".join(dict.fromkeys(f"{a.format} {a.precision}{_for(a)}" for a in artifacts))
+        asked = "" if precision == "auto" else f" at {precision} or better"
+        raise BundleError(
+            f"bundle {self.manifest.name!r} has {component!r} as {has}; "
+            f"needed: {' or '.join(formats)}{asked}"
+        )
+
+    def path(self, file: FileSpec) -> Path:
+        """Where a listed file is."""
+        return self.root / file.path
+
+
+def _for(artifact: Artifact) -> str:
+    return f" (for {' and '.join(artifact.backends)})" if artifact.backends else ""
+
+
+def shipped_bundles() -> tuple[str, ...]:
+    """Names of the models inside the package."""
+    return tuple(sorted(path.parent.name for path in _SHIPPED.glob(f"*/{MANIFEST_NAME}")))
+
+
+def open_bundle(model: str | os.PathLike[str]) -> Bundle:
+    """Open a bundle and check every file it lists: presence, size and SHA-256.
+
+    A file is hashed once per process, until its time or size changes.
+
+    Args:
+        model: A shipped name, such as "nano", or a folder. A shipped name wins over a folder of
+            the same name; write `./nano` for the folder.
+
+    Raises:
+        BundleError: there is no such bundle, or a file is missing or altered.
+    """
+    if isinstance(model, str) and model in shipped_bundles():
+        root = _SHIPPED / model
+    else:
+        root = Path(model).expanduser()
+    manifest = load_manifest(root)
+    for component in manifest.components.values():
+        for artifact in component.artifacts:
+            for file in artifact.files:
+                _verify(root, file)
+    return Bundle(root=root, manifest=manifest)
+
+
+def load_manifest(root: str | os.PathLike[str]) -> Manifest:
+    """Read the manifest of the bundle in folder `root`; its files are not looked at.
+
+    Raises:
+        BundleError: the folder or the manifest is missing or malformed.
+    """
+    path = Path(root) / MANIFEST_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        names = ", ".join(map(repr, shipped_bundles())) or "none"
+        raise BundleError(
+            f"no bundle {str(root)!r}: {str(path)!r} does not exist. "
+            f"Give a folder with a {MANIFEST_NAME}, or a shipped model: {names}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{str(path)!r} cannot be read: {error}") from error
+    try:
+        return Manifest.from_json(text)
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from None
+
+
+def describe_file(root: str | os.PathLike[str], path: str | os.PathLike[str]) -> FileSpec:
+    """The `FileSpec` of an existing file, for whoever writes a bundle.
+
+    Args:
+        root: The bundle's folder.
+        path: The file, relative to `root`.
+    """
+    full = Path(root, path)
+    return FileSpec(path=Path(path).as_posix(), sha256=_digest(full), bytes=full.stat().st_size)
+
+
+def write_manifest(root: str | os.PathLike[str], manifest: Manifest) -> Path:
+    """Write `manifest` into folder `root`, in one step, and return its path."""
+    path = Path(root) / MANIFEST_NAME
+    write_text(path, manifest.to_json())
+    return path
+
+
+def _verify(root: Path, file: FileSpec) -> None:
+    path = root / file.path
+    remedy = (
+        "copy or export the bundle again"
+        if root.parent != _SHIPPED
+        else ("reinstall it: pip install --force-reinstall --no-deps mmsr-edge")
+    )
+    try:
+        state = path.stat()
+        if not path.is_file():
+            raise FileNotFoundError
+        if state.st_size != file.bytes:
+            raise BundleError(
+                f"{str(path)!r} has {state.st_size} bytes instead of {file.bytes}; {remedy}"
+            )
+        key = path.resolve()
+        known = _verified.get(key)
+        if known is None or known[:2] != (state.st_mtime_ns, state.st_size):
+            known = _verified[key] = (state.st_mtime_ns, state.st_size, _digest(path))
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(f"{str(path)!r} is listed but missing; {remedy}") from None
+    except (OSError, UnicodeEncodeError) as error:  # a name that no file system can hold
+        raise BundleError(f"{str(path)!r} cannot be read: {error}; {remedy}") from error
+    if known[2] != file.sha256:
+        raise BundleError(
+            f"{str(path)!r} has SHA-256 {known[2][:12]}... instead of {file.sha256[:12]}...: "
+            f"its content was altered; {remedy}"
+        )
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

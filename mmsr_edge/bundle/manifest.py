@@ -1,0 +1,115 @@
+"""The manifest: everything that a bundle declares, read from and written to `manifest.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from mmsr_edge.bundle.contract import check_components
+from mmsr_edge.bundle.records import decode, encode
+from mmsr_edge.bundle.specs import (
+    ComponentSpec,
+    LatentSpec,
+    Provenance,
+    SamplerSpec,
+    TextSpec,
+    TileSpec,
+)
+from mmsr_edge.errors import BundleError
+
+SCHEMA = 1
+"""The version of the manifest's own form. Raised when an older reader would misread a newer one."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a bundle declares."""
+
+    name: str
+    """Name of the model, such as "nano"."""
+    version: str
+    """Version of the weights."""
+    preset: str
+    """Architecture, a key of `mmsr_edge.models.presets`."""
+    scale: int
+    """Output pixels to an input pixel, along each side."""
+    tile: TileSpec
+    """The window the networks see."""
+    latent: LatentSpec
+    """The space the diffusion runs in."""
+    sampler: SamplerSpec
+    """The diffusion schedule and the defaults of sampling."""
+    text: TextSpec
+    """How a prompt becomes ids."""
+    components: dict[str, ComponentSpec]
+    """The networks by role."""
+    provenance: Provenance
+    """Where the weights come from."""
+    allow_failing: tuple[str, ...] = ()
+    """Components shipped although their parity card misses its gate."""
+    untrained: tuple[str, ...] = ()
+    """Components that wait for training; `Upscaler` refuses a bundle that has any."""
+    schema: int = SCHEMA
+    """Version of this form."""
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise BundleError(
+                f"manifest schema {self.schema} is not {SCHEMA}, the one this mmsr-edge reads; "
+                "install the release that wrote the bundle, or export it again"
+            )
+        for key in ("allow_failing", "untrained"):
+            for name in getattr(self, key):
+                if name not in self.components:
+                    raise BundleError(f"{key} names {name!r}, which is no component")
+        check_components(
+            self.components,
+            scale=self.scale,
+            tile=self.tile,
+            latent=self.latent,
+            text=self.text,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read a manifest.
+
+        Raises:
+            BundleError: `text` is not JSON, has a missing, unknown or ill-typed key, or its
+                components do not fit together.
+        """
+        try:
+            data = json.loads(text, object_pairs_hook=_distinct)
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+            raise BundleError(f"manifest is not JSON: {error}; export the bundle again") from None
+        # The schema is looked at first: a newer form is one problem, not a hundred unknown keys.
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema is None:
+            raise BundleError(f"schema: missing; this mmsr-edge reads schema {SCHEMA}")
+        if schema != SCHEMA:
+            raise BundleError(
+                f"schema: {schema!r} is not {SCHEMA}, the one this mmsr-edge reads; "
+                "install the release that wrote the bundle, or export it again"
+            )
+        return decode(cls, data)
+
+    def to_json(self) -> str:
+        """The manifest as JSON text, which `from_json` reads back to an equal object."""
+        try:
+            return json.dumps(encode(self), indent=2, allow_nan=False) + "\n"
+        except ValueError as error:
+            raise BundleError(
+                f"manifest holds a number that JSON cannot: {error}; "
+                "write null for an infinite PSNR"
+            ) from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key given twice, readers would disagree which counts."""
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise BundleError(f"manifest has the key {twice!r} twice; remove one of the two")
+    return data

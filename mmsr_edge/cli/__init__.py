@@ -1,0 +1,1 @@
+"""The command line: `mmsr-edge upscale`, `mmsr-edge info`, `mmsr-edge bench`."""

@@ -1,0 +1,35 @@
+"""Pictures in and out of files, with nothing that they carry lost on the way."""
+
+from __future__ import annotations
+
+from mmsr_edge.image.load import (
+    MAX_PIXELS,
+    ImagePath,
+    Picture,
+    load_image,
+    open_image,
+    picture_size,
+)
+from mmsr_edge.image.save import (
+    FORMATS,
+    FileFormat,
+    check_output,
+    check_place,
+    save_image,
+    to_pil,
+)
+
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "FileFormat",
+    "ImagePath",
+    "Picture",
+    "check_output",
+    "check_place",
+    "load_image",
+    "open_image",
+    "picture_size",
+    "save_image",
+    "to_pil",
+]

@@ -1,0 +1,88 @@
+"""Segmentation: a colour per class. The caller's classes or colours, or the bundle's network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from mmsr_edge.errors import ImageError
+from mmsr_edge.image import load_image
+from mmsr_edge.modalities.base import MapModality, UnusableMapError, run_on_picture
+from mmsr_edge.modalities.maps import MapSource, open_source, read_plane
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from mmsr_edge.modalities.base import NetworkRun
+    from mmsr_edge.modalities.maps import Map
+
+    Array = npt.NDArray[Any]
+
+__all__ = ["PALETTE", "SEGMENTATION", "make_segmentation", "segmentation_map"]
+
+
+def _voc_palette() -> npt.NDArray[np.uint8]:
+    # The bits of the class number are dealt to red, green and blue in turn, highest colour bit
+    # first, so that neighbouring classes get colours far apart.
+    classes = np.arange(256)
+    palette = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        palette[:, bit % 3] |= ((classes >> bit & 1) << (7 - bit // 3)).astype(np.uint8)
+    return palette
+
+
+PALETTE = _voc_palette()
+"""Colour of each class, uint8 [256, 3]: that of PASCAL VOC. Fixed, for the weights depend on it."""
+
+
+def segmentation_map(segmentation: MapSource) -> Map:
+    """The map of a segmentation: each class in its colour of `PALETTE`.
+
+    Args:
+        segmentation: classes 0 … 255 as a 2-D integer array or grey picture, any size; or a
+            colour picture (also one with a palette), which is taken as it is.
+
+    Raises:
+        ImageError: for classes that are not whole numbers from 0 to 255.
+    """
+    source = open_source(segmentation)
+    if isinstance(source, Image.Image):
+        if source.mode not in {"1", "L", "I", "I;16", "I;16L", "I;16B"}:
+            return load_image(source).rgb
+        source = np.asarray(source)
+    if source.ndim == 3 and source.shape[2] in {3, 4}:
+        return load_image(source).rgb
+    classes = read_plane("segmentation", source)
+    if classes.dtype.kind not in "bui":
+        raise ImageError(
+            f"segmentation is of {classes.dtype}; classes must be integers, colours [H, W, 3]"
+        )
+    if int(classes.min()) < 0 or int(classes.max()) > 255:
+        raise ImageError(
+            f"segmentation has classes from {classes.min()} to {classes.max()}; "
+            "they must be from 0 to 255"
+        )
+    return PALETTE[classes.astype(np.uint8)].astype(np.float32) / 127.5 - 1
+
+
+def make_segmentation(rgb: Array, run: NetworkRun) -> Map | None:
+    """The map of the bundle's segmentation network, of a picture [H, W, 3] in [-1, 1]; None without.
+
+    Raises:
+        UnusableMapError: the network finds none of its classes.
+    """
+    classes = run_on_picture(rgb, run, "segmentation")
+    if classes is None:
+        return None
+    if not classes.any():
+        raise UnusableMapError("the network finds nothing that it knows")
+    return segmentation_map(classes[0])
+
+
+# Colours that stand for classes must not mix.
+SEGMENTATION = MapModality(
+    "segmentation", segmentation_map, make_segmentation, Image.Resampling.NEAREST
+)
+"""Segmentation as a modality."""

@@ -1,0 +1,88 @@
+"""From a preset to the networks of its components, by the names that a bundle gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from mmsr_edge.errors import OptionError
+from mmsr_edge.models.autoencoder import FACTOR, SCALE, build_autoencoder
+from mmsr_edge.models.caption import build_tagger
+from mmsr_edge.models.connector import Connector
+from mmsr_edge.models.depth import build_depth
+from mmsr_edge.models.presets import Preset, preset
+from mmsr_edge.models.segmentation import build_segmentation
+from mmsr_edge.models.text import TextEncoder
+from mmsr_edge.models.tokenizer import Tokenizer
+from mmsr_edge.models.unet import UNet
+
+__all__ = [
+    "COMPONENTS",
+    "MODALITY_NETWORKS",
+    "build_component",
+    "build_networks",
+    "preset_components",
+]
+
+MODALITY_NETWORKS = ("depth", "segmentation", "captioner")
+"""Networks that make a modality from the whole picture; some presets have none of their own."""
+
+
+def _modality(name: str, build: Callable[[Any], nn.Module]) -> Callable[[Preset], nn.Module]:
+    def built(p: Preset) -> nn.Module:
+        config = getattr(p, name)
+        if config is None:
+            raise OptionError(f"preset {p.name!r} has no {name!r} of its own")
+        return build(config)
+
+    return built
+
+
+def _autoencoder(name: str) -> Callable[[Preset], nn.Module]:
+    return lambda p: build_autoencoder(p.autoencoder)[name]
+
+
+_BUILDERS: dict[str, Callable[[Preset], nn.Module]] = {
+    "depth": _modality("depth", build_depth),
+    "segmentation": _modality("segmentation", build_segmentation),
+    "captioner": _modality("captioner", build_tagger),
+    "hr_encoder": _autoencoder("hr_encoder"),
+    "lr_encoder": _autoencoder("lr_encoder"),
+    "tokenizer": lambda p: Tokenizer(p.tokenizer),
+    "text_encoder": lambda p: TextEncoder(p.text, p.dim),
+    "connector": lambda p: Connector(p.connector, p.dim, p.tokenizer.width, p.text.length),
+    "unet": lambda p: UNet(p.unet, p.autoencoder.channels, p.dim, p.tile * SCALE // FACTOR),
+    "decoder": _autoencoder("decoder"),
+}
+
+COMPONENTS = tuple(_BUILDERS)
+"""All components of a checkpoint; devices do without `hr_encoder`."""
+
+
+def preset_components(p: Preset) -> tuple[str, ...]:
+    """Names of the components that a preset has."""
+    return tuple(n for n in COMPONENTS if n not in MODALITY_NETWORKS or getattr(p, n) is not None)
+
+
+def build_component(name: str, preset_name: str) -> nn.Module:
+    """Build one network with fresh weights, in evaluation mode.
+
+    Raises:
+        OptionError: for an unknown component or preset.
+    """
+    if name not in _BUILDERS:
+        raise OptionError(f"unknown component {name!r}; there are {', '.join(COMPONENTS)}")
+    return _BUILDERS[name](preset(preset_name)).eval()
+
+
+def build_networks(preset_name: str) -> dict[str, nn.Module]:
+    """Build every component of a preset."""
+    p = preset(preset_name)
+    networks: dict[str, nn.Module] = dict(build_autoencoder(p.autoencoder))
+    names = preset_components(p)
+    for name in names:
+        if name not in networks:
+            networks[name] = _BUILDERS[name](p)
+    return {name: networks[name].eval() for name in names}

@@ -1,0 +1,108 @@
+"""Inputs and outputs of the networks: their names, from the contract, and drawn stand-ins.
+
+Drawn inputs have the contract's shapes at a preset's sizes. They give every exporter its shapes and
+stand in for recorded inputs where there are none. Pictures and maps are RGB in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmsr_edge.bundle import CONTRACT, MAP_SIDE, MAP_TOKENS, MODALITIES
+from mmsr_edge.models.autoencoder import FACTOR, SCALE
+from mmsr_edge.models.presets import Preset
+
+Array = NDArray[Any]
+Draw = Callable[[Preset, tuple[int, ...], np.random.Generator], Array]
+
+
+def input_names(name: str, p: Preset) -> tuple[str, ...]:
+    """Names of a network's inputs, in the order of its arguments."""
+    # No preset's UNet takes w; only a decoder with a super-resolution network reads the LR picture.
+    absent = {("unet", "guidance")}
+    if not p.autoencoder.compact_layers:
+        absent.add(("decoder", "lr"))
+    return tuple(key for key in CONTRACT[name].inputs if (name, key) not in absent)
+
+
+def output_names(name: str) -> tuple[str, ...]:
+    """Names of a network's outputs, in the order of its results."""
+    return tuple(CONTRACT[name].outputs)
+
+
+def draw_inputs(name: str, p: Preset, rng: np.random.Generator) -> dict[str, Array]:
+    """One set of inputs of a network, batch 1, by name."""
+    sizes = _sizes(p)
+    feeds = {}
+    for key in input_names(name, p):
+        symbols, _ = CONTRACT[name].inputs[key]
+        shape = tuple(sizes[s] if s in sizes else int(s) for s in symbols.split())
+        feeds[key] = _DRAWS.get(key, _normal)(p, shape, rng)
+    return feeds
+
+
+def _sizes(p: Preset) -> dict[str, int]:
+    """Sizes of the contract's symbols (see `Signature`)."""
+    side = p.tile * SCALE
+    return {
+        "t": p.tile,
+        "c": p.autoencoder.channels,
+        "2c": 2 * p.autoencoder.channels,
+        "l": side // FACTOR,
+        "o": side,
+        "s": MAP_SIDE,
+        "n": MAP_TOKENS,
+        "w": p.tokenizer.width,
+        "i": p.text.length,
+        "d": p.dim,
+        "m": p.context_tokens,
+        "k": p.dim,
+    }
+
+
+def _normal(_: Preset, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    return rng.standard_normal(shape, np.float32)
+
+
+def _picture(_: Preset, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Coloured noise: coarse blobs with fine detail on them, as pictures have both."""
+    n = shape[-1]
+    coarse = rng.uniform(-1, 1, (1, 3, n // 8 + 1, n // 8 + 1)).repeat(8, 2).repeat(8, 3)
+    fine = rng.normal(0, 0.1, (1, 3, n, n))
+    return (coarse[..., :n, :n] + fine).clip(-1, 1).astype(np.float32)
+
+
+def _ids(p: Preset, _: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Start, a few words, end, padding."""
+    words = int(rng.integers(0, 12))
+    ids = np.zeros((1, p.text.length), np.int64)
+    ids[0, : words + 2] = [1, *rng.integers(3, p.text.vocab_size, words), 2]
+    return ids
+
+
+def _present(_: Preset, __: tuple[int, ...], rng: np.random.Generator) -> Array:
+    return (rng.random((1, len(MODALITIES))) < 0.7).astype(np.float32)
+
+
+def _temperature(_: Preset, __: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Log-uniform over the allowed range (Sec. 3.2)."""
+    return np.exp(rng.uniform(np.log(0.4), np.log(10), (1, len(MODALITIES)))).astype(np.float32)
+
+
+def _timestep(p: Preset, _: tuple[int, ...], rng: np.random.Generator) -> Array:
+    return rng.integers(0, p.sampler.num_train_timesteps, 1).astype(np.float32)
+
+
+_DRAWS: dict[str, Draw] = {
+    "image": _picture,
+    "lr": _picture,
+    "map": _picture,
+    "ids": _ids,
+    "present": _present,
+    "temperature": _temperature,
+    "timestep": _timestep,
+}

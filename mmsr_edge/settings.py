@@ -1,0 +1,124 @@
+"""Run settings: what the options of one call come to with a bundle's defaults."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mmsr_edge.bundle import MODALITIES
+from mmsr_edge.config import check_integer
+from mmsr_edge.errors import OptionError
+from mmsr_edge.modalities.prompt import join_words
+from mmsr_edge.sampler import GUIDANCE
+
+if TYPE_CHECKING:
+    from mmsr_edge.bundle import Manifest
+    from mmsr_edge.config import UpscaleOptions
+
+__all__ = ["RunSettings", "resolve", "takes_guidance"]
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """One run's settings with nothing left open."""
+
+    positive: str
+    """The prompt with the bundle's suffix; empty when text is absent."""
+    tagged: bool
+    """Whether what the tagger finds is put before `positive`."""
+    negative: str
+    """The negative prompt."""
+    steps: int
+    """Sampler steps."""
+    guidance: str | None
+    """One of `sampler.GUIDANCE`, or None: one UNet call a step."""
+    guidance_scale: float
+    """w of Eq. 3-4; 0 where guidance is None."""
+    temperature: tuple[float, float, float, float]
+    """δ/√d_k of Eq. 5 in the order of `MODALITIES`."""
+
+
+def resolve(options: UpscaleOptions, manifest: Manifest) -> RunSettings:
+    """Fill in a bundle's defaults.
+
+    Raises:
+        OptionError: for more steps than the model has timesteps, for guidance on a model that has
+            it baked in, and for a guidance scale that would go unused.
+    """
+    sampler, text = manifest.sampler, manifest.text
+    steps = sampler.steps if options.steps is None else operator.index(options.steps)
+    check_integer("steps", steps, 1, sampler.num_train_timesteps)
+
+    baked, taught = sampler.baked_guidance, steps <= sampler.few_steps
+    guidance: str | None
+    if options.guidance != "default":
+        guidance = options.guidance
+    elif baked is not None:
+        guidance = None
+    elif taught:
+        guidance = None if options.guidance_scale is None else sampler.few_guidance
+    else:
+        guidance = sampler.guidance
+    if taught and guidance is not None and sampler.few_guidance is None:
+        raise OptionError(
+            f"guidance is {guidance!r}, but {manifest.name!r} was taught its walks of up to "
+            f"{sampler.few_steps} steps without it, one UNet call a step; pass guidance=None, or "
+            "more steps"
+        )
+    if baked is not None and guidance is not None:
+        raise OptionError(
+            f"guidance is {guidance!r}, but {manifest.name!r} has guidance baked in at "
+            f"w = {baked:g}, so a step is one UNet call; pass guidance=None or leave it out"
+        )
+    if takes_guidance(manifest) and guidance not in (None, sampler.guidance):
+        raise OptionError(
+            f"guidance is {guidance!r}, but {manifest.name!r} was distilled from "
+            f"{sampler.guidance!r}; pass that, or guidance=None"
+        )
+    scale = options.guidance_scale
+    if scale is not None and guidance is None:
+        why = (
+            f"{manifest.name!r} has guidance baked in at w = {baked:g}; leave guidance_scale out"
+            if baked is not None
+            else f"guidance is None; choose one of {', '.join(map(repr, GUIDANCE))}"
+        )
+        raise OptionError(f"guidance_scale is {scale!r}, which would go unused: {why}")
+    if guidance is None:
+        scale = 0.0
+    elif scale is None:
+        scale = sampler.guidance_scale
+
+    given = options.temperature
+    if isinstance(given, Mapping):
+        by_name = {name: float(given.get(name, 1.0)) for name in MODALITIES}
+    else:
+        by_name = dict.fromkeys(MODALITIES, 1.0 if given is None else float(given))
+    tagged = options.prompt == "auto"
+    return RunSettings(
+        positive=(
+            ""
+            if options.prompt is None
+            else join_words("" if tagged else options.prompt, text.positive)
+        ),
+        tagged=tagged,
+        negative=text.negative if options.negative_prompt is None else options.negative_prompt,
+        steps=steps,
+        guidance=guidance,
+        guidance_scale=float(scale),
+        temperature=(
+            by_name["text"],
+            by_name["depth"],
+            by_name["segmentation"],
+            by_name["edges"],
+        ),
+    )
+
+
+def takes_guidance(manifest: Manifest) -> bool:
+    """Whether w is an input of the UNet, distilled so that one call contains the guidance.
+
+    Such a UNet learned one kind of guidance, and knows no other.
+    """
+    return manifest.components["unet"].takes("guidance")

@@ -1,0 +1,1 @@
+"""Training data: photographs, degradations, maps, samples and distillation targets."""

@@ -1,0 +1,215 @@
+"""Distillation targets: LR pictures and what a published super-resolution network makes of them.
+
+A stage makes its own while it trains, or starts with those of `--targets FILE`, which
+`training.make_targets` writes: the teacher's target for an LR picture is the same every time, and
+costs more than a training step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import Tensor, nn
+
+from mmsr_edge.errors import OptionError
+from mmsr_edge.files import replacing
+from mmsr_edge.models.autoencoder import SCALE
+from mmsr_edge.models.device import autocast
+from mmsr_edge.training.data.degradation import (
+    DegradeConfig,
+    bicubic_down,
+    degrade,
+    draw_config,
+)
+from mmsr_edge.training.data.photos import Photos, to_bytes, to_picture
+
+GROUP = 8
+"""Pictures that the teacher sees together."""
+Pictures = tuple[Tensor, Tensor, Tensor]
+"""LR [N, 3, h, w], HR and teacher target [N, 3, 4h, 4w] as uint8."""
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """Settings of stages that learn from a teacher's targets."""
+
+    teacher_crop: int = 224
+    """HR pixels of a side of the crops that the teacher sees."""
+    crop: int = 128
+    """HR pixels of a side of the pieces of them that are trained on."""
+    batch: int = 8
+    """Pieces per step."""
+    pool: int = 4096
+    """Teacher targets held."""
+    reuse: float = 32.0
+    """Pieces drawn from each; 1 where the teacher is cheap, `inf` to make none beside those of
+    `--targets`."""
+    clean: float = 0.25
+    """Share of LR pictures that are only downscaled."""
+    noisy: float = 0.0
+    """Share of the draws whose LR pictures are all strongly noisy."""
+
+
+CLEAN = 1 / 127.5
+"""An LR picture this near to the downscaled HR picture, everywhere, is that and no more."""
+
+
+@torch.no_grad()
+def make_targets(
+    photos: Photos, teacher: nn.Module, side: int, degradation: DegradeConfig, g: torch.Generator
+) -> Pictures:
+    """New pictures; where the LR picture is clean, the HR picture is the answer.
+
+    Args:
+        photos: where crops come from.
+        teacher: enlarges [B, 3, h, w] in [-1, 1].
+        side: HR pixels of a side.
+        degradation: what LR pictures are made by.
+        g: draws the degradations.
+    """
+    hr, _ = photos.batch(GROUP, side)
+    lr = degrade(hr, degradation, g)
+    with autocast(photos.device):
+        target = teacher(lr.contiguous(memory_format=torch.channels_last))
+    # Of a picture that was only downscaled more is known than the teacher shows.
+    known = (bicubic_down((hr + 1) / 2, SCALE) * 2 - 1 - lr).abs().amax((1, 2, 3)) < CLEAN
+    target = torch.where(known[:, None, None, None], hr, target)
+    return to_bytes(lr), to_bytes(hr), to_bytes(target)
+
+
+def join(parts: Sequence[Pictures]) -> Pictures:
+    """Pictures of one size, in one."""
+    lr, hr, target = (torch.cat(x) for x in zip(*parts, strict=True))
+    return lr, hr, target
+
+
+def cut(pictures: Tensor, rows: Tensor, corner: Tensor, side: int, turns: Tensor) -> Tensor:
+    """Squares of some pictures, turned, all at once: on a GPU one by one takes longer than a step.
+
+    Args:
+        pictures: [N, C, H, W].
+        rows: [B], of which picture.
+        corner: [B, 2], top and left.
+        side: of the squares.
+        turns: [B, 3] of bool: upside down, mirrored, and then rows for columns.
+
+    Returns:
+        [B, C, side, side].
+    """
+    line = torch.arange(side, device=rows.device)
+    y, x = (
+        corner[:, i, None] + torch.where(turns[:, i, None], side - 1 - line, line) for i in (0, 1)
+    )
+    swapped = turns[:, 2, None, None]
+    rows_of = torch.where(swapped, y[:, None, :], y[:, :, None])
+    columns_of = torch.where(swapped, x[:, :, None], x[:, None, :])
+    return pictures[rows[:, None, None], :, rows_of, columns_of].permute(0, 3, 1, 2)
+
+
+class DistillationPool:
+    """LR pictures, HR pictures and the teacher's answers, refreshed a few at a time.
+
+    Args:
+        photos: where crops come from.
+        teacher: enlarges [B, 3, h, w] in [-1, 1].
+        stage: sizes.
+        seed: of everything random.
+        held: pictures to start with; none: they are made.
+    """
+
+    def __init__(
+        self, photos: Photos, teacher: nn.Module, stage: DistillationConfig, seed: int,
+        held: Pictures | None = None,
+    ) -> None:  # fmt: skip
+        self.photos, self.teacher, self.stage = photos, teacher, stage
+        self.g = torch.Generator(photos.device).manual_seed(seed)
+        self.count = 0
+        """Pictures held."""
+        self.next, self.owed = 0, 0.0
+        first = held or self._make()
+        room = max(stage.pool, len(first[0]))
+        self.room = tuple(x.new_empty((room, *x.shape[1:]), device=photos.device) for x in first)
+        self._put(first)
+        while self.count < min(room, max(stage.batch, stage.pool // 32)):
+            self._put(self._make())
+
+    @property
+    def held(self) -> Pictures:
+        """The pictures."""
+        lr, hr, target = (x[: self.count] for x in self.room)
+        return lr, hr, target
+
+    def _put(self, new: Pictures) -> None:
+        """Keep new pictures, in the place of the oldest where there is no more room."""
+        size = len(self.room[0])
+        at = (torch.arange(len(new[0])) + self.next) % size
+        for kept, pictures in zip(self.room, new, strict=True):
+            kept[at.to(kept.device)] = pictures.to(kept.device)
+        self.next = (self.next + len(at)) % size
+        self.count = min(size, self.count + len(at))
+
+    def _make(self) -> Pictures:
+        stage = self.stage
+        degradation = draw_config(DegradeConfig(clean=stage.clean), stage.noisy, self.g)
+        return make_targets(self.photos, self.teacher, stage.teacher_crop, degradation, self.g)
+
+    def _refresh(self, count: int) -> None:
+        self.owed += count / self.stage.reuse
+        while self.owed >= GROUP:
+            self.owed -= GROUP
+            self._put(self._make())
+
+    def _below(self, limit: int, *shape: int) -> Tensor:
+        return torch.randint(limit, shape, generator=self.g, device=self.g.device)
+
+    def batch(self, count: int) -> list[Tensor]:
+        """Random squares of random pictures, in all three versions, turned the same way.
+
+        Returns:
+            LR [B, 3, h, w], HR and teacher target [B, 3, 4h, 4w], in [-1, 1].
+        """
+        self._refresh(count)
+        side = self.stage.crop // SCALE
+        rows = self._below(self.count, count)
+        corner = self._below(self.room[0].shape[-1] - side + 1, count, 2)
+        turns = self._below(2, count, 3).bool()
+        return [
+            to_picture(cut(pictures, rows, corner * scale, side * scale, turns))
+            for pictures, scale in zip(self.room, (1, SCALE, SCALE), strict=True)
+        ]
+
+
+def read_targets(files: Iterable[Path], stage: DistillationConfig) -> Pictures | None:
+    """The pictures in `files`; None: there are no files.
+
+    Raises:
+        OptionError: a file is missing or other than `write_targets` makes it, or its pictures are
+            smaller than the pieces that the stage cuts.
+    """
+    held: list[Pictures] = []
+    for path in files:
+        try:
+            lr, hr, target = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
+            reason = str(error).partition("\n")[0]
+            raise OptionError(
+                f"cannot read distillation targets in {str(path)!r}: {reason}"
+            ) from None
+        if hr.shape[-1] < stage.crop:
+            raise OptionError(
+                f"the pictures in {str(path)!r} have {hr.shape[-1]} pixels a side, and crop is "
+                f"{stage.crop}"
+            )
+        held.append((lr, hr, target))
+    return join(held) if held else None
+
+
+def write_targets(path: Path, held: Pictures) -> None:
+    """Write pictures for `read_targets`."""
+    whole = [x.cpu().clone() for x in held]
+    with replacing(path) as file:
+        torch.save(whole, file)

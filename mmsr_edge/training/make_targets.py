@@ -1,0 +1,59 @@
+"""Make distillation targets: LR pictures and what Real-ESRGAN x4plus makes of them, as one file.
+
+    python -m mmsr_edge.training.make_targets --photos DIR --teacher DIR --out FILE --count N
+
+A stage that distils starts with them when it is given `--targets FILE`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from mmsr_edge.models.device import pick_device
+from mmsr_edge.training.data.degradation import NOISY, DegradeConfig
+from mmsr_edge.training.data.distillation import GROUP, join, make_targets, write_targets
+from mmsr_edge.training.data.photos import HALVINGS, Photos
+from mmsr_edge.training.options import add_teacher
+from mmsr_edge.training.teachers.real_esrgan import load_real_esrgan
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--photos", type=Path, required=True, help="folder of photographs")
+    add_teacher(parser)
+    parser.add_argument("--out", type=Path, required=True, help="file to write")
+    parser.add_argument("--count", type=int, default=1024, help="pictures; default 1024")
+    parser.add_argument("--side", type=int, default=192, help="their HR pixels a side; default 192")
+    parser.add_argument(
+        "--clean", type=float, default=0.2, help="share that is only downscaled; default 0.2"
+    )
+    parser.add_argument(
+        "--halvings",
+        type=int,
+        default=HALVINGS,
+        help=f"smaller copies of each photo; default {HALVINGS}",
+    )
+    parser.add_argument(
+        "--noisy", action="store_true", help="all of them strongly noisy, none clean"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    args = parser.parse_args()
+    device = pick_device("auto")
+    g = torch.Generator(device).manual_seed(args.seed)
+    photos = Photos(args.photos, device, seed=args.seed, halvings=args.halvings)
+    teacher = load_real_esrgan(args.teacher, device)
+    groups = tqdm(range(-(-args.count // GROUP)), desc="targets", unit_scale=GROUP)
+    degradation = NOISY if args.noisy else DegradeConfig(clean=args.clean)
+    made = [make_targets(photos, teacher, args.side, degradation, g) for _ in groups]
+    write_targets(args.out, join(made))
+
+
+if __name__ == "__main__":
+    main()

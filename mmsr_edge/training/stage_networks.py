@@ -1,0 +1,84 @@
+"""What the stages after the diffusion start from: its denoiser, the autoencoder, and a discriminator."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mmsr_edge.models.autoencoder import SlimDecoder
+from mmsr_edge.models.networks import build_component
+from mmsr_edge.models.tokenizer import Tokenizer
+from mmsr_edge.training.denoiser import Denoiser
+from mmsr_edge.training.losses.discriminator import Discriminator
+from mmsr_edge.training.states import load_states, start_from
+
+
+@dataclass(frozen=True)
+class StageNetworks:
+    """The networks, on the device, in training mode."""
+
+    networks: dict[str, nn.Module]
+    """`hr_encoder`, `lr_encoder`, `tokenizer` and `decoder`."""
+    denoiser: Denoiser
+    """Text encoder, connector and UNet."""
+    discriminator: Discriminator
+    """Fresh where no run has one."""
+
+
+def add_stage_networks(parser: argparse.ArgumentParser, *, lpips: bool = True) -> None:
+    """Add the options that `load_stage_networks` reads, and `--lpips` for what trains them."""
+    for name in ("autoencoder", "tokenizer", "diffusion"):
+        parser.add_argument(
+            f"--{name}", type=Path, required=True, help=f"run of train_{name}, or a checkpoint"
+        )
+    if not lpips:
+        return
+    parser.add_argument(
+        "--lpips", type=Path, required=True, help="folder with alexnet.ckpt, vgg16.ckpt"
+    )
+
+
+def grow_super_resolution(decoder: nn.Module, fresh: list[str]) -> None:
+    """Let a compact enlarger with more layers than the weights it was given begin where they end.
+
+    Args:
+        decoder: of any preset.
+        fresh: tensors that were not given; see `run.start_from`.
+    """
+    layers = re.compile(r"decoder\.compact\.body\.(\d+)\.weight")
+    missing = [int(found[1]) for name in fresh if (found := layers.fullmatch(name))]
+    if missing and min(missing) > 0:
+        assert isinstance(decoder, SlimDecoder) and decoder.compact is not None
+        decoder.compact.pass_on(min(missing) // 2)
+
+
+def load_stage_networks(
+    args: argparse.Namespace, preset_name: str, device: torch.device
+) -> StageNetworks:
+    """Build the networks with the weights of the runs; of two that have one, the later stage's."""
+    states = {
+        **load_states(args.autoencoder),
+        **load_states(args.tokenizer, ema=False),
+        **load_states(args.diffusion),
+    }
+    networks: dict[str, nn.Module] = {
+        name: build_component(name, preset_name)
+        for name in ("hr_encoder", "lr_encoder", "tokenizer", "decoder")
+    }
+    discriminator = Discriminator()
+    fresh = start_from({**networks, "discriminator": discriminator}, states)
+    grow_super_resolution(networks["decoder"], fresh)
+    tokenizer = networks["tokenizer"]
+    assert isinstance(tokenizer, Tokenizer)
+    net = Denoiser(preset_name, tokenizer.vq.quantize.embedding.weight.detach())
+    # A preset without the MMLC has no use for its weights.
+    own = net.state_dict()
+    net.load_state_dict({k: v for k, v in states["denoiser"].items() if k in own})
+    for module in (*networks.values(), discriminator, net):
+        module.to(device, memory_format=torch.channels_last)
+    return StageNetworks(networks, net, discriminator)

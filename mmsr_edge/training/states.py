@@ -1,0 +1,104 @@
+"""State dicts of training runs and checkpoints, by network: read, written, and given to networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmsr_edge.bundle import MANIFEST_NAME, open_bundle
+from mmsr_edge.errors import OptionError
+from mmsr_edge.files import replacing
+from mmsr_edge.models.checkpoint import component_state
+
+DENOISER = ("text_encoder", "connector", "unet")
+"""Components that `denoiser.Denoiser` trains as one."""
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """What `Run.save` wrote.
+
+    Raises:
+        OptionError: when there is no run in `folder`.
+    """
+    path = folder / "state.pt"
+    if not path.exists():
+        raise OptionError(f"no training run in {str(folder)!r}: {path.name} is missing")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def averaged(state: dict[str, Any]) -> dict[tuple[str, str], Tensor]:
+    """The averaged weights of what learnt, by network and key; `state` as `load_state` gives it."""
+    names = [(n, k) for n, ks in state["parameters"].items() for k in ks]
+    return dict(zip(names, state["ema"]["shadow_params"], strict=True))
+
+
+def load_run(folder: Path, *, ema: bool = True) -> dict[str, dict[str, Tensor]]:
+    """State dicts of a run's networks, by name.
+
+    Args:
+        folder: of the run.
+        ema: the averaged weights; otherwise those last trained.
+
+    Raises:
+        OptionError: when there is no run in `folder`.
+    """
+    state = load_state(folder)
+    networks: dict[str, dict[str, Tensor]] = state["networks"]
+    if ema:
+        for (name, key), value in averaged(state).items():
+            networks[name][key] = value
+    return networks
+
+
+def write_run(folder: Path, networks: dict[str, dict[str, Tensor]]) -> None:
+    """Write state dicts as a run that has ended, for `load_run`; it cannot be resumed."""
+    state = {"networks": networks, "parameters": {}, "ema": {"shadow_params": []}}
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "state.pt") as file:
+        torch.save(state, file)
+
+
+def start_from(networks: dict[str, nn.Module], states: dict[str, dict[str, Tensor]]) -> list[str]:
+    """Give `networks` what `states` holds for them under the same name and shape.
+
+    Returns:
+        The tensors that keep their fresh weights; the modules they are in are printed.
+    """
+    fresh = []
+    for name, network in networks.items():
+        own, given = network.state_dict(), states.get(name, {})
+        fit = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+        network.load_state_dict(fit, strict=False)
+        fresh += [f"{name}.{key}" for key in own if key not in fit]
+    if fresh:
+        print("fresh weights in", *dict.fromkeys(".".join(n.split(".")[:3]) for n in fresh))
+    return fresh
+
+
+def load_states(folder: Path, *, ema: bool = True) -> dict[str, dict[str, Tensor]]:
+    """State dicts of a training run's networks, or of a checkpoint's as the stages name them.
+
+    Whether they fit today's networks is for `run.start_from` to say: a stage may begin with a layer
+    that the checkpoint's networks had not.
+
+    Args:
+        folder: a run's (see `run.load_run`), or a checkpoint such as `weights/nano`.
+        ema: of a run, the averaged weights; otherwise those last trained.
+
+    Raises:
+        OptionError: when `folder` is neither.
+        BundleError: when the checkpoint is damaged.
+    """
+    if not (folder / MANIFEST_NAME).exists():
+        return load_run(folder, ema=ema)
+    bundle = open_bundle(folder)
+    states = {name: component_state(bundle, name) for name in bundle.manifest.components}
+    denoiser = {f"{n}.{k}": v for n in DENOISER for k, v in states.pop(n).items()}
+    scale = bundle.manifest.latent.residual_scale
+    if scale is not None:
+        denoiser["residual_scale"] = torch.tensor(scale)
+    return {**states, "denoiser": denoiser}

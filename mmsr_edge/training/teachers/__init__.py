@@ -1,0 +1,1 @@
+"""Teachers: published networks, and what they say of photographs."""
