@@ -1,4 +1,4 @@
-"""A folder of photos, resumed where it stopped; Ctrl-C ends it between two network calls.
+"""Upscale a folder of photos. Ctrl-C stops the job; the same command resumes it.
 
 python examples/batch_job.py photos out
 """
@@ -15,7 +15,7 @@ from mmsr_edge.jobs import Outcome, find_tasks, run_job
 
 
 def main() -> int:
-    """Upscale the photos of the first argument into the second."""
+    """Upscale the photos in the first argument's folder into the second."""
     source, output = sys.argv[1:3]
     cancel = threading.Event()
     signal.signal(signal.SIGINT, lambda *_: cancel.set())

@@ -1,4 +1,4 @@
-"""Bring your own depth map: here the ground comes nearer towards the lower edge.
+"""Use your own depth map: here the ground is nearer towards the lower edge.
 
 python examples/own_depth.py photo.jpg photo_x4.png
 """
@@ -18,7 +18,7 @@ def main() -> None:
     source, target = sys.argv[1:3]
     with Image.open(source) as photo:
         width, height = photo.size
-    # From 0, far, to 1, near; of the photo's size. A path or a PIL image will do as well.
+    # From 0 (far) to 1 (near), at the photo's size. A path or a PIL image works, too.
     depth = np.repeat(np.linspace(0, 1, height, dtype=np.float32)[:, None], width, axis=1)
     result = Upscaler().upscale(source, depth=depth, output=target)
     used = result.maps["depth"]

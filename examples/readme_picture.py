@@ -1,9 +1,9 @@
-"""Makes the README's pictures: docs/sample.jpg and docs/before_after.png.
+"""Make the README's pictures: docs/sample.jpg and docs/before_after.png.
 
     pip install scikit-learn && python examples/readme_picture.py docs
 
-The photograph is scikit-learn's `china.jpg` (CC BY 2.0; credit in the README), shrunk to a quarter
-with a little noise and saved as JPEG: what a thumbnail or an old phone delivers.
+The photograph is scikit-learn's `china.jpg` (CC BY 2.0; credit in the README), reduced to a
+quarter with a little noise and saved as JPEG, like a thumbnail or a picture of an old phone.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from mmsr_edge import Upscaler
 
 SCALE = 4
 NOISE = 6.0
-"""Standard deviation, in 1/255."""
+"""Standard deviation of the noise, in 1/255."""
 QUALITY = 70
-"""Of the JPEG."""
+"""Quality of the JPEG."""
 BOX = (40, 20, 376, 424)
-"""What the README shows of the enlarged picture."""
+"""Part of the upscaled picture that the README shows: left, top, right, bottom, in pixels."""
 
 
 def sample() -> Image.Image:
-    """The low-resolution picture."""
+    """Make the low-resolution picture."""
     photo = Image.fromarray(load_sample_image("china.jpg"))
     photo = photo.crop((0, 0, photo.width // SCALE * SCALE, photo.height // SCALE * SCALE))
     small = np.asarray(
@@ -38,7 +38,7 @@ def sample() -> Image.Image:
 
 
 def main() -> None:
-    """Write both pictures into the folder given."""
+    """Write both pictures into the folder given as argument."""
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "sample.jpg"

@@ -1,4 +1,4 @@
-"""The shortest program: one photo in, one out, with what the tool saw of it.
+"""The shortest program: upscale one photo, and print its maps, timings and warnings.
 
 python examples/upscale_photo.py photo.jpg photo_x4.png
 """

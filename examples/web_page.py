@@ -1,8 +1,8 @@
-"""A web page on this machine: a photo dropped on it, before and after, its maps, the dials live.
+"""A web page on this machine that upscales a photo: before and after, its maps, and the dials.
 
     pip install '.[web,openvino]' && python examples/web_page.py
 
-It listens on 127.0.0.1 alone, asks nothing of any other machine, and works offline.
+It listens on 127.0.0.1 only, sends no request to another machine, and works offline.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mmsr_edge.image.finishing import shown_colours
 
 
 def bicubic(photo: str, size: tuple[int, int]) -> Image.Image:
-    """The photo, enlarged without the model: in sRGB, and as transparent as it was."""
+    """The photo upsampled without the model, in sRGB, with its alpha channel."""
     picture = load_image(photo)
     alpha = [] if picture.alpha is None else [picture.alpha * 255.5]
     pixels = np.dstack([shown_colours(picture)[0] * 127.5 + 128, *alpha]).astype(np.uint8)
@@ -33,7 +33,7 @@ def bicubic(photo: str, size: tuple[int, int]) -> Image.Image:
 
 
 def build(upscaler: Upscaler, gr: Any) -> Any:
-    """The page, made with `gr`, the module gradio."""
+    """Build the page; `gr` is the module gradio."""
     model = upscaler.bundle.manifest
     with gr.Blocks(title="MMSR Edge", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(f"## MMSR Edge: {model.name} on {upscaler.backend}")
@@ -47,7 +47,7 @@ def build(upscaler: Upscaler, gr: Any) -> Any:
                 dial = {"step": 0.1, "visible": model.sampler.few_guidance is not None}
                 crisp = gr.Slider(-1, 1, 0, label="Softer … crisper (guidance)", **dial)
                 fidelity = gr.Checkbox(label="Fidelity: change nothing that the photo shows")
-                with gr.Accordion("Temperatures: less, and it guides more strongly"):
+                with gr.Accordion("Temperatures: a lower one guides more strongly"):
                     deltas = {
                         name: gr.Slider(*TEMPERATURE_RANGE, 1, step=0.1, label=name.capitalize())
                         for name in MODALITIES
@@ -79,7 +79,7 @@ def build(upscaler: Upscaler, gr: Any) -> Any:
                     progress=lambda at: bar(at.fraction, desc=at.stage),
                 )
             except MMSRError as error:
-                message = str(error).replace(source, Path(source).name)  # not where gradio keeps it
+                message = str(error).replace(source, Path(source).name)  # without gradio's folder
                 raise gr.Error(message, print_exception=False) from None
             width, height = result.size
             lines = [f"{width} × {height} in {result.timings['total']:.2f} s"]
@@ -89,7 +89,7 @@ def build(upscaler: Upscaler, gr: Any) -> Any:
             return (bicubic(source, result.size), result.image), "\n".join(lines), used
 
         sliders = [steps, seed, crisp, *deltas.values()]
-        moved = [slider.input for slider in sliders]  # by mouse, arrow keys or a number typed
+        moved = [slider.input for slider in sliders]  # by mouse, arrow keys or typing
         gr.on(
             [photo.change, prompt.submit, fidelity.input, *moved],
             upscale,
@@ -103,7 +103,7 @@ def build(upscaler: Upscaler, gr: Any) -> Any:
 
 def main() -> int:
     """Serve the page until Ctrl-C."""
-    parser = argparse.ArgumentParser(description="MMSR Edge as a web page on this machine.")
+    parser = argparse.ArgumentParser(description="Serve MMSR Edge as a web page on this machine.")
     parser.add_argument("--model", default="nano")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--port", type=int, default=7860)
@@ -127,7 +127,7 @@ def main() -> int:
     except (MMSRError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"http://127.0.0.1:{args.port}  (Ctrl-C ends it)", flush=True)
+    print(f"http://127.0.0.1:{args.port}  (Ctrl-C stops it)", flush=True)
     page.block_thread()
     return 0
 

@@ -1,10 +1,10 @@
-"""MMSR Edge: multimodal diffusion super-resolution on the device.
+"""MMSR Edge: multimodal diffusion super-resolution on devices.
 
     from mmsr_edge import Upscaler
     Upscaler()("photo.jpg").image.save("photo-4x.png")
 
-Importing this package loads the standard library only: the names below are fetched on first use
-(PEP 562), and a runtime is imported when a session is opened.
+Importing this package loads the standard library only: the names below are imported on first use
+(PEP 562), and a runtime when a session is opened.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mmsr_edge.upscaler import Progress, Result, Upscaler
 
 __version__ = "0.11.0"
-"""Version of the SDK. A model has a version of its own, in its manifest."""
+"""Version of the SDK. A model has its own version, in its manifest."""
 
 _HOMES = {
     "mmsr_edge.bundle": ("shipped_bundles",),
@@ -80,7 +80,7 @@ __all__ = [
     "shipped_bundles",
 ]
 
-# In a checkout that is on sys.path without being installed, three folders lie beside the package.
+# In a checkout that is on sys.path but not installed, three subpackages are beside the package.
 if importlib.util.find_spec("mmsr_edge.runtimes") is None:
     from mmsr_edge._checkout import map_checkout
 

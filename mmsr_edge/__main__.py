@@ -1,4 +1,4 @@
-"""`python -m mmsr_edge` is `mmsr-edge`."""
+"""Entry point of `python -m mmsr_edge`, which is the command `mmsr-edge`."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""The folders beside `mmsr_edge/` in a checkout, importable as they are once it is installed.
+"""Import hook for a checkout: the folders beside `mmsr_edge/` under their installed names.
 
-`runtimes/`, `converters/` and `calib/` lie at the top of the repository and are installed inside
-`mmsr_edge`. Where the package is imported from the checkout itself, because the checkout is the
-current folder, this finder maps just these three names onto their folders.
+`runtimes/`, `converters/` and `calib/` are at the top of the repository and are installed inside
+`mmsr_edge`. When the package is imported from a checkout that is not installed, a finder maps these
+three names to their folders.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["MAPPED", "map_checkout"]
 
 MAPPED = ("calib", "converters", "runtimes")
-"""Top-level folders that are installed inside `mmsr_edge`."""
+"""Top-level folders that are installed as subpackages of `mmsr_edge`."""
 
 
 class _CheckoutFinder(MetaPathFinder):
@@ -46,17 +46,20 @@ class _CheckoutFinder(MetaPathFinder):
 
 
 def map_checkout(package: Path) -> None:
-    """Make the folders beside `package`, the folder of `mmsr_edge`, importable.
+    """Make the folders in `MAPPED` importable as subpackages of `mmsr_edge`.
+
+    Args:
+        package: folder of `mmsr_edge`; the folders are beside it.
 
     Raises:
-        ImportError: they are not all there.
+        ImportError: a folder is missing.
     """
     root = package.parent
     missing = [name for name in MAPPED if not (root / name / "__init__.py").is_file()]
     if missing:
         raise ImportError(
-            f"mmsr_edge is being imported from {str(package)!r}, which is neither installed nor in "
-            f"a whole checkout: {', '.join(missing)} should lie beside it. "
+            f"mmsr_edge is imported from {str(package)!r}, which is neither installed nor in a "
+            f"complete checkout: {', '.join(missing)} must be beside it. "
             "Run `pip install .` in the root of a checkout."
         )
     sys.meta_path.append(_CheckoutFinder(root))

@@ -1,7 +1,6 @@
-"""Config: the options of one upscale call, each checked for itself.
+"""Config: the options of one upscale call, and the checks that need no bundle.
 
-`settings.resolve` fills in from a bundle's manifest what the caller left open, and checks what only
-a manifest can tell.
+`settings.resolve` fills in the bundle's defaults and makes the checks that need its manifest.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ __all__ = [
 ]
 
 TEMPERATURE_RANGE = (0.4, 10.0)
-"""Multiples of √d_k; the range in which the paper finds good pictures (Sec. 3.2)."""
+"""Temperatures in multiples of √d_k: the range of good pictures in the paper (Sec. 3.2)."""
 GUIDANCE_SCALE_RANGE = (-1.0, 100.0)
-"""w of Eq. 3-4; the paper uses 4 and examines up to 14."""
+"""Guidance scales w of Eq. 3-4. The paper uses 4 and examines values up to 14."""
 SEED_RANGE = (0, 2**64 - 1)
-"""Keys of the Philox generator that draws the noise."""
+"""Seeds: keys of the Philox generator that draws the noise."""
 MEMORY_RANGE = (1.0, 1e9)
-"""Limits that can be set, in MB."""
+"""Memory limits, in MB."""
 
 _MAP_RANGE = '"auto", None, or a map: a pathlib.Path, a PIL image or an array'
 
@@ -70,14 +69,14 @@ class UpscaleKeywords(TypedDict, total=False):
 
 
 def option(default: Any, flag: str, *, values: str, example: Any, unit: str = "") -> Any:
-    """A field of `UpscaleOptions`, with what the documentation says of it beside its docstring.
+    """A field of `UpscaleOptions`, with metadata for the documentation.
 
     Args:
-        default: its default.
-        flag: its flag on the command line.
-        values: the values that it may have.
-        example: one of them.
-        unit: of the values, where they have one.
+        default: default value.
+        flag: flag on the command line.
+        values: allowed values, in words.
+        example: an allowed value.
+        unit: unit of the values; empty for none.
     """
     about = {"flag": flag, "range": values, "example": example, "unit": unit}
     return field(default=default, metadata=about)
@@ -92,75 +91,84 @@ class UpscaleOptions:
     """The options of `Upscaler.upscale`.
 
     Raises:
-        OptionError: for a value of the wrong type or outside its range, quoting both.
+        OptionError: a value has the wrong type or is out of range; the message quotes both.
     """
 
     prompt: str | None = option(
         "", "--prompt", values='text, "auto" or None', example="a brick wall"
     )
-    """What the picture shows, in words. "auto": tags found in it; None: the text is absent."""
+    """Description of the picture. The bundle's own words are appended to it. "auto": tags and words
+    found in the picture. None: text is absent."""
     negative_prompt: str | None = option(
         None, "--negative-prompt", values="text or None", example="blurry, noisy"
     )
-    """What guidance steers away from. None: the bundle's default."""
+    """Text that guidance steers away from, for the kinds "m-cfg" and "m0-cfg". None: the bundle's
+    default."""
     steps: int | None = option(
         None, "--steps", values="1 to the model's training timesteps (1000 in nano)", example=4
     )
-    """Sampler steps. None: the bundle's default."""
+    """Number of sampler steps. None: the bundle's default."""
     guidance: str | None = option(
         "default",
         "--guidance",
         values='"default", "m-cfg", "cfg", "m0-cfg" or None',
         example="m-cfg",
     )
-    """Kind of guidance: "m-cfg" (Eq. 4), "cfg" (Eq. 3), "m0-cfg" (Table 3), None (off), or
-    "default": the bundle's."""
+    """Kind of guidance: "m-cfg" (Eq. 4), "cfg" (Eq. 3), "m0-cfg" (Table 3) or None (off).
+    "default": the bundle's kind."""
     guidance_scale: float | None = option(
         None, "--guidance-scale", values=_interval(GUIDANCE_SCALE_RANGE), example=0.5
     )
-    """Guidance scale w of Eq. 3-4. Below 0 the picture goes towards what the negative prompt asks
-    for, which it reaches at -1. None: the bundle's default."""
+    """Guidance scale w of Eq. 3-4. 0 is off; larger values are stronger. Below 0 the picture moves
+    towards the negative prompt, which replaces the prompt at -1. None: the bundle's default."""
     temperature: float | Mapping[str, float] | None = option(
         None,
         "--temperature",
-        values=f"{_interval(TEMPERATURE_RANGE)}, or a mapping of modalities to such numbers",
+        values=f"{_interval(TEMPERATURE_RANGE)}, or a mapping from modalities to such numbers",
         example={"edges": 2.0},
         unit="√d_k",
     )
-    """Temperature τ = δ/√d_k of Eq. 5, for all modalities or by name; less is stronger. None: 1."""
+    """Temperature τ = δ/√d_k of Eq. 5: one number for all modalities, or a mapping from their names
+    to numbers. A lower temperature gives a modality more influence. None, or a name that is not in
+    the mapping: 1."""
     depth: MapOption = option("auto", "--depth", values=_MAP_RANGE, example=None)
-    """Depth map, near = bright. "auto": the bundle's depth network, else absent."""
+    """Depth map, near = bright. "auto": made by the bundle's depth network, absent if it has none.
+    None: absent."""
     segmentation: MapOption = option("auto", "--segmentation", values=_MAP_RANGE, example=None)
-    """Class indices, or colours. "auto": the bundle's segmentation network, else absent."""
+    """Segmentation map: class indices from 0 to 255, or colours. "auto": made by the bundle's
+    segmentation network, absent if it has none. None: absent."""
     edges: MapOption = option("auto", "--edges", values=_MAP_RANGE, example=None)
-    """Edge map, edges = bright. "auto": Canny."""
+    """Edge map, edge = bright. "auto": Canny edges of the picture. None: absent."""
     seed: int = option(0, "--seed", values="0 to 2^64 - 1", example=7)
-    """Seed of the noise: the same seed gives the same picture. A model that starts without noise
-    (`SamplerSpec.few_steps`) gives the same picture for every seed."""
+    """Seed of the noise. The same seed gives the same picture. It has no effect where the model
+    starts without noise: up to `SamplerSpec.few_steps` steps, 4 in nano."""
     color_fix: bool = option(True, "--no-color-fix", values="True or False", example=False)
-    """Give the result the colours of the input."""
+    """Give the result the colours of the input. False: keep the colours that the model makes."""
     fidelity: bool = option(False, "--fidelity", values="True or False", example=True)
-    """Keep everything that the input shows: averaged over the block of each input pixel, the result
-    is the input to within `color.FIDELITY_PSNR`. Noise and artefacts of the input stay, too."""
+    """Keep everything that the input shows: the result, averaged over the block of each input
+    pixel, matches the input with a PSNR of at least 50 dB; a warning is given if it does not. Noise
+    and artefacts of the input stay too. Needs `color_fix`."""
     scale: float | None = option(
         None, "--scale", values=f"{_interval(SCALE_RANGE)}, fractions too", example=2.5, unit="×"
     )
-    """Factor by which each side grows. None: the model's."""
-    width: int | None = option(None, "--width", values="1 up", example=3000, unit="pixels")
-    """Width of the result, in place of `scale`."""
-    height: int | None = option(None, "--height", values="1 up", example=2000, unit="pixels")
-    """Height of the result, in place of `scale`."""
+    """Factor by which each side grows. None: the model's own factor."""
+    width: int | None = option(None, "--width", values="1 or more", example=3000, unit="pixels")
+    """Width of the result, instead of `scale`. The aspect ratio is kept."""
+    height: int | None = option(None, "--height", values="1 or more", example=2000, unit="pixels")
+    """Height of the result, instead of `scale`. The aspect ratio is kept."""
     fit: str | None = option(None, "--fit", values='"inside", "cover" or None', example="cover")
-    """With both `width` and `height`: "inside" (None) is as large as fits into them; "cover" is
-    exactly that size, with what sticks out cut off."""
+    """How the picture fits a box of `width` and `height` when both are given. "inside" or None: as
+    large as fits into the box. "cover": exactly the size of the box, with the excess cut off."""
     bits: int | None = option(None, "--bits", values="8, 16 or None", example=16, unit="bits")
-    """Bits per channel of a PNG or TIFF. None: those of the input."""
+    """Bits per channel of the result; 16 needs a PNG or TIFF file. None: as many as the input has,
+    or 8 where the format holds no more."""
     first_frame: bool = option(False, "--first-frame", values="True or False", example=True)
-    """Take the first frame of an animation, or page of a document, rather than refuse it."""
+    """Use the first frame of an animation or the first page of a document. False: refuse it."""
     max_memory_mb: float | None = option(
-        None, "--max-memory", values=_interval(MEMORY_RANGE), example=800.0, unit="MB"
+        None, "--max-memory", values="1 up", example=800.0, unit="MB"
     )
-    """Limit of the memory that the picture takes beside the networks. None: no limit."""
+    """Limit of the memory that the picture takes, networks excluded, in MB of 10⁶ bytes. A picture
+    with a higher estimate is refused before the work. None: no limit."""
 
     def __post_init__(self) -> None:
         check_text("prompt", self.prompt)
@@ -212,16 +220,21 @@ class UpscaleOptions:
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any]) -> UpscaleOptions:
-        """Options from names and values, as a config file or keyword arguments give them.
+        """Build options from a mapping of names to values, such as keyword arguments.
 
         Raises:
-            OptionError: also for a name that is not an option, naming the nearest that is.
+            OptionError: a name is not an option, and the message suggests the nearest; or a value
+                is not allowed.
         """
         check_names("option", options, tuple(field.name for field in fields(cls)))
         return cls(**options)
 
     def target(self, source: tuple[int, int], native: int) -> Target:
-        """The size of the result of a picture of (width, height); see `resolve_target`.
+        """The size of the result; see `resolve_target`.
+
+        Args:
+            source: (width, height) of the input in pixels.
+            native: factor of the networks.
 
         Raises:
             OptionError: the factor is outside `SCALE_RANGE`.
@@ -237,12 +250,12 @@ class UpscaleOptions:
 
 
 def check_names(what: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    """Raise `OptionError` for a name that is not known, naming the nearest that is."""
+    """Raise `OptionError` for a name that is not in `known`, and suggest the nearest."""
     for name in given:
         if name not in known:
             nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
             raise OptionError(
-                f"unknown {what} {name!r}; did you mean {nearest!r}? There are {', '.join(known)}"
+                f"unknown {what} {name!r}; did you mean {nearest!r}? Choose from {', '.join(known)}"
             )
 
 

@@ -1,8 +1,8 @@
-"""Errors: one family, and each also the builtin it resembles.
+"""Errors: one base class, and each error is also the builtin that it resembles.
 
-`except mmsr_edge.MMSRError` catches everything this package raises on purpose; code that knows
-nothing of the package still catches them as `ValueError`, `OSError` and so on.
-Every message quotes the offending value and says what to do about it.
+`except mmsr_edge.MMSRError` catches every error that this package raises on purpose. Code that does
+not import the package can catch them as `ValueError`, `OSError` and so on.
+Every message quotes the offending value and gives a remedy.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ __all__ = [
 
 
 class MMSRError(Exception):
-    """The root of every error raised here."""
+    """Base class of all errors of this package."""
 
 
 class BundleError(MMSRError, ValueError):
-    """A bundle is incomplete, altered, or written for another version."""
+    """A bundle is incomplete, altered or written for another version."""
 
 
 class BackendError(MMSRError, RuntimeError):
-    """No runtime can open a component, or the one asked for failed."""
+    """No runtime can open a component, or the requested one failed."""
 
 
 class MissingExtraError(MMSRError, ImportError):
@@ -53,12 +53,12 @@ class ParityError(MMSRError, RuntimeError):
     """A converted component differs too much from its reference."""
 
 
-class Cancelled(MMSRError, RuntimeError):  # noqa: N818 - an outcome the caller asked for
-    """The caller asked to stop."""
+class Cancelled(MMSRError, RuntimeError):  # noqa: N818 - the caller asked for it
+    """The caller cancelled the call."""
 
 
 def missing_extra(module: str, extra: str) -> MissingExtraError:
-    """The error for a `module` that only comes with the optional dependency group `extra`."""
+    """The error for a missing `module` that the optional dependency group `extra` installs."""
     return MissingExtraError(
         f'{module!r} is not installed; it comes with: pip install "mmsr-edge[{extra}]"',
         name=module,

@@ -1,4 +1,4 @@
-"""The one atomic write: a file that appears whole or not at all."""
+"""Atomic writes: a file appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ __all__ = ["replacing", "write_csv", "write_text"]
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A binary file to fill, which takes the place of `path` in one step when the block is left.
+    """Context manager: a binary file that replaces `path` in one step at the end of the block.
 
-    The draft lies in the target's folder under a random name, so that two writers of one file never
-    share a draft; the last to finish wins. The draft is on the disk before the rename (fsync). On
-    failure nothing is left behind, and a file that was there before is untouched.
+    The draft is in the target's folder under a random name, so that two writers of one file never
+    share a draft; the last to finish wins. The draft is on the disk (fsync) before the rename. On
+    failure the draft is removed, and an existing file is untouched.
 
     Args:
         path: the target. A symbolic link is followed: the file that it points to is replaced.
 
     Raises:
-        OutputError: the file cannot be written. Errors of our family that the block raises, and
-            `MemoryError` and `KeyboardInterrupt`, pass as they are.
+        OutputError: the file cannot be written. An `MMSRError` raised by the block, `MemoryError`
+            and `KeyboardInterrupt` pass unchanged.
     """
     target = Path(os.path.realpath(path))
-    # In the same folder, since a rename is one step within a file system only.
+    # In the same folder, since a rename is atomic only within a file system.
     draft = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with draft.open("xb") as file:
@@ -52,7 +52,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` as UTF-8 with Unix line ends, as `replacing` does.
+    """Write `text` in one step, as UTF-8 and with its line ends unchanged.
 
     Raises:
         OutputError: the file cannot be written.
@@ -62,7 +62,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, object]]) -> None:
-    """Write a table: a header of all keys in the order of their first use, then a line per row.
+    """Write a table in one step: a header of all keys in order of first use, and a line per row.
 
     Raises:
         OutputError: the file cannot be written.

@@ -1,7 +1,7 @@
-"""Memory: what a picture will take beside the networks, known before the work.
+"""Memory: the peak that a picture takes beside the networks, estimated before the work.
 
-Counted are the buffers that grow with the picture; the figures are bytes of arrays that exist at
-the same time at the worst moment. `tests/device/test_memory.py` holds them against measurement.
+The estimate counts the buffers that grow with the picture: bytes of arrays that exist at the same
+time at the peak. `tests/device/test_memory.py` compares it with measurements.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
 __all__ = ["check_memory", "needed_mb"]
 
 _FIXED = 12e6
-"""Of what does not grow with the picture: tiles, tables, the allocator's gaps."""
+"""Bytes that do not grow with the picture: tiles, tables, gaps of the allocator."""
 
 
 def needed_mb(finishing: Finishing, manifest: Manifest, *, by_rows: bool) -> float:
-    """Megabytes (10⁶) that a picture takes at most, networks apart.
+    """Peak memory of a picture, networks excluded, in MB of 10⁶ bytes.
 
     Args:
-        finishing: what is to be made.
-        manifest: of the model.
-        by_rows: whether the result goes into its file by rows, or is held whole.
+        finishing: the work on the picture, with its input and target.
+        manifest: the model's manifest.
+        by_rows: whether the result is written to its file by rows; otherwise it is held whole.
     """
     width, height = finishing.picture.size
     wide = width * finishing.scale
-    # The input as floats; edges at twice its size, as bytes, and as the result's map.
+    # Bytes per input pixel: RGB floats, edges at twice the size, and the edge map of the result.
     per_input = 12 + 4 + 4
     if finishing.picture.icc is not None:
-        per_input += 24  # in sRGB, and what sRGB lacks
+        per_input += 24  # RGB in sRGB, and the colours that sRGB lacks
     if finishing.picture.alpha is not None:
-        per_input += 4 + 28  # opacity; colours, product and opacity to be enlarged
-    fine: float = manifest.tile.size * finishing.scale * wide * 12  # a row of tiles, being joined
+        per_input += 4 + 28  # opacity; colours, product and opacity for enlargement
+    fine: float = manifest.tile.size * finishing.scale * wide * 12  # a row of tiles
     window = (ROWS + 2 * HALO * finishing.scale) * wide * 12
-    fine += 5 * window  # the colour fix: held, joined, fixed, and on the way to the file
+    fine += 5 * window  # colour fix: rows held, joined, corrected, and on their way to the file
     channels = finishing.channels
     out_width, out_height = finishing.target.size
     if not finishing.target.is_whole(finishing.scale) or finishing.picture.alpha is not None:
@@ -48,10 +48,10 @@ def needed_mb(finishing: Finishing, manifest: Manifest, *, by_rows: bool) -> flo
         fine += 4 * rows * max(wide, out_width) * 4 * (channels + 1)
     latents = manifest.tile.size * manifest.scale // manifest.latent.factor
     noise = 2 * latents * wide / manifest.latent.factor * manifest.latent.channels * 4
-    # Pillow keeps four bytes a pixel, and encoders take as much again.
+    # Pillow holds four bytes per pixel, and an encoder takes as much again.
     whole = 0 if by_rows else (8 if channels > 2 else 2) * out_width * out_height
-    # The tracing of edges, before the first tile, takes up to 40 bytes a pixel of the input; of a
-    # very large one that is the most. A canvas may be there at the same time, but is empty then.
+    # Canny, before the first tile, takes up to 40 bytes per input pixel, which is the peak of very
+    # large inputs. A canvas may exist by then, but it is still empty.
     edges = 40 * width * height
     tiles = per_input * width * height + fine + noise + whole
     return (_FIXED + max(edges, tiles)) / 1e6
@@ -60,10 +60,10 @@ def needed_mb(finishing: Finishing, manifest: Manifest, *, by_rows: bool) -> flo
 def check_memory(
     finishing: Finishing, manifest: Manifest, limit: float | None, *, by_rows: bool
 ) -> None:
-    """Refuse what would not stay within `limit` MB.
+    """Check that a picture is estimated to stay within `limit` MB; None: no limit.
 
     Raises:
-        OptionError: naming what it needs, and what would need less.
+        OptionError: the estimate exceeds `limit`. The message gives it and a remedy.
     """
     if limit is None:
         return
@@ -72,7 +72,7 @@ def check_memory(
         return
     advice = "crop the picture, or raise the limit"
     if not by_rows and needed_mb(finishing, manifest, by_rows=True) <= limit:
-        advice = "write a .png or .tif, which goes by rows, or raise the limit"
+        advice = "write a .png or .tif, which is written by rows, or raise the limit"
     width, height = finishing.target.size
     raise OptionError(
         f"max_memory_mb is {limit:g}, but a result of {width} x {height} pixels needs "

@@ -1,8 +1,8 @@
 """Pipeline: one tile, from maps to tokens, connector, sampler and decoder (Fig. 3 of the paper).
 
-`MultimodalPipeline` holds the sessions and is shared; `PictureRun` holds what belongs to one
-picture: the prompts' embeddings, the conditions that are the same for all of its tiles, the clock
-and the counter of calls. All sizes come from the manifest.
+`MultimodalPipeline` holds the sessions and is shared. `PictureRun` holds the state of one picture:
+the prompts' embeddings, the contexts that its tiles share, timings and numbers of calls. All sizes
+come from the manifest.
 
 Arrays are float32, NCHW, batch 1; pictures and maps are RGB in [-1, 1].
 """
@@ -43,15 +43,15 @@ class TileStep:
     """The state of a tile after one sampler step."""
 
     index: int
-    """0 for the first step taken."""
+    """Index of the step, from 0."""
     total: int
-    """Steps of the whole walk."""
+    """Number of steps of the trajectory."""
     latent: Array
-    """Present estimate of the clean HR latent, [1, C, l, l]; after the last step, the result."""
+    """Current estimate of the clean HR latent, [1, C, l, l]; after the last step, the result."""
 
 
 class MultimodalPipeline:
-    """The sessions of a bundle, opened when first needed. Safe to use from several threads."""
+    """The sessions of a bundle, opened on first use. Safe to use from several threads."""
 
     def __init__(
         self,
@@ -63,8 +63,8 @@ class MultimodalPipeline:
 
         Args:
             manifest: sizes, sampler and text settings.
-            open_session: opens the component of a given name; called once for each.
-            vocabulary: of the caption decoder, in bundles that have one.
+            open_session: opens the component of a given name; called once for each component.
+            vocabulary: vocabulary of the caption decoder, in bundles that have one.
         """
         self.manifest, self.vocabulary = manifest, vocabulary
         self.schedule = make_schedule(manifest.sampler)
@@ -78,24 +78,24 @@ class MultimodalPipeline:
         return self.input_shape("tokenizer", "map")[-1]
 
     def input_shape(self, component: str, name: str) -> tuple[int, ...]:
-        """The declared shape of one input."""
+        """Declared shape of one input of a component."""
         inputs = self.manifest.components[component].inputs
         return next(tensor.shape for tensor in inputs if tensor.name == name)
 
     def start(self, settings: RunSettings, check: Callable[[], None] | None = None) -> PictureRun:
-        """Begin a picture.
+        """Start the run of a picture.
 
         Args:
-            settings: from `settings.resolve`.
-            check: called before every network call, of which a step's two with guidance are one;
-                what it raises ends the run.
+            settings: result of `settings.resolve`.
+            check: called before every network call; the two UNet calls of a guided step count as
+                one. An exception that it raises ends the run.
         """
         return PictureRun(self, settings, check)
 
     def run(
         self, component: str, calls: Sequence[dict[str, Array]], picture: PictureRun
     ) -> list[dict[str, Array]]:
-        """Call one component once or several times, on `picture`'s clock."""
+        """Call one component once for each of `calls`; time and calls are added to `picture`."""
         session = self._sessions.get(component) or self._opened(component, picture)
         began = time.perf_counter()
         outputs = session.run_all(calls)
@@ -113,7 +113,7 @@ class MultimodalPipeline:
 
 
 class PictureRun:
-    """One picture's way through the pipeline; used by one thread."""
+    """The run of one picture through the pipeline; used by one thread."""
 
     def __init__(
         self,
@@ -124,17 +124,17 @@ class PictureRun:
         """See `MultimodalPipeline.start`."""
         self.settings = settings
         self.positive = settings.positive
-        """The prompt; until a tile is denoised, tags may be added to it."""
+        """The prompt. Tags may be added to it before the first tile is denoised."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        """Wall time by component; "load" is the opening of sessions."""
+        """Wall time by component, in seconds; "load" is the opening of sessions."""
         self.calls: Counter[str] = Counter()
         """Number of calls by component."""
         self.pipeline = pipeline
-        """Whose sessions it uses."""
+        """The pipeline that holds the sessions."""
         self._check = check or (lambda: None)
         self._temperature = np.array([settings.temperature], np.float32)
         self._embeddings: dict[str, Array] = {}
-        self._mapless: dict[bytes, Array] = {}
+        self._shared_contexts: dict[bytes, Array] = {}
 
     @property
     def manifest(self) -> Manifest:
@@ -148,7 +148,7 @@ class PictureRun:
 
     @property
     def map_side(self) -> int:
-        """Side of the square that a map is resized to."""
+        """Side of the square that a map is resized to: the tokenizer's input."""
         return self.pipeline.map_side
 
     def run(self, component: str, **feeds: Array) -> dict[str, Array]:
@@ -158,10 +158,10 @@ class PictureRun:
     def run_all(
         self, component: str, calls: Sequence[Mapping[str, Array]]
     ) -> list[dict[str, Array]]:
-        """Call one component several times; in one batch, where the runtime can."""
+        """Call one component several times, in one batch where the runtime supports it."""
         self._check()
-        whole = [{name: np.ascontiguousarray(a) for name, a in feeds.items()} for feeds in calls]
-        return self.pipeline.run(component, whole, self)
+        arrays = [{name: np.ascontiguousarray(a) for name, a in feeds.items()} for feeds in calls]
+        return self.pipeline.run(component, arrays, self)
 
     def denoise(
         self, lr: Array, maps: Mapping[str, Array | None], noise: Array
@@ -170,10 +170,10 @@ class PictureRun:
 
         Args:
             lr: the tile, [1, 3, t, t] in [-1, 1].
-            maps: by name of `MAPS`, [1, 3, s, s] in [-1, 1] with s = `map_side`; None or a
+            maps: maps by name (`MAPS`), [1, 3, s, s] in [-1, 1] with s = `map_side`; None or a
                 missing name is an absent modality.
-            noise: the tile's part of the canvas noise, [1, C, l, l]; of no consequence where the
-                manifest has so few steps start from 0.
+            noise: the tile's part of the canvas noise, [1, C, l, l]; not used for trajectories of
+                up to `SamplerSpec.few_steps`, which start from 0.
         """
         settings, pipeline = self.settings, self.pipeline
         positive, negative = self._contexts(maps)
@@ -193,12 +193,12 @@ class PictureRun:
             }
             contexts = [positive] if negative is None else [positive, negative]
             calls = [{**feeds, "context": context} for context in contexts]
-            wanted, *unwanted = (given["prediction"] for given in self.run_all("unet", calls))
-            return guide(wanted, unwanted[0], w) if unwanted else wanted
+            prediction, *others = (given["prediction"] for given in self.run_all("unet", calls))
+            return guide(prediction, others[0], w) if others else prediction
 
         sampler = pipeline.manifest.sampler
-        # A few steps have no time to walk off the noise that they start from: what is left of it
-        # is streaks. Those that were taught start, as OSEDiff (2024) does, without any.
+        # Few steps do not remove the noise that they start from, and the rest shows as streaks.
+        # Trajectories that were distilled to few steps start from 0, as in OSEDiff (2024).
         start = noise if settings.steps > sampler.few_steps else np.zeros_like(noise)
         spacing = sampler.timestep_spacing
         for step in sample(predict, start, pipeline.schedule, settings.steps, spacing):
@@ -208,14 +208,14 @@ class PictureRun:
             yield TileStep(step.index, step.total, latent)
 
     def decode(self, latent: Array, lr: Array) -> Array:
-        """The picture of a latent: [1, C, l, l] -> [1, 3, o, o], clipped to [-1, 1].
+        """Decode a latent: [1, C, l, l] -> picture [1, 3, o, o], clipped to [-1, 1].
 
         Args:
-            latent: of the last step.
-            lr: the tile that it was made of; some decoders look at it as well.
+            latent: latent of the last step.
+            lr: the tile, [1, 3, t, t]; an input of some decoders.
 
         Raises:
-            BackendError: when the backend's numbers are not finite.
+            BackendError: the decoder's output is not finite.
         """
         decoder = self.pipeline.manifest.components["decoder"]
         extra = {"lr": lr} if decoder.takes("lr") else {}
@@ -228,7 +228,7 @@ class PictureRun:
         return image.clip(-1, 1)
 
     def _contexts(self, maps: Mapping[str, Array | None]) -> tuple[Array, Array | None]:
-        """Conditions of the positive prediction, and of the negative where there is one."""
+        """Contexts of the positive prediction and, where one is made, of the negative."""
         settings = self.settings
         tokens = {
             name: self.run("tokenizer", map=given)["tokens"]
@@ -246,26 +246,26 @@ class PictureRun:
         )
 
     def _context(self, text: str, tokens: Mapping[str, Array], present: Array) -> Array:
-        """The connector's output. Without maps it is the same for every tile, and kept."""
+        """The connector's output. Without maps it is the same for every tile, and is kept."""
         key = text.encode() + present.tobytes()
-        if key in self._mapless:
-            return self._mapless[key]
+        if key in self._shared_contexts:
+            return self._shared_contexts[key]
         feeds = {"present": present, "temperature": self._temperature}
         feeds["text"] = self._embed(text) if present[0, 0] else self._zeros("text")
         for name, here in zip(MAPS, present[0, 1:], strict=True):
             feed = TOKEN_INPUTS[name]
-            # What stands in an absent modality's place is never looked at (m∅, Sec. 3.1).
+            # The connector replaces the input of an absent modality by m∅ (Sec. 3.1).
             feeds[feed] = tokens[name] if here else self._zeros(feed)
         context = self.run("connector", **feeds)["context"]
         if not present[0, 1:].any():
-            self._mapless[key] = context
+            self._shared_contexts[key] = context
         return context
 
     def _zeros(self, feed: str) -> Array:
         return np.zeros(self.pipeline.input_shape("connector", feed), np.float32)
 
     def _embed(self, text: str) -> Array:
-        """The text encoder's output for a prompt, [1, i, D], computed once a picture."""
+        """The text encoder's output for a prompt, [1, i, D], computed once per picture."""
         if text not in self._embeddings:
             ids = encode_prompt(text, self.pipeline.manifest.text)
             self._embeddings[text] = self.run("text_encoder", ids=ids)["text"]

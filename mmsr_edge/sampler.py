@@ -1,8 +1,8 @@
 """Sampler: noise schedules, DDIM and guidance as pure functions of numpy arrays.
 
-Nothing here knows of networks or backends: `sample` walks a noise latent to a clean one with any
-`denoise(latent, timestep) -> prediction` it is given, and yields every step, so that progress and
-cancellation cost nothing. A distilled few-step model is walked the same way, in fewer steps.
+Nothing here depends on networks or backends: `sample` takes a noise latent to a clean one with any
+function `denoise(latent, timestep) -> prediction`, and yields every step, so that progress and
+cancellation cost nothing. A distilled few-step model is sampled the same way, in fewer steps.
 
 Notation. `alpha` is the cumulative ᾱ_t of the DDIM paper: a noisy latent is
 z_t = √ᾱ_t · z_0 + √(1 − ᾱ_t) · ε, so ᾱ = 1 is clean and ᾱ = 0 is pure noise.
@@ -73,15 +73,15 @@ class Step:
     """The state after one sampler step."""
 
     index: int
-    """0 for the first step taken, `total` − 1 for the last."""
+    """Index of the step: 0 for the first, `total` − 1 for the last."""
     total: int
-    """Number of steps of the whole walk."""
+    """Number of steps of the trajectory."""
     timestep: int
     """The training timestep at which the network was called."""
     latent: Array
     """The latent handed to the next step; after the last step, the result."""
     denoised: Array
-    """The network's present estimate of the clean latent."""
+    """The network's current estimate of the clean latent."""
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -128,8 +128,8 @@ def timesteps(schedule: Schedule | int, steps: int, spacing: str) -> npt.NDArray
         spacing: one of `SPACINGS`.
 
     Raises:
-        OptionError: when `steps` is out of range, or is 1 with a spacing whose one timestep would
-            be t = 0, the clean end.
+        OptionError: when `steps` is out of range, or is 1 with a spacing that would give only
+            t = 0, the clean end.
     """
     _choice("timestep_spacing", spacing, SPACINGS)
     T = schedule if isinstance(schedule, int) else len(schedule)
@@ -150,7 +150,7 @@ def to_denoised(sample: Array, prediction: Array, alpha: float, prediction_type:
     """The clean latent z_0 that a network's `prediction` at noise level `alpha` implies.
 
     Raises:
-        OptionError: for "epsilon" at alpha = 0, where the noise says nothing of the picture.
+        OptionError: for "epsilon" at alpha = 0, where the sample contains no signal.
     """
     _choice("prediction_type", prediction_type, PREDICTION_TYPES)
     alpha = float(alpha)
@@ -180,7 +180,7 @@ def ddim_step(
         sample: the noisy latent z_t, any shape.
         denoised: the estimate of z_0 from `to_denoised`, same shape.
         alpha: ᾱ of `sample`, below 1.
-        alpha_next: ᾱ to reach; 1 ends the walk and returns `denoised`.
+        alpha_next: ᾱ to reach; 1 ends the trajectory and returns `denoised`.
         eta: 0 is deterministic, 1 has the variance of DDPM (Eq. 16).
         noise: standard normal, same shape; needed when `eta` > 0.
     """
@@ -209,11 +209,11 @@ def guide(positive: Array, negative: Array, w: float) -> Array:
 
 
 def negative_present(guidance: str, present: Array) -> Array:
-    """Which modalities the negative prediction sees, given the positive's `present`.
+    """Which modalities the negative prediction is given, from the positive's `present`.
 
     Args:
         guidance: "m-cfg" (Eq. 4) keeps the maps; "m0-cfg" replaces them all by m∅; "cfg"
-            drops text and maps alike. The first two see the negative prompt.
+            drops text and maps alike. The first two use the negative prompt.
         present: float32 [..., 4] of 0 and 1, order text, depth, segmentation, edges.
     """
     _choice("guidance", guidance, GUIDANCE)
@@ -233,18 +233,18 @@ def sample(
     eta: float = 0.0,
     rng: np.random.Generator | None = None,
 ) -> Iterator[Step]:
-    """Walk from pure noise to a clean latent by DDIM, yielding after every step.
+    """Sample a clean latent from pure noise by DDIM, yielding after every step.
 
     Unlike `diffusers.DDIMScheduler`, which always goes T // steps timesteps down, each step goes
     exactly to the timestep at which the network is called next. Where the two differ ("linspace",
-    and "trailing" when `steps` does not divide T), the other walk leaves the latent at a noise
-    level that the next call is not told of.
+    and "trailing" when `steps` does not divide T), the scheduler leaves the latent at another noise
+    level than that of the timestep given to the next call.
 
     Args:
         denoise: the network, guidance included: (latent, timestep) -> prediction, same shape.
         noise: standard normal, float32, any shape; it is not altered.
         schedule: from `make_schedule`.
-        steps: how many network calls.
+        steps: number of network calls.
         spacing: one of `SPACINGS`.
         eta: 0 … 1, see `ddim_step`.
         rng: draws the noise of `eta` > 0, one array of the latent's shape a step.
@@ -258,12 +258,12 @@ def sample(
         raise OptionError(f"eta is {eta}: sampling with eta > 0 needs `rng`")
     visited = timesteps(schedule, steps, spacing).tolist()
     alphas = [float(schedule.alphas_cumprod[t]) for t in visited] + [1.0]
-    # Refuses here, on an empty latent, what it would refuse at the first step.
+    # Called on an empty latent, so that an undefined prediction is refused before the first step.
     to_denoised(noise[:0], noise[:0], alphas[0], schedule.prediction_type)
-    return _walk(denoise, noise, schedule.prediction_type, visited, alphas, eta, rng)
+    return _trajectory(denoise, noise, schedule.prediction_type, visited, alphas, eta, rng)
 
 
-def _walk(
+def _trajectory(
     denoise: Denoiser,
     latent: Array,
     prediction_type: str,
@@ -272,7 +272,7 @@ def _walk(
     eta: float,
     rng: np.random.Generator | None,
 ) -> Iterator[Step]:
-    # Apart from `sample`, so that its checks run when it is called, not at the first `next`.
+    # Separate from `sample`, so that its checks run when it is called, not at the first `next`.
     for index, timestep in enumerate(visited):
         alpha, alpha_next = alphas[index : index + 2]
         denoised = to_denoised(latent, denoise(latent, timestep), alpha, prediction_type)

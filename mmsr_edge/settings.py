@@ -1,4 +1,4 @@
-"""Run settings: what the options of one call come to with a bundle's defaults."""
+"""Run settings: the options of one call, completed with a bundle's defaults."""
 
 from __future__ import annotations
 
@@ -22,48 +22,48 @@ __all__ = ["RunSettings", "resolve", "takes_guidance"]
 
 @dataclass(frozen=True)
 class RunSettings:
-    """One run's settings with nothing left open."""
+    """The settings of one run, with all defaults filled in."""
 
     positive: str
     """The prompt with the bundle's suffix; empty when text is absent."""
     tagged: bool
-    """Whether what the tagger finds is put before `positive`."""
+    """Whether the tagger's words are put before `positive`."""
     negative: str
     """The negative prompt."""
     steps: int
-    """Sampler steps."""
+    """Number of sampler steps."""
     guidance: str | None
-    """One of `sampler.GUIDANCE`, or None: one UNet call a step."""
+    """One of `sampler.GUIDANCE`; None: no guidance, one UNet call a step."""
     guidance_scale: float
-    """w of Eq. 3-4; 0 where guidance is None."""
-    temperature: tuple[float, float, float, float]
-    """δ/√d_k of Eq. 5 in the order of `MODALITIES`."""
+    """Guidance scale w of Eq. 3-4; 0 without guidance."""
+    temperature: tuple[float, ...]
+    """Temperature τ = δ/√d_k of Eq. 5 of each modality, in the order of `MODALITIES`."""
 
 
 def resolve(options: UpscaleOptions, manifest: Manifest) -> RunSettings:
-    """Fill in a bundle's defaults.
+    """Complete the options of a call with a bundle's defaults.
 
     Raises:
-        OptionError: for more steps than the model has timesteps, for guidance on a model that has
-            it baked in, and for a guidance scale that would go unused.
+        OptionError: there are more steps than the model has timesteps, the model does not support
+            the guidance, or the guidance scale would go unused.
     """
     sampler, text = manifest.sampler, manifest.text
     steps = sampler.steps if options.steps is None else operator.index(options.steps)
     check_integer("steps", steps, 1, sampler.num_train_timesteps)
 
-    baked, taught = sampler.baked_guidance, steps <= sampler.few_steps
+    baked, few = sampler.baked_guidance, steps <= sampler.few_steps
     guidance: str | None
     if options.guidance != "default":
         guidance = options.guidance
     elif baked is not None:
         guidance = None
-    elif taught:
+    elif few:
         guidance = None if options.guidance_scale is None else sampler.few_guidance
     else:
         guidance = sampler.guidance
-    if taught and guidance is not None and sampler.few_guidance is None:
+    if few and guidance is not None and sampler.few_guidance is None:
         raise OptionError(
-            f"guidance is {guidance!r}, but {manifest.name!r} was taught its walks of up to "
+            f"guidance is {guidance!r}, but {manifest.name!r} was trained for up to "
             f"{sampler.few_steps} steps without it, one UNet call a step; pass guidance=None, or "
             "more steps"
         )
@@ -107,18 +107,13 @@ def resolve(options: UpscaleOptions, manifest: Manifest) -> RunSettings:
         steps=steps,
         guidance=guidance,
         guidance_scale=float(scale),
-        temperature=(
-            by_name["text"],
-            by_name["depth"],
-            by_name["segmentation"],
-            by_name["edges"],
-        ),
+        temperature=tuple(by_name[name] for name in MODALITIES),
     )
 
 
 def takes_guidance(manifest: Manifest) -> bool:
-    """Whether w is an input of the UNet, distilled so that one call contains the guidance.
+    """Whether the guidance scale is an input of the UNet, so that one call contains the guidance.
 
-    Such a UNet learned one kind of guidance, and knows no other.
+    Such a UNet was distilled from one kind of guidance and supports no other.
     """
     return manifest.components["unet"].takes("guidance")

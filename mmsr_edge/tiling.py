@@ -1,9 +1,9 @@
 """Tiling: a picture of any size as overlapping windows of one fixed size, and back again.
 
-What size the windows have is data, `TileSpec` in a bundle's manifest. `plan_tiles` places them;
-`blend` joins what came out of them, a row of windows at a time, so that no canvas is held whole.
-Positions are on one grid for low-resolution pixels, latents and output pixels alike:
-`TilePlan.scaled` takes a plan from one to the other.
+The size of the windows is data, `TileSpec` in a bundle's manifest. `plan_tiles` places them, and
+`blend` joins their outputs, a row of windows at a time, so that no canvas is held whole. Positions
+are on one grid for low-resolution pixels, latents and output pixels: `TilePlan.scaled` converts a
+plan from one to the other.
 
 The feathering weights of a plan are separable and sum to exactly one, so that no canvas of weights
 is kept and a flat picture stays flat.
@@ -46,21 +46,21 @@ class Tile:
     left: int
     """First column of pixels."""
     size: int
-    """Side."""
+    """Side in pixels."""
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom), as Pillow has it."""
+        """(left, top, right, bottom), as in Pillow."""
         return self.left, self.top, self.left + self.size, self.top + self.size
 
     def of(self, picture: Array) -> Array:
-        """The window's view of `picture` [height, width, ...]; less where that ends before."""
+        """View of the window in `picture` [height, width, ...]; smaller where the picture ends."""
         return picture[self.top : self.top + self.size, self.left : self.left + self.size]
 
 
 @dataclass(frozen=True)
 class TilePlan:
-    """Where the windows lie: a grid, every window of full size, every pixel in at least one."""
+    """Positions of the windows: a grid of windows of full size that covers every pixel."""
 
     height: int
     """Height of the picture once padded (`pad`), at least `size`."""
@@ -93,7 +93,7 @@ class TilePlan:
             result = Fraction(length) * factor
             if result.denominator != 1:
                 raise ValueError(
-                    f"{length} x {factor} is no whole number: the tiles' multiple_of must be a "
+                    f"{length} x {factor} is not a whole number: the tiles' multiple_of must be a "
                     f"multiple of {Fraction(factor).denominator}"
                 )
             return int(result)
@@ -118,10 +118,10 @@ class TilePlan:
 
 
 def plan_tiles(height: int, width: int, spec: TileSpec) -> TilePlan:
-    """Place as few windows as cover a picture, spread evenly, neighbours overlapping enough.
+    """Place the fewest windows that cover a picture, spread evenly, with the overlap of `spec`.
 
     Args:
-        height, width: of the picture, each at least 1. The plan's own height and width are these
+        height, width: sides of the picture, each at least 1. The plan's own height and width are
             rounded up to a multiple of `spec.multiple_of`, and at least `spec.size`.
         spec: size, least overlap and grid of the windows.
     """
@@ -133,7 +133,7 @@ def plan_tiles(height: int, width: int, spec: TileSpec) -> TilePlan:
 
 
 def _spread(length: int, spec: TileSpec) -> tuple[int, tuple[int, ...]]:
-    # Everything is counted in units of the grid. An even spread whose mean stride is at most
+    # Everything is counted in units of the grid. An even spread with a mean stride of at most
     # `stride` has, rounded down to the grid, no single stride above it.
     unit = spec.multiple_of
     size = spec.size // unit
@@ -166,8 +166,8 @@ def feather(positions: tuple[int, ...], size: int) -> npt.NDArray[np.float32]:
     """Weights of windows along one axis: [len(positions), size], summing to one at every pixel.
 
     Across an overlap the weight passes from one window to the next along a raised cosine, which
-    starts and ends level, so that the pixels next to a window's border, where a network sees
-    least, count least.
+    starts and ends level, so that the pixels next to a window's border, where a network has the
+    least context, count least.
     """
     length = positions[-1] + size
     weights = np.ones((len(positions), size))
@@ -189,18 +189,19 @@ def feather(positions: tuple[int, ...], size: int) -> npt.NDArray[np.float32]:
 def blend(
     plan: TilePlan, windows: Iterable[tuple[Tile, Array]], channels: int = 3
 ) -> Iterator[npt.NDArray[np.float32]]:
-    """Join windows into a picture, which comes in strips of whole rows as they are done.
+    """Join windows into a picture, in strips of whole rows as they are completed.
 
     Args:
-        plan: of the windows.
+        plan: positions of the windows.
         windows: each tile of `plan`, in its order, with its values [size, size, channels].
-        channels: of the values.
+        channels: number of channels of the values.
 
     Yields:
-        float32 [n, width, channels], from top to bottom: the weighted mean of what covers a pixel.
+        float32 [n, width, channels], from top to bottom: the weighted mean of the windows that
+        cover a pixel.
 
     Raises:
-        ValueError: for a wrong shape, a tile that is not the next one, and when tiles are missing.
+        ValueError: a window has the wrong shape, or a tile is out of order or missing.
     """
     given = iter(windows)
     canvas = np.zeros((plan.size, plan.width, channels), np.float32)
@@ -209,7 +210,7 @@ def blend(
             expected = Tile(row, column, top, left, plan.size)
             tile, values = next(given, (None, canvas))
             if tile != expected:
-                raise ValueError(f"{tile or 'nothing'} came in place of {expected}")
+                raise ValueError(f"got {tile or 'nothing'} instead of {expected}")
             target = canvas[:, left : left + plan.size]
             if values.shape != target.shape:
                 raise ValueError(f"a tile of {values.shape} does not fit the plan's {target.shape}")

@@ -1,10 +1,10 @@
-"""Upscaler: image in, image out.
+"""Upscaler: picture in, picture out.
 
 The picture is cut into overlapping tiles of the size that the networks take. Maps are made once,
-of the whole picture, and cropped per tile, so that a tile knows its surroundings; noise is drawn
-once for the whole latent canvas, so that neighbours agree where they overlap. What the networks
-make goes on in strips of whole rows, and where the file's format allows, right into the file, so
-that a large picture takes little more memory than a small one.
+for the whole picture, and cropped per tile, so that they include a tile's surroundings. Noise is
+drawn once for the whole latent canvas, so that neighbours agree where they overlap. The networks'
+output is processed in strips of whole rows and, where the file's format allows it, written strip
+by strip, so that a large picture takes little more memory than a small one.
 """
 
 from __future__ import annotations
@@ -63,59 +63,60 @@ ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | npt.NDArray[Any
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an upscale call has come."""
+    """Progress of an upscale call."""
 
     stage: str
-    """"maps", "sampling", "decoding", "finishing" or "done"."""
+    """Stage of the work: "maps", "sampling", "decoding", "finishing" or "done"."""
     tile: int
-    """The tile being worked on, from 1; 0 before the first."""
+    """Number of the current tile, from 1; 0 before the first."""
     tiles: int
     """Number of tiles."""
     step: int
     """Sampler steps done on this tile."""
     steps: int
-    """Sampler steps of a tile."""
+    """Sampler steps per tile."""
     fraction: float
-    """Share of the whole work done: never falls, and is 1 exactly once, at the end."""
+    """Share of the work that is done, 0 to 1. It never falls, and is 1 in the last call only."""
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """An upscaled picture and how it came about."""
+    """An upscaled picture, with its maps, tags, timings and warnings."""
 
     size: tuple[int, int]
     """(width, height) of the result."""
     output: Path | None
-    """The file it was written to."""
+    """The file that the result was written to; None: none."""
     maps: dict[str, Image.Image | None]
-    """The maps used, by name; None: absent. Each can be given back as the next picture's map."""
+    """The maps in use, by name; None: absent. Each can be the map of another call."""
     caption: str
-    """The prompt as the text encoder got it; empty when there was no text."""
+    """The prompt as given to the text encoder; empty if text was absent."""
     tags: dict[str, float]
-    """What the tagger found, surest first, with its scores; empty unless the prompt is "auto"."""
+    """Tags found in the picture and their scores, highest first; empty unless the prompt is "auto".
+    """
     timings: dict[str, float]
     """Seconds by component; "load" is the opening of sessions, "total" is the whole call."""
     calls: dict[str, int]
     """Number of network calls by component."""
     seed: int
-    """Of the noise."""
+    """Seed of the noise."""
     backend: str
-    """Name of the runtime."""
+    """Name of the backend."""
     warnings: list[str]
-    """What did not go as asked, but did not prevent a result."""
+    """Problems that did not prevent a result."""
     low_pass_psnr: float | None = None
-    """In fidelity mode: how near the result's block means came to the input, in dB, peak 1."""
+    """PSNR of the block means against the input, in dB, peak 1; None without `fidelity`."""
     canvas: Image.Image | None = field(default=None, repr=False)
-    """The picture, unless it went into the file by rows and was never held whole."""
+    """The picture; None: it was written to the file by rows and never held whole."""
 
     @cached_property
     def image(self) -> Image.Image:
-        """The picture: L, LA, RGB or RGBA; profile, EXIF and XMP, where there are any, in `info`.
+        """The picture in mode L, LA, RGB or RGBA, with profile, EXIF and XMP, if any, in `info`.
 
-        Read from `output` the first time, where it was written by rows.
+        A picture that was written by rows is read from `output` on first use.
 
         Raises:
-            ImageError: when that file is gone by then.
+            ImageError: that file is missing or cannot be read.
         """
         if self.canvas is not None:
             return self.canvas
@@ -123,7 +124,7 @@ class Result:
 
 
 class Upscaler:
-    """A model on a backend, ready to enlarge pictures. Safe to call from several threads."""
+    """A model on a backend, ready to upscale pictures. Safe to call from several threads."""
 
     def __init__(
         self,
@@ -134,27 +135,28 @@ class Upscaler:
         threads: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         device: str = "auto",
-        compile: bool = False,  # noqa: A002 - what torch calls it
+        compile: bool = False,  # noqa: A002 - torch's name
     ) -> None:
         """Open a bundle and choose a backend; networks are loaded by the first call.
 
         Args:
-            model: a shipped model's name, or a bundle's folder.
+            model: name of a shipped model, or folder of a bundle.
             backend: "openvino", "onnxruntime", "coreml", "torch", or "auto": the fastest usable.
             precision: "int4", "int8", "fp16", "fp32", or "auto": the backend's fastest.
-            threads: for one network call; None: the backend's choice.
-            cache_dir: where compiled models are kept; None: the user's cache folder.
-            device: in the backend's own naming ("GPU" in OpenVINO, "cuda:1" in torch, "ane" in Core
-                ML); "auto": torch takes CUDA where there is one, the others the CPU, where results
-                are reproducible, and Core ML what the system thinks best.
-            compile: "torch" only: compile the networks (`torch.compile`, on CUDA with CUDA graphs).
-                The first picture takes minutes longer; it pays where many steps follow.
+            threads: number of threads for one network call; None: the backend's choice.
+            cache_dir: folder for compiled models; None: the user's cache folder.
+            device: name of the device in the backend's own naming ("GPU" in OpenVINO, "cuda:1" in
+                torch, "ane" in Core ML). "auto": CUDA if there is one in torch, the system's choice
+                in Core ML, and otherwise the CPU, where results are reproducible.
+            compile: compile the networks (`torch.compile`, on CUDA with CUDA graphs); for the
+                backend "torch" only. The first picture takes minutes longer, which pays off over
+                many steps.
 
         Raises:
-            BundleError: the bundle is missing or damaged, or holds networks not yet trained.
-            BackendError, MissingExtraError: no runtime, or not the one asked for, can be used.
-            OptionError: `backend`, `precision`, `threads` or `device` is not what it must be, or
-                `compile` is for another backend.
+            BundleError: the bundle is missing or damaged, or has untrained networks.
+            BackendError, MissingExtraError: no runtime, or not the requested one, can be used.
+            OptionError: `backend`, `precision`, `threads` or `device` is not allowed, or `compile`
+                is set for another backend than torch.
         """
         self.bundle = open_bundle(model)
         manifest = self.bundle.manifest
@@ -180,8 +182,8 @@ class Upscaler:
         def open_component(name: str) -> Session:
             return open_session(self.bundle, name, selection.backend, options, precision)
 
-        writes = "caption_decoder" in manifest.components
-        vocabulary = bundle_vocabulary(self.bundle) if writes else None
+        has_captions = "caption_decoder" in manifest.components
+        vocabulary = bundle_vocabulary(self.bundle) if has_captions else None
         self.pipeline = MultimodalPipeline(manifest, open_component, vocabulary)
 
     def upscale(
@@ -196,19 +198,19 @@ class Upscaler:
         """Upscale a picture of any size.
 
         Args:
-            image: a path, a PIL image, or an array: see `mmsr_edge.image.load_image`.
-            output: a file that the result is also written to, in one step; an existing file is
-                replaced. PNG and TIFF are written by rows, and the result is then not held in
-                memory.
-            progress: called after every sampler step, in this thread; what it raises ends the call.
+            image: a path, a PIL image or an array; see `mmsr_edge.image.load_image`.
+            output: a file that the result is written to, in one step; an existing file is replaced.
+                PNG and TIFF are written by rows, and the result is then not held in memory.
+            progress: called in this thread after every sampler step; an exception that it raises
+                ends the call.
             cancel: once set, the call ends before its next network call.
             options: fields of `mmsr_edge.UpscaleOptions`, by name.
 
         Raises:
             OptionError: an option is unknown, or outside its range.
             ImageError: the picture or a map cannot be read.
-            OutputError: `output` cannot be written; found out before the work where possible.
-            Cancelled: `cancel` was set. There is then no output file, or the one from before.
+            OutputError: `output` cannot be written; checked before the work where possible.
+            Cancelled: `cancel` was set. There is no output file then, or the previous one.
             BackendError, BundleError: a network could not be opened or run.
         """
         checked = UpscaleOptions.from_mapping(options)
@@ -238,7 +240,7 @@ class Upscaler:
         size = finishing.target.size
         by_rows = output is not None and streams(output)
         check_memory(finishing, manifest, options.max_memory_mb, by_rows=by_rows)
-        seen, profile = shown_colours(picture)
+        srgb, profile = shown_colours(picture)
 
         run = self.pipeline.start(settings, check)
         plan = plan_tiles(picture.size[1], picture.size[0], manifest.tile)
@@ -247,19 +249,19 @@ class Upscaler:
         warnings: list[str] = []
         tags: dict[str, float] = {}
         if settings.tagged:
-            words, tags = collect_words(seen, run, warnings)
+            words, tags = collect_words(srgb, run, warnings)
             run.positive = join_words(words, settings.positive)
         wanted = {name: getattr(options, name) for name in MAPS}
-        maps = collect_maps(seen, wanted, run, warnings)
-        windows = self._windows(seen, maps, plan, settings, options.seed, run, report)
+        maps = collect_maps(srgb, wanted, run, warnings)
+        windows = self._windows(srgb, maps, plan, settings, options.seed, run, report)
         strips = self._strips(windows, plan, picture.size)
         measure = (
-            Fidelity(picture.rgb if finishing.keep_profile else seen, manifest.scale)
+            Fidelity(picture.rgb if finishing.keep_profile else srgb, manifest.scale)
             if options.fidelity
             else None
         )
         with _writer(output, size, finishing, metadata) as writer:
-            for strip in finishing.rows(strips, seen, profile, measure):
+            for strip in finishing.rows(strips, srgb, profile, measure):
                 check()
                 writer.write(strip)
             report("finishing", len(plan), settings.steps)
@@ -267,7 +269,7 @@ class Upscaler:
         psnr = None if measure is None else measure.psnr
         if psnr is not None and psnr < FIDELITY_PSNR:
             warnings.append(
-                f"fidelity: the result's low-pass equals the input to {psnr:.1f} dB only, not to "
+                f"fidelity: the result's block means match the input at {psnr:.1f} dB only, not at "
                 f"{FIDELITY_PSNR:g}: too much of the picture is at the ends of the range"
             )
         timings = {**run.seconds, "total": time.perf_counter() - began}
@@ -290,11 +292,11 @@ class Upscaler:
     def _finishing(
         self, picture: Picture, options: UpscaleOptions, output: Path | None
     ) -> tuple[Finishing, Metadata]:
-        """What the result will be and carry, after a look at whether it can be written."""
+        """Finishing and metadata of the result, after a check that it can be written."""
         target = options.target(picture.size, self.bundle.manifest.scale)
         form = None if output is None else FORMATS.get(output.suffix.lower())
         deep = form is not None and form.strips
-        # Grey that has to become RGB leaves its grey profile behind.
+        # A grey picture that is written as RGB loses its grey profile.
         grey = picture.grey and (form is None or form.grey)
         finishing = Finishing(
             picture=picture,
@@ -324,11 +326,11 @@ class Upscaler:
     def _strips(
         self, windows: Iterator[Array], plan: TilePlan, size: tuple[int, int]
     ) -> Iterator[Array]:
-        """The tiles' pictures blended: strips of float32 [n, sW, 3] in [-1, 1], sH rows in all.
+        """The tiles' outputs blended: strips of float32 [n, sW, 3] in [-1, 1], sH rows in all.
 
         Args:
-            windows: of the tiles, in the plan's order.
-            plan: where they lie in the input.
+            windows: outputs of the tiles, in the plan's order.
+            plan: positions of the tiles in the input.
             size: (W, H) of the input.
         """
         scale = self.bundle.manifest.scale
@@ -352,7 +354,7 @@ class Upscaler:
         run: PictureRun,
         report: _Reporter,
     ) -> Iterator[Array]:
-        """The pictures of the tiles in the plan's order: float32 [o, o, 3] in [-1, 1]."""
+        """Outputs of the tiles in the plan's order: float32 [o, o, 3] in [-1, 1]."""
         manifest = self.bundle.manifest
         latents = plan.scaled(Fraction(manifest.scale, manifest.latent.factor))
         noise = Rows(_noise(latents, manifest.latent.channels, seed))
@@ -388,14 +390,14 @@ def _writer(
 
 
 def _noise(latents: TilePlan, channels: int, seed: int) -> Iterator[Array]:
-    """Of the whole latent canvas, [height, width, channels], row by row of one generator."""
+    """Noise of the whole latent canvas, in rows [1, width, channels] from one generator."""
     generator = np.random.Generator(np.random.Philox(seed))
     for _ in range(latents.height):
         yield generator.standard_normal((1, latents.width, channels), np.float32)
 
 
 class _Reporter:
-    """Turns places in the work into `Progress`."""
+    """Converts positions in the work to `Progress`."""
 
     def __init__(self, callback: Callable[[Progress], None] | None, tiles: int, steps: int) -> None:
         self._callback, self._tiles, self._steps = callback, tiles, steps
@@ -403,7 +405,7 @@ class _Reporter:
     def __call__(self, stage: str, tile: int, step: int) -> None:
         if self._callback is None:
             return
-        # A tile is its steps and one decoding; maps and finishing are worth as much as one step.
+        # A tile counts as its steps and one decoding; maps and finishing count as one step each.
         whole = 2 + self._tiles * (self._steps + 1)
         finished = {"maps": 0, "finishing": whole - 1, "done": whole}.get(
             stage, 1 + (tile - 1) * (self._steps + 1) + step

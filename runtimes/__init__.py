@@ -1,1 +1,1 @@
-"""Runtimes: one file per inference library. They know tensors, and nothing of pictures."""
+"""Runtimes: one file per inference library. They handle tensors, independent of pictures."""

@@ -26,28 +26,28 @@ class Session(Protocol):
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What `run` takes."""
+        """Tensors that `run` takes."""
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What `run` gives."""
+        """Tensors that `run` returns."""
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
         """Run once.
 
         Args:
-            feeds: An array for each of `inputs`, by name, of exactly its shape and dtype.
+            feeds: an array for each of `inputs`, by name, with exactly its shape and dtype.
 
         Returns:
             A new array for each of `outputs`, by name.
 
         Raises:
-            OptionError: `feeds` do not match `inputs`.
+            OptionError: `feeds` does not match `inputs`.
             BackendError: the runtime failed.
         """
 
     def run_all(self, calls: Sequence[Mapping[str, NDArray[Any]]]) -> list[Tensors]:
-        """What `run` gives for each of `calls`, in one batch where the runtime can.
+        """Results of `run` for each of `calls`, in one batch where the runtime supports it.
 
         Raises:
             OptionError, BackendError: as `run`.
@@ -56,26 +56,28 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How to open sessions; the same for every component."""
+    """Options for opening sessions; the same for every component."""
 
     threads: int | None = None
-    """Threads for one call; None leaves it to the runtime."""
+    """Number of threads for one call; None: the runtime's choice."""
     cache_dir: Path | None = None
-    """Where compiled models are kept; None is the user's cache folder."""
+    """Folder for compiled models; None: the user's cache folder."""
     device: str = "auto"
     """Device in the runtime's own naming, such as "cpu", "GPU.0" or "cuda:1"."""
     compile: bool = False
-    """Compile networks to code of their own first, where the runtime would not by itself: torch."""
+    """Whether to compile networks; only for a runtime that does not always do so (torch)."""
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
-            raise OptionError(f"threads {self.threads} must be >= 1, or None to leave it open")
+            raise OptionError(
+                f"threads {self.threads} must be >= 1, or None for the runtime's choice"
+            )
         if not self.device:
             raise OptionError("device '' is empty; 'auto' leaves the choice to the runtime")
 
 
 class CheckedSession(ABC):
-    """A `Session` that checks what goes in and comes out; a runtime adds `_infer`."""
+    """A `Session` that checks inputs and outputs; a runtime adds `_infer`."""
 
     def __init__(self, component: ComponentSpec) -> None:
         self.name = component.name
@@ -84,10 +86,10 @@ class CheckedSession(ABC):
 
     @abstractmethod
     def _infer(self, feeds: Tensors) -> Sequence[NDArray[Any]]:
-        """Outputs in the order of `outputs`, in memory that no later call writes to."""
+        """Arrays in the order of `outputs`, in memory that no later call overwrites."""
 
     def _infer_all(self, calls: Sequence[Tensors]) -> list[Sequence[NDArray[Any]]]:
-        """`_infer` for each of several calls; a runtime that takes batches makes one of them."""
+        """Results of `_infer` for several calls; a runtime with batches overrides it."""
         return [self._infer(feeds) for feeds in calls]
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> Tensors:
@@ -106,7 +108,8 @@ class CheckedSession(ABC):
             if result.shape != spec.shape or result.dtype != spec.dtype:
                 raise BackendError(
                     f"component {self.name!r}: output {spec.name!r} came as {result.dtype} "
-                    f"{list(result.shape)}, the manifest says {spec.dtype} {list(spec.shape)}"
+                    f"{list(result.shape)}, but the manifest declares {spec.dtype} "
+                    f"{list(spec.shape)}"
                 )
         return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
 
@@ -116,10 +119,10 @@ def check_feeds(
 ) -> Tensors:
     """Check names, shapes and dtypes, and return the feeds as contiguous arrays.
 
-    Nothing is converted: a float64 feed is a mistake upstream, and costs a copy a step.
+    Dtypes are not converted: a float64 feed is a mistake upstream that would cost a copy per step.
 
     Raises:
-        OptionError: naming the feed, what it is and what it must be.
+        OptionError: a feed does not match. The message names it, its form and the expected one.
     """
     names = [spec.name for spec in inputs]
     if set(feeds) != set(names):
@@ -137,7 +140,7 @@ def check_feeds(
         if value.shape != spec.shape or value.dtype != spec.dtype:
             raise OptionError(
                 f"component {component!r}: feed {spec.name!r} is {value.dtype} "
-                f"{list(value.shape)}, it must be {spec.dtype} {list(spec.shape)}"
+                f"{list(value.shape)}; it must be {spec.dtype} {list(spec.shape)}"
             )
         checked[spec.name] = np.ascontiguousarray(value)
     return checked
@@ -149,13 +152,13 @@ def check_signature(
     specs: Sequence[TensorSpec],
     found: Mapping[str, tuple[str, Sequence[int | None]]],
 ) -> None:
-    """Check what a model file says of itself against the manifest.
+    """Check the inputs or outputs of a model file against the manifest.
 
     Args:
-        component: Its name.
+        component: name of the component.
         kind: "input" or "output".
-        specs: The manifest's tensors.
-        found: By name, the file's dtype (numpy's name) and shape (None: not fixed).
+        specs: tensors in the manifest.
+        found: dtype (numpy's name) and shape (None: not fixed) of the tensors in the file, by name.
 
     Raises:
         BundleError: they disagree, so the manifest was written for another file.

@@ -1,4 +1,4 @@
-"""The folder where compiled models are kept between processes."""
+"""Cache: the folder that keeps compiled models between processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def user_cache() -> Path:
-    """This user's cache folder for mmsr-edge, by the custom of the platform.
+    """This user's cache folder for mmsr-edge, by the convention of the platform.
 
     Raises:
         RuntimeError: the user has no home folder.
@@ -24,9 +24,10 @@ def user_cache() -> Path:
 
 
 def writable_cache(folder: Path | None, name: str) -> Path | None:
-    """The subfolder `name` of `folder` (default: `user_cache()`), created if need be.
+    """The subfolder `name` of `folder` (default: `user_cache()`), created if it is missing.
 
-    None when it cannot be written: a missing cache costs time, never the result.
+    None: it cannot be written. Without a cache networks are compiled again, and results are the
+    same.
     """
     try:
         path = (folder or user_cache()) / name

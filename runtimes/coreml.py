@@ -26,7 +26,7 @@ def load() -> None:
     """Import the library.
 
     Raises:
-        BackendError: this is not macOS; elsewhere Core ML models can be made, but not run.
+        BackendError: this is not macOS; other systems can make Core ML models but not run them.
         Exception: whatever a broken installation raises.
     """
     if platform.system() != "Darwin":
@@ -37,21 +37,24 @@ def load() -> None:
 def open_session(
     path: Path, component: ComponentSpec, artifact: Artifact, options: SessionOptions, preset: str
 ) -> Session:
-    """Open the .mlpackage that holds `path`; `artifact` and `preset` do not matter here.
+    """Open the .mlpackage that holds `path`; `artifact` and `preset` are not used.
 
     `options.device` is one of "auto", "all", "cpu", "gpu" and "ane"; the system manages threads
     and its own cache.
 
     Raises:
-        BundleError: there is no .mlpackage, or its inputs or outputs differ from `component`'s.
+        BundleError: `path` is not in an .mlpackage, or its inputs or outputs differ from
+            `component`'s.
         OptionError: the device is unknown.
     """
     del artifact, preset
     package = next((p for p in (path, *path.parents) if p.suffix == ".mlpackage"), None)
     if package is None:
-        raise BundleError(f"component {component.name!r}: {str(path)!r} is in no .mlpackage folder")
+        raise BundleError(
+            f"component {component.name!r}: {str(path)!r} is not in an .mlpackage folder"
+        )
     if options.device.lower() not in _UNITS:
-        raise OptionError(f"device {options.device!r}: Core ML knows {', '.join(_UNITS)}")
+        raise OptionError(f"device {options.device!r}: Core ML has {', '.join(_UNITS)}")
     return _CoreMLSession(package, component, _UNITS[options.device.lower()])
 
 
@@ -74,7 +77,7 @@ class _CoreMLSession(CheckedSession):
                 )
 
     def _infer(self, feeds: Tensors) -> Sequence[NDArray[Any]]:
-        # Core ML has no int64: ids travel as int32, and float16 results come back as float32.
+        # Core ML has no int64: ids are passed as int32. Results are cast to the declared dtype.
         narrow = {k: v.astype(np.int32) if v.dtype == np.int64 else v for k, v in feeds.items()}
         results = self._model.predict(narrow)
         return [np.asarray(results[s.name]).astype(s.dtype, copy=True) for s in self.outputs]

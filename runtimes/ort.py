@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mmsr_edge.bundle import Artifact, ComponentSpec
 
-# ONNX Runtime's names of tensor types, as numpy's. Others are shown as they are.
+# numpy's names of ONNX Runtime's tensor types; other types keep ONNX Runtime's name.
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
 
 
@@ -37,7 +37,7 @@ def load() -> None:
 def open_session(
     path: Path, component: ComponentSpec, artifact: Artifact, options: SessionOptions, preset: str
 ) -> Session:
-    """Open the .onnx file at `path`; `artifact` and `preset` do not matter here.
+    """Open the .onnx file at `path`; `artifact` and `preset` are not used.
 
     Raises:
         BundleError: the file's inputs or outputs differ from `component`'s.
@@ -58,7 +58,7 @@ class _OrtSession(CheckedSession):
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         settings.inter_op_num_threads = 1
         settings.intra_op_num_threads = options.threads or 0  # 0: one per core
-        settings.log_severity_level = 3  # errors; warnings are about its own graph rewriting
+        settings.log_severity_level = 3  # errors; warnings concern its own graph rewriting
         self._session = ort.InferenceSession(
             str(path), settings, providers=["CPUExecutionProvider"]
         )

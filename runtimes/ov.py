@@ -1,4 +1,4 @@
-"""OpenVINO: reads its own IR and ONNX, and keeps compiled models in a cache."""
+"""OpenVINO: reads IR and ONNX files, and keeps compiled models in a cache."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ _importing = threading.Lock()
 def _openvino() -> Any:
     """The library, imported without its telemetry.
 
-    Importing OpenVINO reports that to an analytics server, unless `openvino_telemetry` cannot be
-    imported: then a stub takes its place. A program that imported OpenVINO before us has its way.
+    OpenVINO reports its import to an analytics server, unless `openvino_telemetry` cannot be
+    imported and a stub replaces it. If OpenVINO is imported already, its telemetry is unchanged.
     """
     with _importing:
         hidden = "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules
@@ -61,7 +61,7 @@ def _openvino() -> Any:
 def open_session(
     path: Path, component: ComponentSpec, artifact: Artifact, options: SessionOptions, preset: str
 ) -> Session:
-    """Open the .xml or .onnx file at `path`; `preset` does not matter here.
+    """Open the .xml or .onnx file at `path`; `preset` is not used.
 
     `options.device` is OpenVINO's name; "auto" is the CPU, where results are reproducible.
 
@@ -86,14 +86,14 @@ class _OpenVinoSession(CheckedSession):
             )
         config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            # Left alone, float layers run in bf16 where the CPU can, and machines disagree.
-            # Layers quantized to int8 stay int8.
+            # By default float layers run in bf16 on CPUs that support it, so results differ between
+            # machines. Layers quantized to int8 stay int8.
             "INFERENCE_PRECISION_HINT": "f32",
         }
         if options.threads is not None:
             config["INFERENCE_NUM_THREADS"] = options.threads
-        # OpenVINO knows a cached model by its path, and would go on serving a file that has been
-        # replaced since; so what is compiled from each content, in each way, has its own folder.
+        # OpenVINO identifies a cached model by its path, and would use it after the file has been
+        # replaced. So each combination of content, device, settings and version has its own folder.
         key = [file.sha256 for file in artifact.files], device, config, _openvino().__version__
         digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
         cache = writable_cache(options.cache_dir, "openvino")
@@ -104,7 +104,7 @@ class _OpenVinoSession(CheckedSession):
         except (RuntimeError, OSError):
             if cache is None:
                 raise
-            # A damaged or unwritable cache must not cost the result.
+            # Without the cache, since it may be damaged or not writable.
             self._model = _compile(core, path, component, device, config, None)
         for kind, specs, ports in (
             ("input", self.inputs, self._model.inputs),
@@ -116,7 +116,7 @@ class _OpenVinoSession(CheckedSession):
 
     def _infer(self, feeds: Tensors) -> Sequence[NDArray[Any]]:
         with self._busy:
-            # Results are copied out, for the next call overwrites the request's own.
+            # Results are copied, since the next call overwrites the request's own.
             results = self._request.infer(feeds, share_inputs=True, share_outputs=False)
             return [results[spec.name] for spec in self.outputs]
 
@@ -126,11 +126,12 @@ _making = threading.Lock()
 
 
 def _core() -> Any:
-    """The process's one Core, never destroyed.
+    """The process's only Core, which is never destroyed.
 
-    OpenVINO's CPU plugin gives its thread a signal stack of its own (for AMX), and when it goes,
-    unmaps that and puts back the one it found, which may be that of a Core long gone. The next
-    signal that Python handles, such as Ctrl-C, then has no stack and kills the process.
+    OpenVINO's CPU plugin gives its thread its own signal stack (for AMX). When it is destroyed, it
+    unmaps that stack and restores the previous one, which may belong to a Core that no longer
+    exists. The next signal that Python handles, such as Ctrl-C, then has no stack and kills the
+    process.
     """
     with _making:
         if not _made:
@@ -140,10 +141,11 @@ def _core() -> Any:
 
 @contextlib.contextmanager
 def _published(folder: Path) -> Iterator[Path]:
-    """`folder`, or a new one to fill, which then becomes it in one step unless another was faster.
+    """Context manager: `folder` if it exists, otherwise a new folder that is then renamed to it.
 
-    OpenVINO writes a compiled model bit by bit under its final name, where a second process that
-    starts at the same time may read half of it.
+    OpenVINO writes a compiled model gradually under its final name, where a second process that
+    starts at the same time could read an incomplete file. If another process was faster, its folder
+    is kept.
     """
     if folder.is_dir():
         yield folder
@@ -166,7 +168,7 @@ def _compile(
 ) -> Any:
     if cache is not None:
         config = {**config, "CACHE_DIR": str(cache)}
-    # By path, a cached model is found without the file being parsed.
+    # Given a path, OpenVINO finds a cached model without parsing the file.
     compiled = core.compile_model(str(path), device, config)
     if any(port.partial_shape.is_dynamic for port in compiled.inputs):
         model = core.read_model(str(path))
@@ -177,7 +179,7 @@ def _compile(
 
 def _signature(ports: Sequence[Any], wanted: set[str]) -> dict[str, tuple[str, list[int | None]]]:
     # A tensor may have several names: where a normalization is fused into the layer after it, the
-    # input also answers to the name of its result.
+    # input also has the name of the normalization's result.
     return {
         next(iter(sorted(wanted & port.get_names())), port.get_any_name()): (
             port.get_element_type().to_dtype().name,

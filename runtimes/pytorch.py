@@ -1,4 +1,4 @@
-"""PyTorch: the networks themselves at full precision, on CUDA when there is one [torch]."""
+"""PyTorch: the original networks at full precision, on CUDA if available (extra `torch`)."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def open_session(
 ) -> Session:
     """Build the network of `preset` and load the .safetensors file at `path` into it.
 
-    `options.device` is torch's name; "auto" is CUDA when there is one, else the CPU.
-    `options.threads` is set for the whole process: torch knows no other way. With `options.compile`
-    the first call of each size of batch compiles, which takes a minute or so; on CUDA the result is
-    recorded as a CUDA graph too, for a network as small as these waits for the launches of its
-    kernels more than for the kernels.
+    `options.device` is torch's name; "auto" is CUDA if available, otherwise the CPU.
+    `options.threads` is set for the whole process, which is the only way in torch. With
+    `options.compile` the first call at each batch size compiles, which takes about a minute. On
+    CUDA the result is also recorded as a CUDA graph, since launching the kernels of networks as
+    small as these takes longer than running them.
 
     Raises:
         BundleError: the weights do not fit the network.
-        OptionError: torch does not know the device.
+        OptionError: torch cannot use the device.
     """
     del artifact
     return _TorchSession(path, component, options, preset)
@@ -74,7 +74,7 @@ class _TorchSession(CheckedSession):
             torch.set_num_threads(options.threads)
         module = build_component(component.name, preset)
         try:
-            # fp16 files are copied into float32 parameters: stored small, computed in full.
+            # fp16 weights are copied into float32 parameters: small files, full precision.
             module.load_state_dict(load_file(path))
         except RuntimeError as error:
             raise BundleError(
@@ -95,7 +95,7 @@ class _TorchSession(CheckedSession):
     def _infer_all(self, calls: Sequence[Tensors]) -> list[Sequence[NDArray[Any]]]:
         import torch
 
-        # TF32 convolutions, torch's default on CUDA, would cost 20 dB against the other runtimes.
+        # TF32 convolutions, torch's default on CUDA, agree with other runtimes 20 dB less well.
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
         with self._busy, torch.inference_mode(), exact:
             arguments = [
@@ -105,7 +105,7 @@ class _TorchSession(CheckedSession):
             results = self._module(*(argument.to(self._device) for argument in arguments))
             if isinstance(results, torch.Tensor):
                 results = (results,)
-            # clone(): a network may return a view of what it was given, or of its own buffer.
+            # clone(): a network may return a view of its input or of its own buffer.
             batches = [result.cpu().clone().numpy() for result in results]
         rows = [np.split(batch, len(calls)) for batch in batches]
         return [list(row) for row in zip(*rows, strict=True)]

@@ -1,4 +1,4 @@
-"""The runtimes there are, which of them can be used here, and why the others cannot."""
+"""Registry: the backends, which of them can be used here, and why the others cannot."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backend:
-    """One runtime. Nothing of it is imported until it is asked whether it is available."""
+    """One runtime. Its library is imported by `check` and `open` only."""
 
     name: str
-    """What users call it."""
+    """Name of the backend, as users give it."""
     extra: str
-    """The optional dependency group that brings its library."""
+    """Optional dependency group that installs its library."""
     module: str
-    """Where its `load` and `open_session` are."""
+    """Module of its `load` and `open_session`."""
     formats: tuple[str, ...]
-    """Formats it opens, the preferred one first."""
+    """Formats that it opens, the preferred one first."""
     precisions: tuple[str, ...] = FASTEST
     """Precisions from the fastest to the slowest, for `precision="auto"`."""
     interprets: bool = False
-    """Whether networks run as they are, so that compiling them is an option."""
+    """Whether networks run without being compiled, so that compiling them is an option."""
 
     def check(self) -> None:
         """Import the library.
 
         Raises:
-            MissingExtraError: it is not installed.
-            BackendError: it is, but cannot be used on this machine.
+            MissingExtraError: the library is not installed.
+            BackendError: the library is installed, but cannot be used on this machine.
         """
         try:
             self._import().load()
@@ -58,16 +58,16 @@ class Backend:
             ) from error
 
     def check_options(self, options: SessionOptions) -> None:
-        """Refuse early what `open` would have no use for.
+        """Refuse options that `open` cannot use.
 
         Raises:
-            OptionError: `options.compile` where networks are compiled anyway.
+            OptionError: `options.compile` is set, but networks are always compiled.
         """
         if options.compile and not self.interprets:
             raise OptionError(f"compile: backend {self.name!r} compiles by itself; leave it out")
 
     def available(self) -> str | None:
-        """None when it can be used, otherwise why not."""
+        """None if the backend can be used, otherwise the reason."""
         try:
             self.check()
         except MMSRError as error:
@@ -75,7 +75,7 @@ class Backend:
         return None
 
     def serves(self, bundle: Bundle, precision: str = "auto") -> str | None:
-        """None when it can open every component of `bundle`, otherwise why not."""
+        """None if the backend opens every component of `bundle`, otherwise the reason."""
         try:
             for component in bundle.manifest.components:
                 self.artifact(bundle, component, precision)
@@ -84,16 +84,16 @@ class Backend:
         return None
 
     def unusable(self, bundle: Bundle | None = None, precision: str = "auto") -> str | None:
-        """None when it is installed and opens every component of `bundle`, otherwise why not."""
-        # What the bundle lacks is known without importing anything: ask that first.
+        """None if the backend can be used and opens all of `bundle`, otherwise the reason."""
+        # The bundle is checked first, since that imports nothing.
         reason = None if bundle is None else self.serves(bundle, precision)
         return reason or self.available()
 
     def artifact(self, bundle: Bundle, component: str, precision: str = "auto") -> Artifact:
-        """The form of a component that it opens; see `Bundle.artifact`.
+        """The artifact of a component that this backend opens; see `Bundle.artifact`.
 
         Raises:
-            BundleError, OptionError: as there.
+            BundleError, OptionError: as `Bundle.artifact`.
         """
         return bundle.artifact(component, self.formats, precision, self.precisions, self.name)
 
@@ -109,8 +109,8 @@ class Backend:
 
         Raises:
             BackendError: the runtime cannot open it.
-            BundleError: it is not what the manifest says.
-            OptionError: `options` ask for what this runtime or machine lacks.
+            BundleError: the file differs from the manifest.
+            OptionError: this runtime or machine does not support `options`.
         """
         try:
             session: Session = self._import().open_session(
@@ -129,12 +129,12 @@ class Backend:
         return importlib.import_module(self.module)
 
 
-_EXACTEST = PRECISIONS[::-1]  # the order where int8 has no fast kernels for the shipped file
+_EXACTEST = PRECISIONS[::-1]  # for runtimes without fast kernels for the shipped int8 file
 
 # The order of "auto": by the time of one call of a 25 M-parameter UNet on two Zen 4 cores, OpenVINO
 # 35 ms (int8), ONNX Runtime 67 ms (int8, convolutions only) or 94 ms (fp32), torch 124 ms (fp32).
-# ONNX Runtime needs 194 ms for the int8 file that OpenVINO likes best, hence its own precisions.
-# Core ML is unmeasured; it stands before torch, which nobody who installed it means by "auto".
+# ONNX Runtime takes 194 ms for the int8 file that is fastest in OpenVINO, hence its own precisions.
+# Core ML is unmeasured. It comes before torch, which is not for deployment.
 BACKENDS: tuple[Backend, ...] = (
     Backend("openvino", "openvino", "mmsr_edge.runtimes.ov", ("openvino", "onnx")),
     Backend("onnxruntime", "onnx", "mmsr_edge.runtimes.ort", ("onnx",), _EXACTEST),
@@ -145,12 +145,12 @@ BACKENDS: tuple[Backend, ...] = (
 
 @dataclass(frozen=True)
 class Selection:
-    """A backend, and why it was not another."""
+    """The chosen backend, and why the others were not chosen."""
 
     backend: Backend
-    """The one to use."""
+    """The backend to use."""
     passed_over: dict[str, str]
-    """Reason by name, for each of the others."""
+    """Reason for each of the other backends, by name."""
 
 
 def select_backend(
@@ -160,14 +160,14 @@ def select_backend(
 
     Args:
         name: "auto" takes the first of `BACKENDS` that is installed and opens the whole bundle.
-        bundle: What it must open; None asks only whether it is installed.
-        precision: As for `Bundle.artifact`.
+        bundle: bundle that the backend must open; None: it must only be installed.
+        precision: precision of the artifacts, as for `Bundle.artifact`.
 
     Raises:
         OptionError: there is no backend of that name.
-        MissingExtraError: the named one is not installed.
-        BackendError: the named one cannot be used, or "auto" found none.
-        BundleError: the named one cannot open the bundle.
+        MissingExtraError: the named backend is not installed.
+        BackendError: the named backend cannot be used, or "auto" found none.
+        BundleError: the named backend cannot open the bundle.
     """
     if name != "auto":
         backend = backend_named(name)
@@ -175,7 +175,7 @@ def select_backend(
         if bundle is not None and (reason := backend.serves(bundle, precision)):
             raise BundleError(f"backend {name!r} cannot open this bundle: {reason}")
         others = (other.name for other in BACKENDS if other is not backend)
-        return Selection(backend, dict.fromkeys(others, f"{name!r} was asked for"))
+        return Selection(backend, dict.fromkeys(others, f"{name!r} was requested"))
     passed_over: dict[str, str] = {}
     for position, backend in enumerate(BACKENDS):
         reason = backend.unusable(bundle, precision)
@@ -197,22 +197,24 @@ class BackendStatus:
     usable: bool
     """Whether it is installed and opens the whole bundle."""
     reason: str | None
-    """Why it is not usable; None where it is."""
+    """Reason why it is not usable; None if it is."""
     chosen: bool
-    """Whether `backend="auto"` takes it."""
+    """Whether `backend="auto"` chooses it."""
 
 
 def list_backends(bundle: Bundle | None = None) -> tuple[BackendStatus, ...]:
     """All backends, in the order in which "auto" tries them.
 
     Args:
-        bundle: the bundle to open; None asks only whether a backend is installed.
+        bundle: the bundle to open; None: a backend must only be installed.
     """
     statuses: list[BackendStatus] = []
     found = False
     for backend in BACKENDS:
         reason = backend.unusable(bundle)
-        statuses.append(BackendStatus(backend.name, reason is None, reason, not found and not reason))
+        statuses.append(
+            BackendStatus(backend.name, reason is None, reason, not found and not reason)
+        )
         found = found or reason is None
     return tuple(statuses)
 
@@ -237,10 +239,10 @@ def open_session(
 
 
 def backend_named(name: str) -> Backend:
-    """Look up one of `BACKENDS`.
+    """The member of `BACKENDS` with a given name.
 
     Raises:
-        OptionError: there is none of that name.
+        OptionError: there is no backend of that name.
     """
     for backend in BACKENDS:
         if backend.name == name:

@@ -1,4 +1,4 @@
-"""The measuring process that `mmsr_edge.benchmark.measure` starts; users call `mmsr-edge bench`."""
+"""The process that `mmsr_edge.benchmark.measure` starts. Users call `mmsr-edge bench`."""
 
 from __future__ import annotations
 

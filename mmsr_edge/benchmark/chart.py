@@ -1,4 +1,4 @@
-"""The benchmark as a picture: one bar a configuration, split by component, drawn by Pillow."""
+"""Bar chart of a benchmark: one bar per configuration, split by component, drawn with Pillow."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ COLOURS = (
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777", "#ee8866",
     "#99ddff", "#44bb99",
 )  # fmt: skip
-"""Of the components, in their order; told apart by colour-blind eyes too (after Paul Tol)."""
+"""Colours of the components, in order; distinct to colour-blind readers too (after Paul Tol)."""
 WIDTH, LEFT, BAR, GAP, LEGEND = 1000, 230, 26, 16, 24
 
 
 def draw_chart(measurements: Sequence[Measurement]) -> Image.Image:
-    """Bars of p50 in ms, each split into its components; the rest of the time is left white.
+    """Bars of p50 in ms, each split into its components. Time outside the components is white.
 
     Returns:
-        RGB, 1000 pixels wide.
+        RGB image, 1000 pixels wide.
     """
     names = list(dict.fromkeys(name for m in measurements for name in m.components))
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
@@ -37,7 +37,7 @@ def draw_chart(measurements: Sequence[Measurement]) -> Image.Image:
     image = Image.new("RGB", (WIDTH, top + len(measurements) * (BAR + GAP) + GAP), "white")
     draw = ImageDraw.Draw(image)
     font, title = ImageFont.load_default(13), ImageFont.load_default(17)
-    draw.text((16, 12), "One picture, median, milliseconds", "black", title)
+    draw.text((16, 12), "Median time per picture, milliseconds", "black", title)
     for i, name in enumerate(names):
         left, above = 16 + i % 5 * 190, 44 + i // 5 * LEGEND
         draw.rectangle((left, above, left + 14, above + 14), colours[name])
@@ -58,7 +58,7 @@ def draw_chart(measurements: Sequence[Measurement]) -> Image.Image:
 
 
 def write_chart(path: Path, measurements: Sequence[Measurement]) -> None:
-    """Write it as PNG, atomically."""
+    """Write the chart as PNG, atomically."""
     chart = draw_chart(measurements)
     with replacing(path) as file:
         chart.save(file, format="PNG")

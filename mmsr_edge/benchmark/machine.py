@@ -1,4 +1,4 @@
-"""The machine: what a measurement has to say of where it was taken."""
+"""Description of the machine that a measurement was taken on."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _LIBRARIES = ("numpy", "pillow", "openvino", "onnxruntime", "coremltools", "torc
 
 
 def peak_rss_mb() -> float | None:
-    """The most memory this process has held so far, in MB (10⁶ bytes); None where unknown.
+    """Peak memory (RSS) of this process so far, in MB (10⁶ bytes); None if unknown.
 
-    Linux's VmHWM is preferred to `getrusage`, whose figure a child inherits from its parent.
+    Linux's VmHWM is preferred to `getrusage`, because a child inherits the latter from its parent.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -32,7 +32,7 @@ def peak_rss_mb() -> float | None:
 
 
 def describe_machine() -> dict[str, object]:
-    """Processor, cores, system, Python and the versions of the libraries that matter."""
+    """Processor, cores, system, Python, and versions of the numerical libraries and runtimes."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -59,7 +59,7 @@ def _processor() -> str:
 
 
 def installed_version(name: str) -> str | None:
-    """A distribution's version; None: it is not installed."""
+    """Version of an installed distribution; None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -1,9 +1,8 @@
-"""On-device benchmark: what a picture costs on this machine, by backend, precision and steps.
+"""On-device benchmark: time and memory of a picture, by backend, precision and steps.
 
-Each configuration is measured in two processes of its own: the first starts with an empty cache of
-compiled models (a cold start), the second with the one that the first left (a warm start), and goes
-on to the repeats. A process's peak memory is then its own, and nothing is warm that was not meant
-to be.
+Each configuration is measured in two separate processes. The first starts with an empty cache of
+compiled models (a cold start). The second starts with the first one's cache (a warm start) and then
+runs the repeats. Separate processes keep the peak memory and the caches of configurations apart.
 """
 
 from __future__ import annotations
@@ -42,26 +41,26 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Configuration:
-    """What is measured."""
+    """One configuration to measure."""
 
     model: str = "nano"
     """A shipped model's name, or a bundle's folder."""
     backend: str = "auto"
-    """Name of the runtime."""
+    """Name of the backend."""
     precision: str = "auto"
     """"int4", "int8", "fp16", "fp32", or "auto"."""
     steps: int | None = None
-    """Sampler steps; None: the model's."""
+    """Sampler steps; None: the model's default."""
     threads: int | None = None
-    """For one network call; None: the backend's choice."""
+    """Threads of a network call; None: the backend's choice."""
     repeats: int = 7
-    """Pictures that are timed, after one that is not."""
+    """Timed pictures, after one that is not timed."""
     picture: str | None = None
-    """File to enlarge; None: `sample_picture()`."""
+    """File to upscale; None: `sample_picture()`."""
     device: str = "auto"
-    """Where networks run, as the backend calls it."""
+    """Device that runs the networks, by the backend's name for it."""
     compile: bool = False
-    """Whether they are compiled first; torch alone has the choice."""
+    """Whether the networks are compiled first; torch only."""
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
@@ -70,38 +69,38 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What came out. Times are in milliseconds, memory and files in MB (10⁶ bytes)."""
+    """Result of one configuration. Times in milliseconds; memory and files in MB (10⁶ bytes)."""
 
     backend: str
-    """The runtime that ran."""
+    """Name of the backend that ran."""
     precision: str
-    """As asked for."""
+    """Precision that was requested."""
     steps: int
     """Sampler steps that were run."""
     size: str
     """Width×height of the result."""
     disk_mb: float
-    """All files that this configuration opens."""
+    """Size of all files that this configuration opens."""
     cold_ms: float
-    """From the start of the process to the first picture, no compiled model being cached."""
+    """From the start of the process to the first picture, with an empty cache."""
     warm_ms: float
-    """The same in a second process, which finds the first one's cache."""
+    """The same in a second process, with the first one's cache."""
     first_tile_ms: float
-    """From that second process's call to the end of its first tile, networks being loaded in it."""
+    """From the second process's call to the end of its first tile, including loading networks."""
     load_ms: float
-    """Of that, the opening of networks."""
+    """The part of `first_tile_ms` in which networks are loaded."""
     p50_ms: float
-    """Median of a picture, everything loaded."""
+    """Median time of a picture, with all networks loaded."""
     p90_ms: float
-    """Nine of ten are no slower."""
+    """90th percentile of that time."""
     peak_mb: float | None
-    """The most memory held; None where the system does not tell."""
+    """Peak memory of the process; None if the system does not report it."""
     components: dict[str, tuple[float, float]]
-    """(p50, p90) by component, all of a picture's calls added up."""
+    """(p50, p90) by component, summed over a picture's calls."""
 
 
 def sample_picture(side: int = 128) -> Image.Image:
-    """A picture with edges, gradients and texture: the same on every machine."""
+    """A synthetic picture with edges, gradients and texture, the same on every machine."""
     rng = np.random.Generator(np.random.Philox(7))
     y, x = np.mgrid[0:side, 0:side] / side
     base = np.stack([x, y, 1 - x * y], -1) * 160 + 40
@@ -118,13 +117,15 @@ def benchmark(
     """Measure each configuration.
 
     Args:
+        configurations: configurations to measure, in this order.
         progress: called with a configuration's name before it is measured.
 
     Returns:
-        The measurements, and the reason by name for each configuration that cannot be run here.
+        The measurements, and by name the reason for each configuration that cannot run here.
 
     Raises:
         BackendError: a process ended without a result.
+        Cancelled: a process was interrupted.
     """
     done, refused = [], {}
     for configuration in configurations:
@@ -147,7 +148,7 @@ def grid(
     precisions: Sequence[str],
     steps: Sequence[int | None],
 ) -> Iterator[Configuration]:
-    """Every backend with every precision and number of steps, the rest as in `base`."""
+    """Every combination of backend, precision and number of steps; other fields as in `base`."""
     for backend, precision, count in itertools.product(backends, precisions, steps):
         yield replace(base, backend=backend, precision=precision, steps=count)
 
@@ -158,7 +159,7 @@ def _name(configuration: Configuration) -> str:
 
 
 def _run(configuration: Configuration, cache: str, *, once: bool) -> dict[str, Any]:
-    """One process's answer; "refused" instead when it cannot run the configuration."""
+    """The answer of one process; it has only "refused" if the configuration cannot run."""
     task = json.dumps({**asdict(configuration), "cache": cache, "once": once})
     began = time.time()
     process = subprocess.run(
@@ -208,17 +209,17 @@ def _measurement(
 def _disk_mb(bundle: Bundle, backend: str, precision: str) -> float:
     from mmsr_edge.runtimes.registry import backend_named
 
-    opens = backend_named(backend)
+    runtime = backend_named(backend)
     files = {
         file.path: file.bytes
         for name in bundle.manifest.components
-        for file in opens.artifact(bundle, name, precision).files
+        for file in runtime.artifact(bundle, name, precision).files
     }
     return round(sum(files.values()) / 1e6, 2)
 
 
 def _serve(task: dict[str, Any], began: float) -> dict[str, Any]:
-    """The life of a measuring process: `began` is when it was started, on the same clock."""
+    """The work of a measuring process; `began` is the `time.time()` at which it was started."""
     from mmsr_edge.upscaler import Progress, Upscaler
 
     model, backend, precision = task["model"], task["backend"], task["precision"]
@@ -247,8 +248,8 @@ def _serve(task: dict[str, Any], began: float) -> dict[str, Any]:
     after_first_tile = next(
         at for at, event in events if event.tile > 1 or event.stage in ("finishing", "done")
     )
-    again = 0 if task["once"] else task["repeats"] + 1
-    runs = [upscaler.upscale(picture, **options).timings for _ in range(again)]
+    count = 0 if task["once"] else task["repeats"] + 1
+    runs = [upscaler.upscale(picture, **options).timings for _ in range(count)]
     return {
         "backend": upscaler.backend,
         "steps": events[-1][1].steps,
@@ -257,13 +258,13 @@ def _serve(task: dict[str, Any], began: float) -> dict[str, Any]:
         "first_ms": round(first_ms, 1),
         "first_tile_ms": round((after_first_tile - called) * 1e3, 1),
         "first": first.timings,
-        "runs": runs[1:],  # the first of them warms up
+        "runs": runs[1:],  # the first one warms up
         "peak_mb": peak_rss_mb(),
     }
 
 
 def report(measurements: Sequence[Measurement], refused: dict[str, str]) -> dict[str, Any]:
-    """All there is to say, for programs: the machine too, without which the figures mean little."""
+    """The measurements as JSON types, with the machine that they were taken on."""
     return {
         "machine": describe_machine(),
         "measurements": [asdict(m) for m in measurements],
@@ -272,7 +273,7 @@ def report(measurements: Sequence[Measurement], refused: dict[str, str]) -> dict
 
 
 def table_rows(measurements: Sequence[Measurement]) -> list[dict[str, object]]:
-    """A row per configuration; the two quantiles of a component are two columns."""
+    """One row per configuration; each component has two columns, p50 and p90."""
     rows = []
     for measured in measurements:
         row = asdict(measured)
@@ -283,7 +284,7 @@ def table_rows(measurements: Sequence[Measurement]) -> list[dict[str, object]]:
 
 
 def as_text(measurements: Sequence[Measurement], refused: dict[str, str]) -> str:
-    """A table to read, and the components of each configuration."""
+    """The measurements as a plain-text table, followed by the components' times."""
     head = (
         f"{'backend':<12} {'precision':<9} {'steps':>5} {'cold':>8} {'warm':>8} {'1st tile':>8} "
         f"{'p50':>8} {'p90':>8} {'peak MB':>8} {'disk MB':>8}"
@@ -304,6 +305,6 @@ def as_text(measurements: Sequence[Measurement], refused: dict[str, str]) -> str
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure what `argv` describes; for `_run` only. Users call `mmsr-edge bench`."""
+    """Measure the task in `argv` and print JSON; for `_run` only. Users call `mmsr-edge bench`."""
     task, began = argv
     print(json.dumps(_serve(json.loads(task), float(began))), flush=True)

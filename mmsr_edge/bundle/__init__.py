@@ -1,4 +1,4 @@
-"""Bundles: a folder with a manifest and the files that it lists, opened only when all are intact."""
+"""Bundles: folders with a manifest and the files that it lists, opened only if all are intact."""
 
 from __future__ import annotations
 

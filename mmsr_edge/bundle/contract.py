@@ -1,6 +1,6 @@
-"""The contract between components: their roles, names, and how their shapes agree.
+"""The contract between components: roles, names of tensors, and how their shapes agree.
 
-A bundle that breaks it is refused when opened, rather than in the middle of a picture.
+A bundle that breaks the contract is refused when it is opened.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ __all__ = [
 ]
 
 REQUIRED = ("lr_encoder", "tokenizer", "text_encoder", "connector", "unet", "decoder")
-"""Components without which there is no picture."""
+"""Components that every bundle must have."""
 
 OPTIONAL = ("depth", "segmentation", "captioner", "caption_decoder", "hr_encoder")
-"""Components that a bundle may lack: the modality is absent, or comes from the caller."""
+"""Components that a bundle may lack. A modality without its network is absent, or the caller's."""
 
 MODALITIES = ("text", "depth", "segmentation", "edges")
-"""Order of the columns of `present` and `temperature`."""
+"""Modalities, in the order of the columns of `present` and `temperature`."""
 
 MAPS = MODALITIES[1:]
 """The modalities that are pictures."""
@@ -47,7 +47,7 @@ TOKEN_INPUTS = {
 """The connector's input for the tokens of each map."""
 
 MAP_SIDE = 256
-"""Side of a map in pixels, as the trained networks take it (Sec. 3.1)."""
+"""Side in pixels of the maps that the trained networks take (Sec. 3.1)."""
 
 MAP_TOKENS = 256
 """Tokens of one map: 16 × 16 (Sec. 3.1)."""
@@ -56,13 +56,14 @@ _FLOAT, _INT = "float32", "int64"
 
 
 class Signature(NamedTuple):
-    """Inputs and outputs of a component: by name, in order, the shape's symbols and the dtype.
+    """Inputs and outputs of a component by name, in order: the symbols of the shape, and the dtype.
 
     Symbols: t tile side, c latent channels, l latent side, o output side; s map side, n tokens of a
     map, w their width, i ids of a prompt, d text width, m learned latents, k context width, q tags.
-    Of a caption decoder: y keys and values of all layers, h heads, e their width, p positions of the
-    picture, r positions of the text that are kept, v vocabulary. The first four and i follow from
-    the manifest; every other symbol takes the size with which it is first seen.
+    Symbols of a caption decoder: y keys and values of all layers, h heads, e their width,
+    p positions of the picture, r positions of the text that are kept, v vocabulary.
+    The manifest gives the sizes of t, c, l, o and i. Every other symbol takes the size of its first
+    use in the bundle.
     """
 
     inputs: dict[str, tuple[str, str]]
@@ -134,9 +135,9 @@ CONTRACT: dict[str, Signature] = {
 }
 """The tensors of every component, by role."""
 
-# A captioner that writes sentences: its states of the picture are read by a caption decoder.
+# A captioner that writes sentences: a caption decoder reads its states of the picture.
 _CAPTION_ENCODER = Signature({"image": ("1 3 s s", _FLOAT)}, {"states": ("1 y h p e", _FLOAT)})
-# Optional inputs: w, where it is an input of the UNet, and the LR picture, where the decoder reads it.
+# Inputs that a network may lack: the UNet's guidance scale and the decoder's LR picture.
 _OPTIONAL_INPUTS = {("unet", "guidance"), ("decoder", "lr")}
 
 
@@ -148,20 +149,20 @@ def check_components(
     latent: LatentSpec,
     text: TextSpec,
 ) -> None:
-    """Check that roles are known, that none is missing, and that the tensors fit together.
+    """Check that the roles are known and complete, and that the tensors fit together.
 
     Args:
-        components: the networks by role.
+        components: networks by role.
         scale, tile, latent, text: the manifest's fields of these names.
 
     Raises:
-        BundleError: naming the component and tensor at fault.
+        BundleError: the contract is broken; the message names the component and tensor.
     """
     missing = [name for name in REQUIRED if name not in components]
     if missing:
         raise BundleError(f"components lack {', '.join(missing)}; export the bundle again")
     if "caption_decoder" in components and "captioner" not in components:
-        raise BundleError("component 'caption_decoder' needs a 'captioner' to see the picture")
+        raise BundleError("component 'caption_decoder' needs a 'captioner' that reads the picture")
     side = tile.size * scale
     if scale < 1 or side % latent.factor:
         raise BundleError(
@@ -181,7 +182,7 @@ def check_components(
             known = ", ".join(REQUIRED + OPTIONAL)
             raise BundleError(f"component {name!r} is unknown; the roles are {known}")
         if component.name != name:
-            raise BundleError(f"component {name!r} calls itself {component.name!r}")
+            raise BundleError(f"component {name!r} has the name {component.name!r}")
         inputs, outputs = CONTRACT[name]
         if name == "captioner" and "caption_decoder" in components:
             inputs, outputs = _CAPTION_ENCODER

@@ -1,4 +1,4 @@
-"""Bundles: a folder with a manifest and the files it lists, opened only when all are intact."""
+"""Folders of bundles: opening, verifying and describing the files that a manifest lists."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 MANIFEST_NAME = "manifest.json"
-"""Name of the manifest in its bundle."""
+"""File name of the manifest in a bundle."""
 
 _SHIPPED = Path(__file__).resolve().parents[1] / "bundles"
 _verified: dict[Path, tuple[int, int, str]] = {}  # path -> (mtime_ns, size, sha256)
@@ -35,18 +35,18 @@ _verified: dict[Path, tuple[int, int, str]] = {}  # path -> (mtime_ns, size, sha
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: every file it lists was present and intact."""
+    """An opened bundle. Every listed file was present and intact when it was opened."""
 
     root: Path
-    """The folder."""
+    """Folder of the bundle."""
     manifest: Manifest
-    """What it declares."""
+    """The bundle's manifest."""
 
     def component(self, name: str) -> ComponentSpec:
         """The component called `name`.
 
         Raises:
-            BundleError: the bundle has none of that name.
+            BundleError: the bundle has no component of that name.
         """
         try:
             return self.manifest.components[name]
@@ -64,19 +64,19 @@ class Bundle:
         order: Sequence[str] = FASTEST,
         backend: str | None = None,
     ) -> Artifact:
-        """Choose one form of a component.
+        """Choose an artifact of a component.
 
         Args:
-            component: Its name.
-            formats: Formats that will do, the preferred one first.
-            precision: "auto" takes the first of `order` there is. A named one falls back to the
-                nearest more exact one, for only some components are worth quantizing.
-            order: Preference of "auto".
-            backend: Who will open it. Forms made for it come before those made for all; forms
-                made for others only are left out.
+            component: name of the component.
+            formats: formats that can be opened, the preferred one first.
+            precision: "auto" takes the first available one of `order`. A named precision falls back
+                to the nearest more exact one, since not all components are worth quantizing.
+            order: precisions for "auto", the preferred one first.
+            backend: name of the backend that opens the artifact. Artifacts made for it come before
+                those made for all; artifacts made for other backends only are left out.
 
         Raises:
-            BundleError: there is no such form.
+            BundleError: the component has no such artifact.
             OptionError: `precision` is unknown.
         """
         if precision != "auto" and precision not in PRECISIONS:
@@ -87,11 +87,11 @@ class Bundle:
         artifacts = self.component(component).artifacts
         own = [a for a in artifacts if backend is not None and backend in a.backends]
         common = [a for a in artifacts if not a.backends]
-        # What was made for a backend was measured to be its fastest: "auto" looks no further. A
-        # named precision is the caller's, and of two files at that, the backend's own is taken.
+        # Artifacts made for a backend were measured to be its fastest, so "auto" takes a common one
+        # only if there are none. At a named precision, the backend's own artifact is preferred.
         groups = [own, common] if precision == "auto" else [[*own, *common]]
         for group in groups:
-            # Of files in one form, the first counts.
+            # Of artifacts with the same precision and format, the first counts.
             forms: dict[tuple[str, str], Artifact] = {
                 (a.precision, a.format): a for a in reversed(group)
             }
@@ -107,7 +107,7 @@ class Bundle:
         )
 
     def path(self, file: FileSpec) -> Path:
-        """Where a listed file is."""
+        """Path of a listed file."""
         return self.root / file.path
 
 
@@ -116,18 +116,18 @@ def _for(artifact: Artifact) -> str:
 
 
 def shipped_bundles() -> tuple[str, ...]:
-    """Names of the models inside the package."""
+    """Names of the models that the package contains."""
     return tuple(sorted(path.parent.name for path in _SHIPPED.glob(f"*/{MANIFEST_NAME}")))
 
 
 def open_bundle(model: str | os.PathLike[str]) -> Bundle:
-    """Open a bundle and check every file it lists: presence, size and SHA-256.
+    """Open a bundle and check presence, size and SHA-256 of every file that it lists.
 
-    A file is hashed once per process, until its time or size changes.
+    A file is hashed once per process, and again if its modification time or size changes.
 
     Args:
-        model: A shipped name, such as "nano", or a folder. A shipped name wins over a folder of
-            the same name; write `./nano` for the folder.
+        model: name of a shipped model, such as "nano", or a folder. A shipped model takes
+            precedence over a folder of the same name; write `./nano` for the folder.
 
     Raises:
         BundleError: there is no such bundle, or a file is missing or altered.
@@ -145,7 +145,7 @@ def open_bundle(model: str | os.PathLike[str]) -> Bundle:
 
 
 def load_manifest(root: str | os.PathLike[str]) -> Manifest:
-    """Read the manifest of the bundle in folder `root`; its files are not looked at.
+    """Read the manifest of the bundle in folder `root`, without checking the bundle's files.
 
     Raises:
         BundleError: the folder or the manifest is missing or malformed.
@@ -168,18 +168,18 @@ def load_manifest(root: str | os.PathLike[str]) -> Manifest:
 
 
 def describe_file(root: str | os.PathLike[str], path: str | os.PathLike[str]) -> FileSpec:
-    """The `FileSpec` of an existing file, for whoever writes a bundle.
+    """The `FileSpec` of an existing file, for a manifest.
 
     Args:
-        root: The bundle's folder.
-        path: The file, relative to `root`.
+        root: folder of the bundle.
+        path: path of the file, relative to `root`.
     """
     full = Path(root, path)
     return FileSpec(path=Path(path).as_posix(), sha256=_digest(full), bytes=full.stat().st_size)
 
 
 def write_manifest(root: str | os.PathLike[str], manifest: Manifest) -> Path:
-    """Write `manifest` into folder `root`, in one step, and return its path."""
+    """Write `manifest` into folder `root` in one step, and return its path."""
     path = Path(root) / MANIFEST_NAME
     write_text(path, manifest.to_json())
     return path

@@ -19,12 +19,12 @@ from mmsr_edge.bundle.specs import (
 from mmsr_edge.errors import BundleError
 
 SCHEMA = 1
-"""The version of the manifest's own form. Raised when an older reader would misread a newer one."""
+"""Version of the manifest's format. It increases when older readers would misread it."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that a bundle declares."""
+    """Everything that a bundle declares."""
 
     name: str
     """Name of the model, such as "nano"."""
@@ -33,25 +33,25 @@ class Manifest:
     preset: str
     """Architecture, a key of `mmsr_edge.models.presets`."""
     scale: int
-    """Output pixels to an input pixel, along each side."""
+    """Output pixels per input pixel, along each side."""
     tile: TileSpec
-    """The window the networks see."""
+    """Size and spacing of the tiles."""
     latent: LatentSpec
-    """The space the diffusion runs in."""
+    """Latent space of the diffusion."""
     sampler: SamplerSpec
     """The diffusion schedule and the defaults of sampling."""
     text: TextSpec
-    """How a prompt becomes ids."""
+    """Tokenizer of the prompt, and default words."""
     components: dict[str, ComponentSpec]
     """The networks by role."""
     provenance: Provenance
-    """Where the weights come from."""
+    """Sources and licences of the weights."""
     allow_failing: tuple[str, ...] = ()
     """Components shipped although their parity card misses its gate."""
     untrained: tuple[str, ...] = ()
-    """Components that wait for training; `Upscaler` refuses a bundle that has any."""
+    """Components that have not been trained; `Upscaler` refuses a bundle that has any."""
     schema: int = SCHEMA
-    """Version of this form."""
+    """Version of the manifest's format."""
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
@@ -62,7 +62,7 @@ class Manifest:
         for key in ("allow_failing", "untrained"):
             for name in getattr(self, key):
                 if name not in self.components:
-                    raise BundleError(f"{key} names {name!r}, which is no component")
+                    raise BundleError(f"{key} names {name!r}, which is not a component")
         check_components(
             self.components,
             scale=self.scale,
@@ -76,14 +76,14 @@ class Manifest:
         """Read a manifest.
 
         Raises:
-            BundleError: `text` is not JSON, has a missing, unknown or ill-typed key, or its
+            BundleError: `text` is not JSON; a key is missing, unknown or of the wrong type; or the
                 components do not fit together.
         """
         try:
             data = json.loads(text, object_pairs_hook=_distinct)
-        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+        except (ValueError, RecursionError) as error:  # ValueError: also too many digits
             raise BundleError(f"manifest is not JSON: {error}; export the bundle again") from None
-        # The schema is looked at first: a newer form is one problem, not a hundred unknown keys.
+        # Checked first, so that a newer format is reported as such and not as unknown keys.
         schema = data.get("schema") if isinstance(data, dict) else None
         if schema is None:
             raise BundleError(f"schema: missing; this mmsr-edge reads schema {SCHEMA}")
@@ -106,7 +106,7 @@ class Manifest:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of a key given twice, readers would disagree which counts."""
+    """A JSON object without repeated keys, since readers disagree on which of two values counts."""
     data = dict(pairs)
     if len(data) < len(pairs):
         keys = [key for key, _ in pairs]

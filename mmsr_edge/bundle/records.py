@@ -1,7 +1,7 @@
-"""Frozen dataclasses to and from JSON, strictly.
+"""Records: strict conversion of frozen dataclasses to and from JSON.
 
 Unknown keys, missing keys and values of the wrong type are errors that name the place, such as
-`components.unet.artifacts[0].precision`. The field types in use are dataclasses, `tuple[X, ...]`,
+`components.unet.artifacts[0].precision`. Supported field types are dataclasses, `tuple[X, ...]`,
 `dict[str, X]`, `Literal[...]`, `X | None`, `str`, `int`, `float`, `bool` and `Any` (plain JSON).
 """
 
@@ -21,9 +21,9 @@ def decode(cls: type[T], data: object, where: str = "") -> T:
     """Build the dataclass `cls` from parsed JSON.
 
     Args:
-        cls: A dataclass. A field with a default may be left out of `data`.
-        data: What `json.loads` returned.
-        where: Place of `data` in the document, for messages.
+        cls: a dataclass. `data` may lack a field that has a default.
+        data: a value from `json.loads`.
+        where: place of `data` in the document, for messages.
 
     Raises:
         BundleError: `data` does not have the form of `cls`.
@@ -83,7 +83,7 @@ def _decode_value(hint: Any, value: Any, where: str) -> Any:
         return {k: _decode_value(arguments[1], v, _join(where, k)) for k, v in value.items()}
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return decode(hint, value, where)
-    # bool is an int to Python, but not to JSON; an int is a fine float.
+    # bool is an int in Python, but not in JSON; an int is accepted as a float.
     accepted = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}[hint]
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise _mismatch(where, value, f"a value of type {hint.__name__}")

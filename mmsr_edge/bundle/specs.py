@@ -1,7 +1,7 @@
-"""The records that a manifest is made of, as frozen dataclasses.
+"""The parts of a manifest, as frozen dataclasses.
 
 `Manifest > ComponentSpec > Artifact > FileSpec`, and `TensorSpec` for inputs and outputs. Every
-class checks itself when it is built, so that a converter fails where the mistake is made.
+class checks its values when it is built, so that a converter fails where the mistake is made.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any, Literal
 from mmsr_edge.errors import BundleError
 
 MAX_TIMESTEPS = 100_000
-"""Most noise levels of a schedule; diffusion models have a thousand."""
+"""Largest number of noise levels in a schedule; diffusion models usually have 1000."""
 
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
-"""From the smallest to the most exact."""
+"""Precisions, from the smallest to the most exact."""
 
 FASTEST = ("int8", "fp16", "fp32", "int4")
-"""From the fastest to the slowest, where int8 has kernels of its own. int4 is a smaller file and no
-more: its weights are unpacked to float, by ONNX Runtime at every call."""
+"""Precisions, from the fastest to the slowest in runtimes with int8 kernels. int4 only makes the
+file smaller: its weights are unpacked to float, by ONNX Runtime at every call."""
 
 Format = Literal["onnx", "openvino", "coreml", "torch"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
@@ -36,9 +36,9 @@ class TensorSpec:
     name: str
     """Name in the graph and in feeds."""
     shape: tuple[int, ...]
-    """Every dimension, batch first."""
+    """All dimensions, batch first."""
     dtype: Literal["float32", "int64"]
-    """Type at the boundary, whatever the precision inside."""
+    """Type outside the network, independent of the precision inside."""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -56,11 +56,11 @@ class FileSpec:
     """One file of a bundle."""
 
     path: str
-    """Where it is, relative to the bundle, with forward slashes."""
+    """Path relative to the bundle, with forward slashes."""
     sha256: str
-    """Digest of the content, 64 lower-case hexadecimal digits."""
+    """SHA-256 of the content, 64 lower-case hexadecimal digits."""
     bytes: int
-    """Size of the content."""
+    """Size of the content in bytes."""
 
     def __post_init__(self) -> None:
         pure = PurePosixPath(self.path)
@@ -87,19 +87,19 @@ class Artifact:
     """One form of a component: a format at a precision."""
 
     format: Format
-    """Which family of runtimes opens it."""
+    """Format of the files, which decides the runtimes that can open it."""
     precision: Precision
-    """Precision of weights (and, for int8, of the activations the recipe names)."""
+    """Precision of the weights and, for int8, of the activations that the recipe names."""
     files: tuple[FileSpec, ...]
-    """All files; the first is the one to open, the others lie where it expects them."""
+    """All files. The first is the one to open; it expects the others at their paths."""
     quantization: dict[str, Any] | None = None
-    """The settings that made it, when it is quantized."""
+    """Settings of the quantization; None: not quantized."""
     parity: dict[str, Any] | None = None
-    """The parity card: how far it is from torch fp32 on recorded inputs."""
+    """The parity card: deviation from torch float32 on recorded inputs."""
     tools: dict[str, str] = field(default_factory=dict)
-    """Version of each tool that had a part in it."""
+    """Versions of the tools that made it, by name."""
     backends: tuple[str, ...] = ()
-    """Backends it was made for, which then prefer it; empty: all that open the format."""
+    """Backends that it was made for and that prefer it; empty: all that open the format."""
 
     def __post_init__(self) -> None:
         if not self.files:
@@ -113,13 +113,13 @@ class ComponentSpec:
     name: str
     """Role, such as "unet"; the key of `Manifest.components`."""
     inputs: tuple[TensorSpec, ...]
-    """What it takes, in the order of the graph's arguments."""
+    """Inputs, in the order of the graph's arguments."""
     outputs: tuple[TensorSpec, ...]
-    """What it gives, in order."""
+    """Outputs, in the order of the graph's results."""
     artifacts: tuple[Artifact, ...]
-    """The forms it is available in."""
+    """Forms of the network."""
     labels: tuple[str, ...] = ()
-    """What its classes (segmentation) or its scores (tagger) stand for, by index."""
+    """Names of the classes (segmentation) or of the scores (tagger), by index."""
 
     def __post_init__(self) -> None:
         for kind, tensors in (("input", self.inputs), ("output", self.outputs)):
@@ -132,20 +132,20 @@ class ComponentSpec:
             raise BundleError(f"component {self.name!r} has no artifact")
 
     def takes(self, name: str) -> bool:
-        """Whether it has an input of that name."""
+        """Whether the component has an input called `name`."""
         return any(tensor.name == name for tensor in self.inputs)
 
 
 @dataclass(frozen=True)
 class LatentSpec:
-    """The space the diffusion runs in."""
+    """The latent space of the diffusion."""
 
     channels: int
-    """C, channels of a latent."""
+    """C, number of channels of a latent."""
     factor: int = 8
-    """Output pixels to a latent cell, along each side."""
+    """Output pixels per latent cell, along each side."""
     residual_scale: tuple[float, ...] | None = None
-    """Per channel s: the diffusion models (z_hr - z_lr) / s. None: it models z_hr itself."""
+    """s by channel: the diffusion models (z_hr - z_lr) / s. None: it models z_hr itself."""
 
     def __post_init__(self) -> None:
         if self.channels < 1 or self.factor < 1:
@@ -164,11 +164,11 @@ class SamplerSpec:
     """The diffusion schedule and the defaults of sampling."""
 
     prediction_type: Literal["v_prediction", "epsilon", "sample"]
-    """What the UNet predicts."""
+    """Quantity that the UNet predicts: v, ε or z_0."""
     num_train_timesteps: int
     """T, number of noise levels in training."""
     beta_schedule: Literal["scaled_linear", "linear", "squaredcos_cap_v2"]
-    """How beta grows from the first timestep to the last."""
+    """Course of beta from the first timestep to the last."""
     beta_start: float
     """Beta at the first timestep (unused by squaredcos_cap_v2)."""
     beta_end: float
@@ -176,20 +176,20 @@ class SamplerSpec:
     rescale_zero_snr: bool
     """Whether the last timestep is pure noise (zero terminal SNR)."""
     timestep_spacing: Literal["trailing", "leading", "linspace"]
-    """How the sampled timesteps are spread over T."""
+    """Spacing of a trajectory's timesteps over T."""
     steps: int
     """Default number of steps."""
     guidance: Guidance | None
-    """Default guidance; None is one positive call a step."""
+    """Default guidance; None: no guidance, one UNet call a step."""
     guidance_scale: float
-    """Default w of Eq. 3-4."""
+    """Default guidance scale w of Eq. 3-4."""
     baked_guidance: float | None = None
-    """w the UNet was distilled with, when its one call already contains the guidance."""
+    """w that the UNet was distilled with: one call contains the guidance. None: not baked in."""
     few_steps: int = 0
-    """Up to so many steps the walk starts from z_T = 0 instead of noise, as the UNet was taught,
-    and has no guidance by default."""
+    """Trajectories of up to this many steps start from z_T = 0 instead of noise, as the UNet was
+    trained, and have no guidance by default."""
     few_guidance: Guidance | None = None
-    """What these steps take where w is given, as the UNet was taught it; None: they refuse it."""
+    """Guidance of these trajectories when the caller gives w; None: they refuse guidance."""
 
     def __post_init__(self) -> None:
         if self.num_train_timesteps > MAX_TIMESTEPS:  # the schedule is an array of as many
@@ -220,18 +220,18 @@ class SamplerSpec:
 
 @dataclass(frozen=True)
 class TextSpec:
-    """How a prompt becomes ids."""
+    """Conversion of a prompt to ids, and default words."""
 
     tokenizer: Literal["hashed-words", "clip-bpe"]
-    """Which tokenizer."""
+    """Kind of tokenizer."""
     vocab_size: int
-    """Ids lie in 0..vocab_size - 1."""
+    """Number of ids: they are 0 to vocab_size - 1."""
     length: int = 77
-    """Ids to a prompt, padding included."""
+    """Number of ids of a prompt, padding included."""
     positive: str = ""
-    """Added to every prompt."""
+    """Words that are appended to every prompt."""
     negative: str = ""
-    """The negative prompt when the caller gives none."""
+    """Default negative prompt."""
 
     def __post_init__(self) -> None:
         if self.vocab_size < 4 or self.length < 2:
@@ -242,12 +242,12 @@ class TextSpec:
 
 @dataclass(frozen=True)
 class TileSpec:
-    """The window the networks see, in pixels of the low-resolution picture."""
+    """The tiles that the networks take, in pixels of the LR picture."""
 
     size: int
     """Side of a tile."""
     overlap: int
-    """Pixels that neighbours share."""
+    """Least number of pixels that neighbouring tiles share."""
     multiple_of: int
     """Tiles start at multiples of this, so that their latents lie on one grid."""
 
@@ -265,11 +265,11 @@ class TileSpec:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the weights come from and what may be done with them."""
+    """Origin and licence of the weights."""
 
     licence: str
-    """Licence of the weights, an SPDX expression where there is one."""
+    """Licence of the weights, as an SPDX expression where there is one."""
     sources: tuple[dict[str, Any], ...]
-    """Every data set and every checkpoint: name, licence, address, what it was used for."""
+    """Every data set and checkpoint that was used: name, licence, address and purpose."""
     notes: str = ""
-    """Anything a user of the weights should know."""
+    """Remarks for users of the weights."""

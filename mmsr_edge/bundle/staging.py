@@ -1,4 +1,4 @@
-"""Staging: a folder that appears whole or not at all, and work that survives an interruption."""
+"""Staging: bundles that appear whole or not at all, and exports that survive an interruption."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ _OLD = "old"
 
 @dataclass
 class Stage:
-    """A staging folder: the bundle in the making, and what is known of its finished files."""
+    """A staging folder: an unfinished bundle, and a journal of its finished artifacts."""
 
     folder: Path
-    """Holds all of it; gone when the bundle is in its place."""
+    """The staging folder; it is removed once the bundle is in place."""
     journal: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By the name of a finished artifact: `artifact`, with its card, and `notes`."""
+    """`artifact` (with its parity card) and `notes` of each finished artifact, by name."""
 
     @property
     def root(self) -> Path:
-        """Folder of the bundle."""
+        """Folder of the unfinished bundle."""
         return self.folder / "bundle"
 
     def finish(self, name: str, artifact: Artifact, notes: dict[str, Any]) -> None:
-        """Note that an artifact's files are written and measured.
+        """Record that an artifact's files are written and measured.
 
         Args:
-            name: what to find it by, the same in every run.
-            artifact: with its card.
-            notes: JSON that `finished` gives back.
+            name: key of the artifact, the same in every run.
+            artifact: the artifact, with its parity card.
+            notes: JSON values that `finished` returns.
         """
         self.journal[name] = {"artifact": encode(artifact), "notes": notes}
         write_text(self.folder / _JOURNAL, json.dumps(self.journal))
 
     def finished(self, name: str) -> tuple[Artifact, dict[str, Any]] | None:
-        """What `finish` was told; None when it was not, or a file is not what it was then."""
+        """Artifact and notes from `finish`; None if there are none, or a file has changed since."""
         entry = self.journal.get(name)
         if entry is None:
             return None
@@ -64,13 +64,12 @@ class Stage:
 
 @contextlib.contextmanager
 def staged_bundle(out: Path) -> Iterator[Path]:
-    """Context: an empty folder beside `out`, which takes `out`'s place when the block succeeds.
+    """Context manager: an empty folder beside `out`, which replaces `out` if the block succeeds.
 
-    An older bundle at `out` stays until then; when the block fails, it stays for good.
+    An older bundle at `out` stays until then, and is kept if the block fails.
 
     Raises:
-        OutputError: `out` is something else than a bundle, which would be lost, or its parent
-            cannot be written.
+        OutputError: `out` is not a bundle, so it is not replaced; or its parent cannot be written.
     """
     with resumable_bundle(out, secrets.token_hex(8), keep=False) as stage:
         yield stage.root
@@ -78,16 +77,16 @@ def staged_bundle(out: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def resumable_bundle(out: Path, key: str, *, keep: bool = True) -> Iterator[Stage]:
-    """As `staged_bundle`, but an interrupted block finds its files again.
+    """Context manager like `staged_bundle`, but the files of an interrupted block can be reused.
 
-    What ends the block by raising one of our errors (a missed gate, a bad option) leaves nothing,
-    for it would come again. Anything else (Ctrl-C, a kill, a full memory) leaves the folder, hidden
-    beside `out`, to the next run of the same key. A run of another key removes it.
+    An `MMSRError` (a missed gate, a bad option) removes the staging folder, since it would recur.
+    Any other end (Ctrl-C, a kill, lack of memory) leaves the folder, hidden beside `out`, for the
+    next run with the same key. A run with another key removes it.
 
     Args:
-        out: where the bundle goes.
-        key: 16 hexadecimal digits that stand for all that the files depend on.
-        keep: whether to leave anything at all.
+        out: folder of the bundle.
+        key: 16 hexadecimal digits that identify everything the files depend on.
+        keep: whether an interruption leaves the staging folder.
     """
     check_replaceable(out)
     stage = Stage(out.parent / f".{out.name}.{key}.part")
@@ -97,7 +96,7 @@ def resumable_bundle(out: Path, key: str, *, keep: bool = True) -> Iterator[Stag
             for folder in sorted(out.parent.iterdir()):
                 if not others.fullmatch(folder.name):
                     continue
-                if (folder / _OLD).exists() and not out.exists():  # cut off while changing places
+                if (folder / _OLD).exists() and not out.exists():  # interrupted in `_put`
                     (folder / _OLD).rename(out)
                 if folder != stage.folder:
                     shutil.rmtree(folder)
@@ -117,7 +116,7 @@ def resumable_bundle(out: Path, key: str, *, keep: bool = True) -> Iterator[Stag
 
 
 def _put(made: Path, out: Path, old: Path) -> None:
-    """Put a finished bundle in `out`'s place."""
+    """Move a finished bundle from `made` to `out`; a previous bundle is moved to `old`."""
     check_replaceable(out)
     try:
         if out.exists():
@@ -133,15 +132,15 @@ def _put(made: Path, out: Path, old: Path) -> None:
 
 
 def check_replaceable(out: Path) -> None:
-    """Check that nothing is lost when `out` is replaced: it is absent, empty or a bundle.
+    """Check that `out` may be replaced: it is absent, empty or a bundle.
 
     Raises:
-        OutputError: it is something else.
+        OutputError: `out` is something else.
     """
     if not out.exists() or (out / MANIFEST_NAME).is_file():
         return
     if not out.is_dir() or any(out.iterdir()):
         raise OutputError(
-            f"{str(out)!r} exists and is no bundle ({MANIFEST_NAME} is missing), so it is not "
+            f"{str(out)!r} exists and is not a bundle ({MANIFEST_NAME} is missing), so it is not "
             "replaced; give another folder"
         )

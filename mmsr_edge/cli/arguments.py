@@ -1,4 +1,4 @@
-"""Arguments that commands share, and the options of a call that they come to."""
+"""Arguments shared by commands, and the options of `Upscaler.upscale` made from them."""
 
 from __future__ import annotations
 
@@ -32,46 +32,69 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose the backend, for commands that use one."""
+    """Add the options that choose the backend, its precision, threads and device."""
     add = parser.add_argument
     add("--backend", default="auto", help="openvino, onnxruntime, coreml or torch (default: auto)")
     add("--precision", default="auto", help="int4, int8, fp16 or fp32 (default: auto)")
-    add("--threads", type=int, metavar="N", help="default: the backend's choice")
+    add(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads per network call (default: the backend's choice)",
+    )
     add_placement(parser)
 
 
 def add_placement(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where networks run, and how."""
+    """Add `--device` and `--compile`."""
     add = parser.add_argument
-    add("--device", default="auto", metavar="NAME", help="as the backend calls it: GPU, cuda:1, …")
-    add("--compile", action="store_true", help="torch: compile first; pays over many steps")
+    add(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="device, by the backend's name for it: GPU, cuda:1, …",
+    )
+    add(
+        "--compile",
+        action="store_true",
+        help="torch: compile the networks first; pays off over many steps",
+    )
 
 
 def add_size(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what the result is to be."""
+    """Add the options for the result's size and bit depth, and for animations."""
     group = parser.add_argument_group("result")
     add = group.add_argument
-    add("--scale", type=float, metavar="X", help="1 to 8, fractions too (default: the model's 4)")
+    add(
+        "--scale",
+        type=float,
+        metavar="X",
+        help="factor from 1 to 8, e.g. 2.5 (default: the model's 4)",
+    )
     add("--width", type=int, metavar="PX", help="width of the result, in place of --scale")
     add("--height", type=int, metavar="PX", help="height of the result, in place of --scale")
-    add("--fit", help="with both: inside (default), or cover and cut off what sticks out")
-    add("--bits", type=int, help="8 or 16 a channel, in PNG and TIFF (default: the input's)")
-    add("--first-frame", action="store_true", help="of an animation, rather than refuse it")
+    add("--fit", help="with both: inside (default), or cover, which crops the excess")
+    add("--bits", type=int, help="bits per channel of PNG and TIFF: 8 or 16 (default: the input's)")
+    add("--first-frame", action="store_true", help="upscale an animation's first frame")
 
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:
-    """Add the options that are for many pictures."""
+    """Add the options for many pictures."""
     group = parser.add_argument_group("many pictures")
     add = group.add_argument
-    add("-r", "--recursive", action="store_true", help="look into folders in folders, too")
-    add("--format", metavar="SUFFIX", help=".png (default), .jpg, .webp, .avif, .tif, or same")
+    add("-r", "--recursive", action="store_true", help="include subfolders")
+    add(
+        "--format",
+        metavar="SUFFIX",
+        help="format of the results: .png (default), .jpg, .webp, .avif, .tif, or same",
+    )
     add("-j", "--jobs", type=int, default=1, metavar="N", help="pictures at a time (default: 1)")
-    add("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    add("--report", type=Path, metavar="FILE", help="write what became of each file, as JSON")
+    add("--dry-run", action="store_true", help="print what would be done, without doing it")
+    add("--report", type=Path, metavar="FILE", help="write the outcome of each file, as JSON")
 
 
 def add_dials(parser: argparse.ArgumentParser) -> None:
-    """Add the options that steer the model: sampler, prompt, maps and what is kept of the input."""
+    """Add the options of the model: sampler, guidance, prompt, maps, colours and memory."""
     add = parser.add_argument
     add("--steps", type=int, metavar="N", help="sampler steps (default: the model's)")
     add("--guidance", default="default", help="m-cfg, cfg, m0-cfg or none (default: the model's)")
@@ -79,7 +102,7 @@ def add_dials(parser: argparse.ArgumentParser) -> None:
         "--guidance-scale",
         type=float,
         metavar="W",
-        help="of nano: above 0, up to 1, crisper; below, down to -1, softer (default: the model's)",
+        help="nano: from -1 (softer) to 1 (crisper) (default: the model's)",
     )
     add(
         "--prompt",
@@ -87,7 +110,7 @@ def add_dials(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT|none|auto",
         help="what the picture shows; auto: the tags found in it",
     )
-    add("--negative-prompt", metavar="TEXT", help="what to steer away from, with guidance")
+    add("--negative-prompt", metavar="TEXT", help="text that guidance steers away from")
     add(
         "--temperature",
         action="append",
@@ -97,16 +120,25 @@ def add_dials(parser: argparse.ArgumentParser) -> None:
         "edges; may be repeated",
     )
     add("--depth", default="auto", metavar="FILE|none", help="depth map, near = bright")
-    add("--segmentation", default="auto", metavar="FILE|none", help="class indices or colours")
+    add(
+        "--segmentation",
+        default="auto",
+        metavar="FILE|none",
+        help="map of class indices or colours",
+    )
     add("--edges", default="auto", metavar="FILE|none|auto", help="edge map (default: Canny)")
-    add("--seed", type=int, default=0, help="same seed, same picture (default: 0)")
-    add("--no-color-fix", action="store_true", help="keep the colours the model gives")
-    add("--fidelity", action="store_true", help="change nothing that the input shows")
-    add("--max-memory", type=float, metavar="MB", help="refuse what would take more")
+    add("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    add("--no-color-fix", action="store_true", help="keep the model's colours")
+    add(
+        "--fidelity",
+        action="store_true",
+        help="keep everything that the input shows, including its noise",
+    )
+    add("--max-memory", type=float, metavar="MB", help="refuse a picture that needs more memory")
 
 
 def upscale_options(arguments: argparse.Namespace) -> UpscaleKeywords:
-    """The options of `Upscaler.upscale` that the command line names."""
+    """The options of `Upscaler.upscale`, from the command line."""
     return {
         "prompt": None if arguments.prompt == "none" else arguments.prompt,
         "negative_prompt": arguments.negative_prompt,
@@ -137,7 +169,7 @@ def _map(value: str) -> str | Path | None:
 
 
 def _temperature(values: Sequence[str]) -> float | dict[str, float] | None:
-    """`2` or `edges=2 text=3`; a value alone is for the modalities that are not named."""
+    """`["2"]` or `["edges=2", "text=3"]`; a bare value is for the modalities not named."""
     from mmsr_edge.bundle import MODALITIES
 
     everywhere: float | None = None

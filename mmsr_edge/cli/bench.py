@@ -1,4 +1,4 @@
-"""`mmsr-edge bench`: how fast it is here."""
+"""`mmsr-edge bench`: measure the speed on this machine."""
 
 from __future__ import annotations
 
@@ -21,14 +21,25 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.set_defaults(run=_bench)
     add = parser.add_argument
-    add("--image", metavar="FILE", help="the picture (default: a made-up one, 128x128)")
+    add("--image", metavar="FILE", help="picture to upscale (default: synthetic, 128x128)")
     add_model(parser)
-    add("--backend", action="append", metavar="NAME", help="repeatable (default: all usable)")
-    add("--precision", action="append", metavar="P", help="repeatable (default: auto)")
-    add("--steps", action="append", type=int, metavar="N", help="repeatable (default: the model's)")
-    add("--threads", type=int, metavar="N", help="default: the backend's choice")
+    add("--backend", action="append", metavar="NAME", help="may be repeated (default: all usable)")
+    add("--precision", action="append", metavar="P", help="may be repeated (default: auto)")
+    add(
+        "--steps",
+        action="append",
+        type=int,
+        metavar="N",
+        help="may be repeated (default: the model's)",
+    )
+    add(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads per network call (default: the backend's choice)",
+    )
     add_placement(parser)
-    add("--repeats", type=int, default=7, metavar="N", help="pictures timed (default: 7)")
+    add("--repeats", type=int, default=7, metavar="N", help="timed pictures (default: 7)")
     add("-o", "--out", type=Path, metavar="DIR", help="also write bench.csv, .json and .png there")
 
 
@@ -39,7 +50,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     from mmsr_edge.image import load_image
     from mmsr_edge.runtimes.registry import backend_named, list_backends
 
-    bundle = open_bundle(arguments.model)  # wrong things are said before minutes are spent
+    bundle = open_bundle(arguments.model)  # errors come before minutes of measuring
     if arguments.image is not None:
         load_image(arguments.image)
     for name in arguments.backend or ():
@@ -60,7 +71,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"{out} cannot be made: {error}") from error
+            raise OutputError(f"folder {out} cannot be created: {error}") from error
     measured, refused = benchmark(
         list(grid(base, chosen, arguments.precision or ["auto"], arguments.steps or [None])),
         lambda name: print(f"measuring {name} …", file=sys.stderr),

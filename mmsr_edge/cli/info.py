@@ -1,4 +1,4 @@
-"""`mmsr-edge info`: the model, its files, and the backends found."""
+"""`mmsr-edge info`: show the model, its files and the backends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add_info(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.set_defaults(run=_info)
     add_model(parser)
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -35,7 +35,7 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _report(model: str) -> dict[str, Any]:
-    """All there is to say; what cannot be said is under "errors"."""
+    """Version, model, backends and errors, as JSON types; "model" is None if it cannot open."""
     from mmsr_edge.bundle import open_bundle
     from mmsr_edge.runtimes.registry import list_backends, select_backend
 
@@ -76,7 +76,7 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
         ]
         for name, component in manifest.components.items()
     }
-    # A file may serve two artifacts.
+    # Two artifacts may share a file.
     files = {
         file.path: file.bytes
         for component in manifest.components.values()
@@ -97,7 +97,7 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
         "licence": manifest.provenance.licence,
         "files": len(files),
         "bytes": sum(files.values()),
-        "verified": True,  # or the bundle would not have opened
+        "verified": True,  # otherwise the bundle would not have opened
         "components": components,
     }
 

@@ -1,4 +1,4 @@
-"""The program `mmsr-edge`: its commands, and an exit code for everything that can happen."""
+"""The program `mmsr-edge`: its commands and exit codes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["main"]
 _EPILOG = """\
 exit codes:
   0    done
-  1    it, or one of several files, could not be done: the message on stderr says why
+  1    failed, or one of several files failed; stderr gives the reason
   2    wrong usage: an unknown option, or a value outside its range
   130  cancelled with Ctrl-C; no unfinished file is left behind
 """
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     Args:
-        argv: arguments without the program's name; None: those of the process.
+        argv: arguments without the program's name; None: `sys.argv[1:]`.
     """
     arguments = _parser().parse_args(argv)
     run: Callable[[argparse.Namespace], int] = arguments.run
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    add_upscale(commands.add_parser("upscale", help="enlarge a picture, or many", **form))
+    add_upscale(commands.add_parser("upscale", help="upscale one or more pictures", **form))
     add_info(commands.add_parser("info", help="show the model and the backends", **form))
-    add_bench(commands.add_parser("bench", help="measure how fast it is here", **form))
+    add_bench(commands.add_parser("bench", help="measure the speed on this machine", **form))
     return parser

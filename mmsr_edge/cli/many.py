@@ -1,4 +1,4 @@
-"""`mmsr-edge upscale` of many pictures: which, where to, and what became of each."""
+"""`mmsr-edge upscale` of many pictures: find them, run the job, and print each outcome."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["default_target", "is_job", "run_jobs"]
 
 
 def is_job(arguments: argparse.Namespace) -> bool:
-    """Whether the command is about more than one picture and one result."""
+    """Whether the command runs a job, rather than upscaling one picture to one file."""
     given: Sequence[str] = arguments.input
     output: str | None = arguments.output
     one = Path(given[0])
@@ -42,10 +42,10 @@ def run_jobs(
     options: UpscaleKeywords,
     cancel: threading.Event,
 ) -> int:
-    """Do them, say what became of them, and return the exit code.
+    """Run the job, print the outcomes, and return the exit code.
 
     Raises:
-        OptionError, OutputError: nothing was begun.
+        OptionError, OutputError: the arguments do not fit a job; nothing was upscaled.
     """
     from mmsr_edge.jobs import run_job
 
@@ -53,13 +53,15 @@ def run_jobs(
         raise OptionError("--save-maps is for one picture at a time")
     tasks, output = _tasks(upscaler, arguments)
     if arguments.report is not None and not arguments.report.absolute().parent.is_dir():
-        raise OutputError(f"{arguments.report}: there is no folder {arguments.report.parent}")
+        raise OutputError(
+            f"{arguments.report}: {arguments.report.parent} does not exist; make it first"
+        )
     quiet = arguments.quiet or arguments.dry_run
     with file_bars(tasks, quiet=quiet) as bars:
 
         def finished(outcome: Outcome) -> None:
             bars.finished(outcome)
-            _tell(outcome, bars.write, quiet=arguments.quiet)
+            _print_outcome(outcome, bars.write, quiet=arguments.quiet)
 
         report = run_job(
             upscaler,
@@ -82,19 +84,19 @@ def run_jobs(
     if not arguments.quiet:
         print(_summary(report))
     if cancel.is_set():
-        print("mmsr-edge: cancelled; the same command takes it up again", file=sys.stderr)
+        print("mmsr-edge: cancelled; run the same command again to resume", file=sys.stderr)
         return CANCELLED
     return FAILED if report.count("failed") else OK
 
 
 def default_target(upscaler: Upscaler, arguments: argparse.Namespace, source: Path) -> Path:
-    """Where the result of one picture goes when no place is named: beside it."""
+    """Default path of one picture's result: beside it, as in `photo_x4.png`."""
     scale = upscaler.bundle.manifest.scale if arguments.scale is None else arguments.scale
     return source.with_name(f"{source.stem}_x{scale:g}{_suffix(arguments) or source.suffix}")
 
 
 def _suffix(arguments: argparse.Namespace) -> str | None:
-    """Of the results; None: that of each input."""
+    """Suffix of the results; None: that of each input."""
     suffix: str = arguments.format or ".png"
     return None if suffix == "same" else suffix
 
@@ -119,7 +121,7 @@ def _tasks(upscaler: Upscaler, arguments: argparse.Namespace) -> tuple[list[Task
     ), output
 
 
-def _tell(outcome: Outcome, write: Callable[[str], None], *, quiet: bool) -> None:
+def _print_outcome(outcome: Outcome, write: Callable[[str], None], *, quiet: bool) -> None:
     if outcome.status == "failed":
         print(f"mmsr-edge: {outcome.source}: {outcome.error}", file=sys.stderr)
         return
@@ -130,7 +132,7 @@ def _tell(outcome: Outcome, write: Callable[[str], None], *, quiet: bool) -> Non
     if outcome.status == "done":
         write(f"{outcome.target}: {_sizes(outcome)}, {outcome.seconds:.1f} s")
     elif outcome.status == "skipped":
-        write(f"{outcome.target}: skipped, it is done already")
+        write(f"{outcome.target}: skipped, already done")
 
 
 def _sizes(outcome: Outcome) -> str:
@@ -141,5 +143,5 @@ def _sizes(outcome: Outcome) -> str:
 def _summary(report: Report) -> str:
     counts = {name: report.count(name) for name in ("planned", "done", "skipped", "failed")}
     counts["cancelled"] = report.count("cancelled")
-    said = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "nothing"
-    return f"{said}; {report.seconds:.1f} s"
+    parts = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "nothing"
+    return f"{parts}; {report.seconds:.1f} s"

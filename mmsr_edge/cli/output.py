@@ -1,4 +1,4 @@
-"""What commands put out: exit codes, JSON, sizes and progress bars."""
+"""Output of the commands: exit codes, JSON, sizes and progress bars."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 
 
 def write_json(data: object, path: Path) -> None:
-    """Write `data` as JSON, for programs to read.
+    """Write `data` to a JSON file.
 
     Raises:
         OutputError: the file cannot be written.
@@ -45,13 +45,13 @@ def write_json(data: object, path: Path) -> None:
 
 
 def byte_size(count: int) -> str:
-    """A number of bytes to read, such as "1.4 MB"."""
+    """A number of bytes as text, such as "1.4 MB"."""
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 @contextmanager
 def picture_bar(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
-    """A bar over one picture's work, as the `progress` of an upscale call."""
+    """A progress bar for one picture; yields the `progress` callback of an upscale call."""
     from tqdm import tqdm
 
     # disable=None: no bar where stderr is not a terminal.
@@ -60,14 +60,14 @@ def picture_bar(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
         def show(progress: Progress) -> None:
             tiles = f" tile {progress.tile}/{progress.tiles}" if progress.tiles > 1 else ""
             bar.set_description_str(f"{progress.stage}{tiles}", refresh=False)
-            bar.n = progress.fraction  # set, not summed up, so that it ends at 1 exactly
+            bar.n = progress.fraction  # set, not summed, so that it ends at exactly 1
             bar.update(0)
 
         yield show
 
 
 class FileBars:
-    """A bar over all files, and one for each that is being worked on, with the time left."""
+    """Progress bars with the time left: one for all files, and one for each file in progress."""
 
     def __init__(self, tasks: Sequence[Task], tqdm: Any, *, quiet: bool) -> None:
         self._tqdm, self._lock = tqdm, threading.Lock()
@@ -82,11 +82,11 @@ class FileBars:
         self._describe()
 
     def write(self, line: str) -> None:
-        """A line on stdout, above the bars."""
+        """Print a line on stdout, above the bars."""
         self._tqdm.write(line)
 
     def progress(self, task: Task, progress: Progress) -> None:
-        """A step of a file was done."""
+        """Show the progress of a file, after one of its steps."""
         name = str(task.source)
         with self._lock:
             bar = self._open.get(name)
@@ -103,21 +103,21 @@ class FileBars:
             self._advance()
 
     def finished(self, outcome: Outcome) -> None:
-        """A file was done with, one way or the other."""
+        """Count a file as ended, whatever its outcome, and close its bar."""
         with self._lock:
             self._ended += 1
             if bar := self._open.pop(outcome.source, None):
                 bar.close()
             if outcome.status == "done":
                 self._share[outcome.source] = 1.0
-            else:  # no work, so that it does not count into the time left
+            else:  # not counted as work, so that the time left stays right
                 self._total.total -= self._work[outcome.source]
                 self._share[outcome.source] = 0.0
             self._describe()
             self._advance()
 
     def close(self) -> None:
-        """Take them away."""
+        """Close all bars."""
         for bar in (*self._open.values(), self._total):
             bar.close()
 
@@ -131,7 +131,7 @@ class FileBars:
 
 @contextmanager
 def file_bars(tasks: Sequence[Task], *, quiet: bool) -> Iterator[FileBars]:
-    """Bars over many pictures, taken away when the block is left."""
+    """Progress bars for many pictures, closed at the end of the block."""
     from tqdm import tqdm
 
     bars = FileBars(tasks, tqdm, quiet=quiet)

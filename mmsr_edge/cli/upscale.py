@@ -1,4 +1,4 @@
-"""`mmsr-edge upscale`: one picture, or many."""
+"""`mmsr-edge upscale`: upscale one picture or many."""
 
 from __future__ import annotations
 
@@ -32,8 +32,15 @@ def add_upscale(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.set_defaults(run=_upscale)
     add = parser.add_argument
-    add("input", metavar="IN", nargs="+", help="the picture; or several, folders, patterns")
-    add("-o", "--output", metavar="OUT", help="default: IN_x4.png, beside IN; of several, a folder")
+    add(
+        "input", metavar="IN", nargs="+", help="a picture, or several pictures, folders or patterns"
+    )
+    add(
+        "-o",
+        "--output",
+        metavar="OUT",
+        help="result (default: IN_x4.png beside IN); for several inputs, a folder",
+    )
     add("--overwrite", action="store_true", help="replace OUT if it exists")
     add_size(parser)
     add_jobs(parser)
@@ -84,7 +91,7 @@ def _upscale(arguments: argparse.Namespace) -> int:
 
 
 def _map_files(arguments: argparse.Namespace) -> dict[str, Path]:
-    """Where to write the maps, in a folder that there is now."""
+    """Paths of the maps and tags to save, by name; creates their folder."""
     from mmsr_edge.bundle import MAPS
 
     folder: Path | None = arguments.save_maps
@@ -93,7 +100,7 @@ def _map_files(arguments: argparse.Namespace) -> dict[str, Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"folder {folder} cannot be made: {error}") from error
+        raise OutputError(f"folder {folder} cannot be created: {error}") from error
     stem = arguments.input.stem
     files = {name: folder / f"{stem}_{name}.png" for name in MAPS}
     return {**files, "tags": folder / f"{stem}_tags.json"}
@@ -101,7 +108,7 @@ def _map_files(arguments: argparse.Namespace) -> dict[str, Path]:
 
 @contextmanager
 def _cancel_on_interrupt() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets, so that work ends between two network calls.
+    """An event that Ctrl-C sets, so that upscaling ends between two network calls.
 
     A second Ctrl-C interrupts at once.
     """

@@ -1,4 +1,4 @@
-"""Pictures in and out of files, with nothing that they carry lost on the way."""
+"""Pictures: reading and writing, with transparency, colour profile, EXIF and XMP."""
 
 from __future__ import annotations
 

@@ -16,11 +16,11 @@ __all__ = ["gaussian_blur"]
 def gaussian_blur(picture: npt.NDArray[Any], sigma: float) -> npt.NDArray[np.float32]:
     """Blur `picture` [H, W] or [H, W, C] along its first two axes: float32 of the same shape.
 
-    Beyond the border the picture is reflected with its edge pixels repeated, as by
-    `scipy.ndimage.gaussian_filter(mode="reflect")`, which this equals; so flat stays flat.
+    Beyond the border the picture is reflected with its edge pixels repeated. The result equals that
+    of `scipy.ndimage.gaussian_filter(mode="reflect")`, and a flat picture stays flat.
 
     Args:
-        picture: any number type.
+        picture: array of any number type.
         sigma: standard deviation in pixels, at least 0; the kernel is cut at 4 sigma.
     """
     result: npt.NDArray[np.float32] = np.asarray(picture, np.float32)
@@ -32,7 +32,7 @@ def gaussian_blur(picture: npt.NDArray[Any], sigma: float) -> npt.NDArray[np.flo
     for axis in (0, 1):
         margins = [(0, 0)] * result.ndim
         margins[axis] = (radius, radius)
-        # Moved to the front, every tap is one contiguous block of rows.
+        # With the axis in front, every tap is one contiguous block of rows.
         padded = np.ascontiguousarray(np.pad(result, margins, mode="symmetric").swapaxes(0, axis))
         length = result.shape[axis]
         total = padded[radius : radius + length] * np.float32(kernel[radius])

@@ -1,8 +1,8 @@
-"""Colour: give the output the input's colours, and measure how far apart two pictures are.
+"""Colour: transfer of the input's colours to the output, and colour differences of pictures.
 
-Diffusion models drift in colour and brightness over large areas. The remedy that StableSR found is
-to keep the output's detail and take everything coarser from the input. It is done once, on the
-whole stitched picture, so that it also evens out what drift there is between tiles.
+Diffusion models drift in colour and brightness over large areas. As in StableSR, the output's
+detail is kept and everything coarser is taken from the input. This is done once, on the whole
+stitched picture, so that drift between tiles is evened out too.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ __all__ = [
 ]
 
 SIGMA = 4.5
-"""Cut-off in low-resolution pixels. StableSR's five-level wavelet has a low-pass of standard
-deviation √(½ Σ 4^i, i = 0 … 4) = 13 output pixels, 3.25 of these at 4x; that lets some of a noisy
-input's noise through again, which the networks took out (DISTS +.001 to +.002)."""
+"""Standard deviation of the colour fix's low-pass, in LR pixels. StableSR's five-level wavelet has
+one of √(½ Σ 4^i, i = 0 … 4) = 13 output pixels, or 3.25 LR pixels at 4x. That brings back some of
+a noisy input's noise, which the networks removed (DISTS +.001 to +.002)."""
 HALO = int(4 * SIGMA + 0.5) + 3
-"""Rows of the reference, above and below a row of it, that the functions here look at at most:
-the Gaussian's and bicubic's; of `restore_low_pass`, bicubic's times its rounds."""
+"""Rows of the reference, above and below a row, that the functions here use at most: the support of
+the Gaussian and of bicubic; in `restore_low_pass`, that of bicubic times the rounds."""
 
 FIDELITY_PSNR = 50.0
-"""In dB, peak 1: how near in fidelity mode the result, averaged over the block of each pixel of
-the input, comes to the input at least. A rounding to eight bits is 59."""
+"""Least PSNR, in dB, peak 1, of the result's block means against the input in fidelity mode.
+Quantization to eight bits alone gives 59 dB."""
 
 _BAND_PIXELS = 1 << 18
-"""Pixels worked on at a time where a whole-picture temporary would be large."""
+"""Pixels processed at a time where a temporary of the whole picture would be large."""
 
 
 def _bands(height: int, width: int, unit: int = 1) -> Iterator[slice]:
@@ -61,25 +61,25 @@ def match_low_frequencies(
 ) -> npt.NDArray[np.float32]:
     """Replace the low frequencies of `output` by those of `reference`.
 
-    result = output + up(lowpass(reference − down(output))): the low-pass acts on the reference's
-    own grid, where `down` is the mean over each pixel's block and `up` is bicubic; the low-passed
-    difference has nothing that this grid cannot hold.
+    result = output + up(lowpass(reference − down(output))), where `down` is the mean over each
+    pixel's block and `up` is bicubic. The low-pass acts on the reference's own grid, which can
+    represent all frequencies of the low-passed difference.
 
     Args:
         output: RGB [sH, sW, 3] in [−1, 1], s a whole number.
         reference: RGB [H, W, 3] in [−1, 1], the picture that `output` was made from.
         sigma: standard deviation of the Gaussian low-pass in pixels of `reference`.
-        out: where to put the result; may be `output` itself, and then no second picture of that
-            size is ever held.
+        out: array for the result. It may be `output` itself, which saves the memory of a second
+            picture of that size.
 
     Returns:
-        float32 [sH, sW, 3]; may leave [−1, 1] slightly where detail meets the end of the range.
+        float32 [sH, sW, 3]; may exceed [−1, 1] slightly where detail meets the end of the range.
     """
     height, width = reference.shape[:2]
     scale = output.shape[0] // height
     if scale < 1 or output.shape != (height * scale, width * scale, 3):
         raise ValueError(
-            f"an output of {output.shape} is no whole multiple of the reference {reference.shape}"
+            f"the output {output.shape} is not a whole multiple of the reference {reference.shape}"
         )
     difference = np.empty(reference.shape, np.float32)
     for band in _bands(output.shape[0], output.shape[1], scale):
@@ -99,7 +99,7 @@ def match_low_frequencies(
 
 
 def block_means(output: Array, scale: int) -> npt.NDArray[np.float32]:
-    """[s·H, s·W, C] averaged over blocks of s x s: [H, W, C]."""
+    """Means over blocks of s x s: [s·H, s·W, C] -> [H, W, C]."""
     # Whole rows, then whole columns: numpy's mean over two short axes takes six times as long.
     rows = output[::scale].astype(np.float32)
     for first in range(1, scale):
@@ -112,16 +112,17 @@ def block_means(output: Array, scale: int) -> npt.NDArray[np.float32]:
 
 
 def restore_low_pass(output: Array, reference: Array, rounds: int = 4) -> npt.NDArray[np.float32]:
-    """Change `output` so that averaged over blocks it is `reference`: iterated back-projection.
+    """Change `output` so that its block means are `reference`: iterated back-projection.
 
     Irani & Peleg, *Improving resolution by image registration* (1991), Eq. 4, with the block mean
-    as the imaging process and bicubic as the back-projection. What is left after the rounds is
-    added evenly to each block, and where that leaves the range, the detail within it is reduced.
+    as the imaging process and bicubic as the back-projection. The difference that remains after the
+    rounds is added evenly to each block; where that exceeds the range, the block's detail is
+    reduced.
 
     Args:
         output: RGB [sH, sW, 3] in [−1, 1], s a whole number.
         reference: RGB [H, W, 3] in [−1, 1].
-        rounds: of back-projection; more leave less to be added evenly.
+        rounds: number of back-projections; more of them leave a smaller difference.
 
     Returns:
         float32 [sH, sW, 3] in [−1, 1].
@@ -149,14 +150,14 @@ def restore_low_pass(output: Array, reference: Array, rounds: int = 4) -> npt.ND
 
 
 class Fidelity:
-    """Measures, strip by strip, how near the block means of a result come to its input."""
+    """Measures, strip by strip, the PSNR of a result's block means against its input."""
 
     def __init__(self, reference: Array, scale: int) -> None:
         self._reference, self._scale = reference, scale
         self._row, self._squares = 0, 0.0
 
     def add(self, strip: Array) -> None:
-        """Count rows [n, sW, 3] in [−1, 1], n a multiple of the scale."""
+        """Add rows [n, sW, 3] in [−1, 1], n a multiple of the scale."""
         means = block_means(strip.clip(-1, 1), self._scale)
         rows = slice(self._row, self._row + len(means))
         self._squares += float(((means - self._reference[rows]) ** 2).sum(dtype=np.float64))
@@ -164,16 +165,16 @@ class Fidelity:
 
     @property
     def psnr(self) -> float:
-        """In dB, peak 1, of what was counted."""
+        """PSNR of the rows added, in dB, peak 1."""
         count = self._row * self._reference.shape[1] * 3
         return 10 * math.log10(4 / max(self._squares / max(count, 1), 1e-12))
 
 
 def delta_e00(a: Array, b: Array) -> float:
-    """Mean CIEDE2000 colour difference of two pictures of one size, RGB [H, W, 3] in [−1, 1].
+    """Mean CIEDE2000 colour difference of two pictures of equal size, RGB [H, W, 3] in [−1, 1].
 
-    About 1 is the least difference an eye can see. Values outside the range are clipped, as they
-    are when a picture is saved.
+    A difference of about 1 is just visible. Values outside the range are clipped, as they are when
+    a picture is saved.
     """
     if a.shape != b.shape:
         raise ValueError(f"pictures of {a.shape} and {b.shape} cannot be compared")
@@ -183,7 +184,7 @@ def delta_e00(a: Array, b: Array) -> float:
     return total / float(a.shape[0] * a.shape[1])
 
 
-# IEC 61966-2-1: linear sRGB to XYZ, and the XYZ of its white, D65 seen by the 2° observer.
+# IEC 61966-2-1: linear sRGB to XYZ, and the XYZ of its white, D65 for the 2° observer.
 _XYZ = np.array(
     [
         [0.412453, 0.357580, 0.180423],
@@ -207,8 +208,8 @@ def srgb_to_lab(picture: Array) -> npt.NDArray[np.float64]:
 def ciede2000(lab_1: Array, lab_2: Array) -> npt.NDArray[np.float64]:
     """ΔE00 [...] between two arrays of L*a*b* colours [..., 3].
 
-    Written after Sharma, Wu & Dalal, *The CIEDE2000 Color-Difference Formula: Implementation
-    Notes* (2005); the numbers are its equations.
+    Source: Sharma, Wu & Dalal, *The CIEDE2000 Color-Difference Formula: Implementation Notes*
+    (2005). The numbers in the comments are those of its equations.
     """
     L_1, a_1, b_1 = np.moveaxis(np.asarray(lab_1, np.float64), -1, 0)
     L_2, a_2, b_2 = np.moveaxis(np.asarray(lab_2, np.float64), -1, 0)
@@ -226,7 +227,7 @@ def ciede2000(lab_1: Array, lab_2: Array) -> npt.NDArray[np.float64]:
     dL, dC = L_2 - L_1, C_2 - C_1
     dH = 2 * np.sqrt(C_1 * C_2) * np.sin(np.radians(dh / 2))
 
-    # (12)-(14): means; that of two hues lies on the shorter arc (and matters not where dH is 0)
+    # (12)-(14): means; that of two hues is on the shorter arc (and has no effect where dH is 0)
     L, C, h = (L_1 + L_2) / 2, (C_1 + C_2) / 2, h_1 + h_2
     h = np.where(np.abs(h_1 - h_2) > 180, h + np.where(h < 360, 360, -360), h) / 2
 

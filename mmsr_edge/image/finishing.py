@@ -1,7 +1,7 @@
 """Finishing: from the networks' rows to the rows of the file.
 
-In this order: the picture's own colour space, the colour fix, fidelity, grey, transparency, the
-size asked for, whole numbers. All of it goes strip by strip, in floats until the end.
+The order is: the picture's own colour space, colour fix, fidelity, grey, transparency, target size,
+quantization. The work is done strip by strip, in floats until the end.
 """
 
 from __future__ import annotations
@@ -31,53 +31,53 @@ if TYPE_CHECKING:
 __all__ = ["Finishing", "shown_colours"]
 
 _LUMA = np.array([[0.299], [0.587], [0.114]], np.float32)  # ITU-R BT.601
-_FAINT = 1 / 512  # opacity below which eight bits show nothing
+_FAINT = 1 / 512  # opacities below this are 0 in eight bits
 
 
 @dataclass(frozen=True, eq=False)
 class Finishing:
-    """What is to be done to the rows of one picture."""
+    """The steps from the networks' rows to the result of one picture."""
 
     picture: Picture
     """The input."""
     scale: int
-    """Of the networks."""
+    """Factor of the networks."""
     target: Target
-    """The size asked for."""
+    """Size of the result."""
     color_fix: bool
-    """Take what is coarse from the input."""
+    """Whether low frequencies are taken from the input."""
     fidelity: bool
-    """Take all that the input shows from the input."""
+    """Whether block means are made equal to the input."""
     grey: bool
     """Whether the result has one colour channel."""
     keep_profile: bool
-    """Whether colours go back to the input's own space; else they stay sRGB."""
+    """Whether colours are converted back to the input's own space; otherwise they stay sRGB."""
     bits: int
-    """Of a channel of the result: 8 or 16."""
+    """Bits per channel of the result: 8 or 16."""
 
     @property
     def channels(self) -> int:
-        """Of the result, opacity included."""
+        """Number of channels of the result, opacity included."""
         return (1 if self.grey else 3) + (self.picture.alpha is not None)
 
     def rows(
-        self, strips: Strips, seen: Floats, profile: Profile | None, measure: Fidelity | None
+        self, strips: Strips, srgb: Floats, profile: Profile | None, measure: Fidelity | None
     ) -> Iterator[Array]:
-        """Strips of the result, uint8 or uint16.
+        """Strips of the result, uint8 or uint16 [n, W, channels].
 
         Args:
-            strips: what the networks made, RGB in [−1, 1], of `scale` times the picture's size.
-            seen: what they were shown, as `seen` gives it.
-            profile: likewise.
-            measure: counts the rows once they have the input's colours.
+            strips: output of the networks, RGB in [−1, 1], `scale` times the picture's size.
+            srgb: the input as the networks took it, from `shown_colours`.
+            profile: the input's profile, from `shown_colours`.
+            measure: gets the rows once they have the input's colours; None: nothing is measured.
         """
         picture, scale = self.picture, self.scale
         height = picture.size[1] * scale
         reference = picture.rgb
         if profile is not None and self.keep_profile:
-            strips = _to_profile(strips, picture.rgb, seen, profile, scale)
+            strips = _to_profile(strips, picture.rgb, srgb, profile, scale)
         elif profile is not None:
-            reference = seen
+            reference = srgb
         if self.color_fix and not self.fidelity:
             strips = _by_window(strips, reference, scale, match_low_frequencies)
         if self.fidelity:
@@ -93,10 +93,10 @@ class Finishing:
             box = tuple(edge * scale for edge in self.target.box)
             strips = resize_strips(strips, height, self.target.size, box)  # type: ignore[arg-type]
         for strip in strips:
-            yield self._numbers(strip)
+            yield self._quantized(strip)
 
-    def _numbers(self, strip: Floats) -> Array:
-        """Colours no longer multiplied by opacity, as whole numbers."""
+    def _quantized(self, strip: Floats) -> Array:
+        """Rows as uint8 or uint16, with colours no longer multiplied by their weight."""
         if self.picture.alpha is None:
             return quantize(strip * 0.5 + 0.5, self.bits)
         opacity = strip[..., -1:].clip(0, 1)
@@ -105,14 +105,14 @@ class Finishing:
 
 
 def shown_colours(picture: Picture) -> tuple[Floats, Profile | None]:
-    """What the networks are shown, in sRGB, and the profile that leads back from it."""
+    """The picture in sRGB, as the networks take it, and the profile that converts it back."""
     profile = parse_profile(picture.icc)
     return (picture.rgb if profile is None else profile.to_srgb(picture.rgb)), profile
 
 
-def _to_profile(strips: Strips, own: Floats, seen: Floats, profile: Profile, scale: int) -> Strips:
-    """Back to the picture's own space, with those colours that sRGB lacks put back."""
-    lost = own - profile.from_srgb(seen)
+def _to_profile(strips: Strips, own: Floats, srgb: Floats, profile: Profile, scale: int) -> Strips:
+    """Convert rows to the picture's own space, and restore the colours that sRGB lacks."""
+    lost = own - profile.from_srgb(srgb)
     shape = (own.shape[0] * scale, own.shape[1] * scale)
     beyond = BicubicUpsampler(lost, shape) if np.abs(lost).max() > 1e-3 else None
     row = 0
@@ -141,10 +141,10 @@ def _measured(strips: Strips, measure: Fidelity) -> Strips:
 def _with_opacity(strips: Strips, colours: Floats, alpha: Floats, scale: int) -> Strips:
     """Colours multiplied by a weight, the weight, and opacity: [n, W, C + 2].
 
-    The networks enlarge colours without knowing which of them are seen. So that no colour shows
-    more than its opacity allows, what is smooth about them is that of the enlarged product:
-    α↑ · (c + (α c)↑ / α↑ − c↑), with ↑ bicubic. The weight is opacity, but never nothing, so that
-    pixels which nobody sees have a colour too.
+    The networks enlarge colours without regard to opacity. So that no colour shows more than its
+    opacity allows, the smooth part of the colours is replaced by that of the enlarged product:
+    α↑ · (c + (α c)↑ / α↑ − c↑), with ↑ bicubic. The weight is the opacity, but never 0, so that
+    invisible pixels have a colour too.
     """
     shape = (alpha.shape[0] * scale, alpha.shape[1] * scale)
     smooth = BicubicUpsampler(np.dstack([colours * alpha[..., None], alpha, colours]), shape)
@@ -154,7 +154,7 @@ def _with_opacity(strips: Strips, colours: Floats, alpha: Floats, scale: int) ->
         fine = smooth.rows(row, row + len(strip))
         opacity = fine[..., count : count + 1].clip(0, 1)
         product = fine[..., :count] + opacity * (strip - fine[..., count + 1 :])
-        # Within the range of colours, also where bicubic swings over.
+        # Within the range of colours, also where bicubic overshoots.
         product = product.clip(-opacity, opacity)
         weight = np.maximum(opacity, _FAINT)
         product += (weight - opacity) * strip

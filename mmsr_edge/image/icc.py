@@ -1,6 +1,6 @@
-"""ICC: colours of a picture's own space as sRGB, which the networks know, and back.
+"""ICC: conversion of a picture's own colour space to sRGB, which the networks take, and back.
 
-Pillow's LittleCMS converts eight bits at a time and cuts off what the other space lacks. A profile
+Pillow's LittleCMS converts at eight bits and clips colours that the other space lacks. A profile
 made of tone curves and a matrix, as those of cameras, phones and screens are, is a few lines of
 arithmetic (ICC.1:2010, F.3), and is done here in floats.
 """
@@ -28,7 +28,7 @@ _SRGB = np.array(
         [0.013916, 0.097076, 0.714096],
     ]
 )
-"""Linear sRGB to XYZ under D50, the profiles' common ground: columns are red, green and blue."""
+"""Linear sRGB to XYZ under D50, the profile connection space: columns are red, green and blue."""
 _GRID = np.linspace(0, 1, 4096)
 _BAND = 64  # rows at a time: the arithmetic is in double precision
 
@@ -38,12 +38,12 @@ class Profile:
     """A colour space given by tone curves and a matrix, or grey by one curve."""
 
     curves: tuple[Array, ...]
-    """Light [4096] at equidistant values from 0 to 1, strictly ascending: of R, G, B, or grey."""
+    """Light [4096] at equidistant values from 0 to 1, strictly ascending: for R, G, B, or grey."""
     matrix: Array
     """Light to XYZ under D50, [3, 3]; for grey, that of sRGB."""
 
     def to_srgb(self, rgb: Floats) -> Floats:
-        """This space's colours [H, W, 3] in [−1, 1] as those of sRGB, cut off where it ends."""
+        """Convert colours [H, W, 3] in [−1, 1] of this space to sRGB, clipped to its gamut."""
         to = np.linalg.inv(_SRGB) @ self.matrix
         result = np.empty_like(rgb)
         for top in range(0, len(rgb), _BAND):
@@ -57,7 +57,7 @@ class Profile:
         return result
 
     def from_srgb(self, rgb: Floats) -> Floats:
-        """The way back, cut off where this space ends."""
+        """Convert sRGB colours [H, W, 3] in [−1, 1] to this space, clipped to its gamut."""
         to = np.linalg.inv(self.matrix) @ _SRGB
         result = np.empty_like(rgb)
         for top in range(0, len(rgb), _BAND):
@@ -74,10 +74,10 @@ class Profile:
 
 
 def parse_profile(icc: bytes | None) -> Profile | None:
-    """The profile, where colours need converting and can be.
+    """The profile, where colours must be converted and can be.
 
-    None: there is none, it is sRGB's own, it is damaged, or it works by a table of colours, as
-    those of printers and scanners do; the networks then see the numbers as they are.
+    None: there is no profile, it is sRGB's own, it is damaged, or it is a table of colours, as for
+    printers and scanners; the networks then take the numbers as they are.
     """
     try:
         profile = _parse(icc) if icc else None
@@ -136,5 +136,5 @@ def _tone(tag: bytes) -> Array:
                 y = np.where(x >= d, power + e, c * x + f)
     else:
         raise ValueError(f"tone curve of type {tag[:4]!r}")
-    # Strictly ascending, for the way back.
+    # Strictly ascending, so that the curve can be inverted.
     return np.maximum.accumulate(y.clip(0, 1)) + _GRID * 1e-9

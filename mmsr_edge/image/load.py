@@ -1,7 +1,7 @@
-"""Pictures from files, PIL images and arrays, decoded without losing anything that they carry.
+"""Loading: pictures from files, PIL images and arrays, with all their data.
 
-`load_image` gives RGB as the networks take it and keeps apart what they do not: transparency, the
-colour profile, EXIF and XMP.
+`load_image` returns RGB as the networks take it and, separately, transparency, the colour profile,
+EXIF and XMP.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["MAX_PIXELS", "ImagePath", "Picture", "load_image", "open_image", "picture_size"]
 
 MAX_PIXELS = 64_000_000
-"""Largest input, width x height. A small file can claim to be a huge picture (a decompression
-bomb), and four times the side is sixteen times the memory."""
+"""Largest input, in pixels (width x height). A small file can declare a huge picture (a
+decompression bomb), and four times the side is sixteen times the memory."""
 
 _ORIENTATION = 0x0112
 
@@ -38,35 +38,35 @@ ImagePath: TypeAlias = "str | os.PathLike[str]"
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A decoded picture, upright, and what has to be given back with the result."""
+    """A decoded, upright picture, and the data that its result takes over."""
 
     rgb: Floats
     """[H, W, 3] in [−1, 1], in the colour space of `icc`, or sRGB where that is None."""
     alpha: Floats | None = None
-    """Opacity [H, W] in [0, 1], where the picture has such a channel."""
+    """Opacity [H, W] in [0, 1]; None: the picture has no such channel."""
     icc: bytes | None = None
-    """The colour profile: of RGB colours, or where `grey`, of grey."""
+    """Colour profile for RGB or, where `grey`, for grey; None: sRGB."""
     exif: bytes | None = None
     """EXIF without the orientation tag, which has been applied."""
     xmp: bytes | None = None
-    """The XMP packet, likewise."""
+    """XMP packet without the orientation, which has been applied."""
     grey: bool = False
-    """Whether it came as one channel."""
+    """Whether the input has one colour channel."""
     bits: int = 8
-    """Bits a channel that it came with: 8 or 16."""
+    """Bits per channel of the input: 8 or 16."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height), as Pillow has it."""
+        """(width, height) in pixels, as in Pillow."""
         return self.rgb.shape[1], self.rgb.shape[0]
 
     @property
     def transparent(self) -> bool:
-        """Whether anything can be seen through."""
+        """Whether any pixel is not fully opaque."""
         return self.alpha is not None and bool((self.alpha < 1).any())
 
     def metadata(self, size: tuple[int, int]) -> Metadata:
-        """What goes into the file of a result of (width, height)."""
+        """Metadata for the file of a result of `size` (width, height)."""
         return Metadata(self.icc, enlarged(self.exif, size) if self.exif else None, self.xmp)
 
 
@@ -76,17 +76,17 @@ def load_image(
     first_frame: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Picture:
-    """Decode a picture of any kind: palette, grey, 16-bit grey, CMYK, Lab, with alpha or without.
+    """Decode a picture of any kind: palette, grey, 16-bit, CMYK or Lab, with or without alpha.
 
     Args:
         source: a path, a PIL image (it is not altered), or an array [H, W] or [H, W, 1 … 4] of
             uint8, uint16, bool, or floats in [0, 1].
-        first_frame: take the first frame of an animation or of a document of many pages.
-        max_pixels: refuse pictures of more pixels.
+        first_frame: use the first frame of an animation, or the first page of a document.
+        max_pixels: largest number of pixels that is accepted.
 
     Raises:
-        ImageError: when there is no such file, it is no picture, or it is damaged, animated, too
-            large or empty; for arrays of another shape, type or range.
+        ImageError: the file does not exist or is not a picture; the picture is damaged, animated,
+            too large or empty; or an array has another shape, type or range.
     """
     if isinstance(source, np.ndarray):
         if source.ndim >= 2:
@@ -103,15 +103,15 @@ def load_image(
     return Picture(**from_pil(image, low)._asdict(), exif=found.exif, xmp=found.xmp)
 
 
-# Pillow counts frames in these, too, but the others are not a sequence: a phone's gain map or
-# depth (MPO), layers (PSD).
+# Pillow counts frames in these formats too, but they are not a sequence: a phone's gain map or
+# depth map (MPO), layers (PSD).
 _STILL = {"MPO", "PSD"}
 
 
 def open_image(
     source: ImagePath | Image.Image, *, first_frame: bool = False, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """Decode a file, or copy a PIL image, and turn it upright; its mode stays as it is.
+    """Decode a file, or copy a PIL image, and turn it upright; its mode is unchanged.
 
     Raises:
         ImageError: as `load_image` does.
@@ -127,22 +127,22 @@ def picture_size(path: ImagePath, *, max_pixels: int = MAX_PIXELS) -> tuple[int,
     """(width, height) of a file once it is upright, from its header alone.
 
     Raises:
-        ImageError: as `load_image` does, where the header tells.
+        ImageError: as `load_image` does, as far as the header shows.
     """
     with _opened(Path(path), max_pixels) as image:
         width, height = image.size
         _check_size(str(path), width, height, max_pixels)
         try:
             turned = image.getexif().get(_ORIENTATION, 1) in {5, 6, 7, 8}
-        except Exception:  # damaged EXIF, which `load_image` does without
+        except Exception:  # damaged EXIF, which `load_image` ignores
             turned = False
-        if image.format == "TIFF":  # which Pillow turns by itself
+        if image.format == "TIFF":  # Pillow turns it when it opens it
             turned = False
         return (height, width) if turned else (width, height)
 
 
 def _opened(path: Path, max_pixels: int) -> Image.Image:
-    """The file, of which Pillow has read the header only."""
+    """The opened file; Pillow has read its header only."""
     try:
         with warnings.catch_warnings():
             # Our own limit is below the one at which Pillow warns.
@@ -152,7 +152,7 @@ def _opened(path: Path, max_pixels: int) -> Image.Image:
         raise ImageError(f"there is no file {path}") from error
     except UnidentifiedImageError as error:
         empty = path.stat().st_size == 0
-        what = "is empty" if empty else "is not a picture in a format that Pillow knows"
+        what = "is empty" if empty else "is not a picture in a format that Pillow reads"
         raise ImageError(f"{path} {what}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(
@@ -161,8 +161,8 @@ def _opened(path: Path, max_pixels: int) -> Image.Image:
     except Exception as error:  # decoders raise almost anything on a damaged header
         raise ImageError(f"{path} cannot be opened: {error}") from error
     if image.format == "TIFF":
-        # With a name to map into memory, Pillow (13.0) takes the sides of an upright TIFF for
-        # those it is stored with, and scrambles it.
+        # With a file name, Pillow (13.0) maps the file into memory, mistakes the sides of the
+        # upright TIFF for the stored ones, and scrambles the pixels.
         image.filename = ""
     return image
 
@@ -180,7 +180,7 @@ def _decode(image: Image.Image, name: str, first_frame: bool, max_pixels: int) -
             if frames > 1:
                 image.seek(shown)
             return turned
-    except Exception as error:  # and on damaged pixels
+    except Exception as error:  # decoders raise almost anything on damaged pixels
         raise ImageError(f"{name} cannot be decoded: {error}") from error
     raise ImageError(
         f"{name} has {frames} frames or pages; pass one of them, or first_frame=True for the first"
@@ -197,8 +197,8 @@ def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
         )
 
 
-# Pillow has no mode for colours of 16 bits, and keeps the upper bytes. Told that the file has the
-# other byte order, it keeps the lower ones.
+# Pillow has no mode for 16-bit colours and keeps the upper bytes. With the opposite byte order
+# declared, it keeps the lower ones.
 _OTHER_BYTES = {
     f"{kind};16{order}": f"{kind};16{other}"
     for kind in ("RGB", "RGBA")
@@ -207,10 +207,10 @@ _OTHER_BYTES = {
 
 
 def _low_bytes(path: Path) -> Image.Image | None:
-    """The lower bytes of a file of 16-bit RGB or RGBA, upright; None for all others."""
+    """The lower bytes of a 16-bit RGB or RGBA file, upright; None for all other files."""
     try:
         with _opened(path, MAX_PIXELS) as opened:
-            # The name of how bytes are laid out, alone (PNG) or before more arguments (TIFF).
+            # The raw mode is the only argument (PNG) or the first of several (TIFF).
             layouts = {
                 tile.args if isinstance(tile.args, str) else tile.args[0] for tile in opened.tile
             }
@@ -223,5 +223,5 @@ def _low_bytes(path: Path) -> Image.Image | None:
             ]
             opened.load()
             return upright(opened)
-    except Exception:  # a file of another build than those known: eight bits it is
+    except Exception:  # unexpected structure of the file: the upper eight bits are used alone
         return None

@@ -1,4 +1,4 @@
-"""Metadata: EXIF and XMP that come with a picture, and what of them is true of its enlargement."""
+"""Metadata: colour profile, EXIF and XMP of a picture, and their transfer to its enlargement."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Metadata", "enlarged", "upright"]
 
-# Tags of the first EXIF directory that tell how pixels are stored. In a TIFF all of them are
-# there, and none is true of the result; orientation is one, for it has been applied.
+# Tags of the first EXIF directory that describe how pixels are stored. A TIFF has all of them, and
+# none holds for the result. Orientation is among them, since it has been applied.
 _STORAGE_TAGS = {
     *range(254, 260), *range(262, 270), 273, 274, *range(277, 282), 284, *range(288, 294), 297, 301,
     *range(317, 326), *range(330, 335), *range(336, 342), 347, *range(512, 533), 700, 33723, 34377,
@@ -29,34 +29,33 @@ _WIDTH_TAG, _HEIGHT_TAG = 0xA002, 0xA003
 
 @dataclass(frozen=True)
 class Metadata:
-    """What goes into a file beside the pixels."""
+    """Data that is stored in a file beside the pixels."""
 
     icc: bytes | None = None
-    """The colour profile."""
+    """Colour profile."""
     exif: bytes | None = None
-    """EXIF, with the header "Exif\\0\\0" or without."""
+    """EXIF, with or without the header "Exif\\0\\0"."""
     xmp: bytes | None = None
-    """An XMP packet."""
+    """XMP packet."""
 
     @classmethod
     def of(cls, info: Mapping[Any, Any]) -> Metadata:
-        """From `info` of a PIL image."""
+        """The metadata in `info` of a PIL image."""
         xmp = info.get("xmp")
         if isinstance(xmp, str):
             xmp = xmp.encode()
         return cls(info.get("icc_profile") or None, info.get("exif") or None, xmp or None)
 
     def options(self) -> dict[str, bytes]:
-        """As `PIL.Image.Image.save` takes them, and as `info` holds them."""
+        """Keyword arguments of `PIL.Image.Image.save`, which are also keys of `info`."""
         given = {"icc_profile": self.icc, "exif": self.exif, "xmp": self.xmp}
         return {name: value for name, value in given.items() if value}
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A copy turned as its EXIF says; `info` keeps EXIF without storage tags and thumbnail.
+    """A copy turned as its EXIF declares; `info` keeps EXIF without storage tags and thumbnail.
 
-    EXIF too damaged to be read is dropped: it is no reason to refuse a picture. The orientation
-    that an XMP packet may repeat is taken out of it.
+    EXIF that is too damaged to be read is dropped. An orientation in the XMP packet is removed.
     """
     kept: bytes | None = None
     try:
@@ -68,7 +67,7 @@ def upright(image: Image.Image) -> Image.Image:
         kept = exif.tobytes() if len(exif) else None
     except Exception:
         turned = image.copy()
-    # Where EXIF is silent, viewers believe XMP, so it has to go from there in any case.
+    # Viewers use the orientation in XMP where EXIF has none, so it is removed in any case.
     if xmp := Metadata.of(turned.info).xmp:
         turned.info["xmp"] = _XMP_ORIENTATION.sub(b"", xmp)
     turned.info.pop("exif", None)
@@ -78,7 +77,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def enlarged(exif: bytes, size: tuple[int, int]) -> bytes:
-    """`exif` with (width, height) in place of what it says of these, where it does."""
+    """`exif` with its width and height, where it has them, replaced by `size` (width, height)."""
     whole = Image.Exif()
     whole.load(exif)
     details = whole.get_ifd(_EXIF_DIRECTORY)

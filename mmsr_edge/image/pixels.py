@@ -1,4 +1,4 @@
-"""Pixels: every kind that Pillow and numpy know, as the RGB floats the networks take, and back.
+"""Pixels: conversion of Pillow's modes and numpy's types to the networks' RGB floats, and back.
 
 RGB is float32 [H, W, 3] in [−1, 1]; opacity is kept apart, float32 [H, W] in [0, 1].
 """
@@ -28,38 +28,39 @@ _FULL_RANGE = {"bool": 1, "uint8": 255, "uint16": 65535}
 
 
 class Pixels(NamedTuple):
-    """What a picture shows, apart from how it was stored."""
+    """The content of a picture, independent of how it was stored."""
 
     rgb: Floats
-    """[H, W, 3] in [−1, 1]; of a grey picture, the same thing three times."""
+    """[H, W, 3] in [−1, 1]; three equal channels for a grey picture."""
     alpha: Floats | None
-    """Opacity [H, W] in [0, 1], where there is such a channel."""
+    """Opacity [H, W] in [0, 1]; None: the picture has no such channel."""
     icc: bytes | None
-    """The colour profile that `rgb` is in, one of RGB colours or of grey; None: sRGB."""
+    """Colour profile of `rgb`, for RGB or for grey; None: sRGB."""
     grey: bool
-    """Whether it is one channel, and its profile, where it has one, of grey."""
+    """Whether the picture has one colour channel; its profile, if any, is then for grey."""
     bits: int
-    """8 or 16 of them tell all that the numbers held."""
+    """Bits per channel that hold the picture without loss: 8 or 16."""
 
 
 def from_pil(image: Image.Image, low: Image.Image | None = None) -> Pixels:
     """The pixels of a decoded image.
 
-    CMYK that has a profile of its kind, and Lab, go to sRGB by colour management.
+    CMYK with a CMYK profile, and Lab, are converted to sRGB by colour management.
 
     Args:
-        image: of any mode.
-        low: of 16-bit colours, of which Pillow knows the upper eight bits only, the lower ones.
+        image: a PIL image of any mode.
+        low: lower bytes of 16-bit colours, where `image` holds the upper bytes only; None: the
+            colours have 8 bits.
 
     Raises:
-        ImageError: for floats or 32-bit integers beyond the range of a picture.
+        ImageError: floats or 32-bit integers exceed the range of a picture.
     """
     icc: bytes | None = image.info.get("icc_profile")
     grey = image.mode in _GREYS and _space(icc) != b"RGB "
     if image.mode in _GREYS and _space(icc) not in {b"RGB ", b"GRAY"}:
-        icc = None  # of another picture
+        icc = None  # for another colour space
     if image.mode in _WIDE_GREYS:
-        # Read as numbers: Pillow converts these to RGB by cutting them off at 255.
+        # Read as numbers, since Pillow clips these at 255 when it converts them to RGB.
         values = _unit(np.asarray(image), f"an image of mode {image.mode}")
         return Pixels(_signed(values[..., None]), None, icc, grey, 16)
     if low is not None:
@@ -77,7 +78,7 @@ def from_pil(image: Image.Image, low: Image.Image | None = None) -> Pixels:
 
 
 def _deep(image: Image.Image, low: Image.Image, icc: bytes | None) -> Pixels:
-    """RGB or RGBA of 16 bits from its upper and lower bytes."""
+    """The pixels of a 16-bit RGB or RGBA image from its upper and lower bytes."""
     values = np.asarray(image).astype(np.float32) * np.float32(256)
     values += np.asarray(low)
     values /= np.float32(65535)
@@ -89,18 +90,18 @@ def _deep(image: Image.Image, low: Image.Image, icc: bytes | None) -> Pixels:
 
 
 def from_array(array: Array) -> Pixels:
-    """The pixels of [H, W] or [H, W, 1 … 4].
+    """The pixels of an array [H, W] or [H, W, 1 … 4].
 
-    Two channels are grey and alpha, four RGB and alpha. uint8 and uint16 count as fractions of
-    their full range; bool and floats in [0, 1] as they are.
+    Two channels are grey and alpha, four are RGB and alpha. uint8 and uint16 are fractions of their
+    full range; bool and floats in [0, 1] are taken as they are.
 
     Raises:
-        ImageError: for any other shape, type or range.
+        ImageError: the array has any other shape, type or range.
     """
     planes = array[..., None] if array.ndim == 2 else array
     if planes.ndim != 3 or not 1 <= planes.shape[2] <= 4:
         raise ImageError(
-            f"an array of shape {array.shape} is no picture; it must be [height, width] or "
+            f"an array of shape {array.shape} is not a picture; it must be [height, width] or "
             "[height, width, channels] with 1 to 4 channels, the last one of 2 or 4 being alpha"
         )
     unit = _unit(planes, "an array")
@@ -112,16 +113,16 @@ def from_array(array: Array) -> Pixels:
 
 
 def quantize(unit: Floats, bits: int) -> Array:
-    """Floats in [0, 1], any shape, as the nearest uint8 or uint16; what lies beyond is clipped."""
+    """Floats in [0, 1], any shape, as the nearest uint8 or uint16; values outside are clipped."""
     full = (1 << bits) - 1
     numbers: Array = np.round(unit * np.float32(full)).clip(0, full).astype(f"u{bits // 8}")
     return numbers
 
 
 def to_bytes(values: Floats) -> npt.NDArray[np.uint8]:
-    """Floats in [−1, 1], any shape, as the nearest uint8; what lies beyond is clipped."""
+    """Floats in [−1, 1], any shape, as the nearest uint8; values outside are clipped."""
     result = np.empty(values.shape, np.uint8)
-    # By bands, or the floats in between would take more memory than the picture.
+    # In bands, since intermediate floats would take more memory than the picture.
     for top in range(0, len(values), 64):
         band = slice(top, top + 64)
         result[band] = np.round((values[band] + 1) * 127.5).clip(0, 255)
@@ -132,13 +133,13 @@ def _unit(values: Array, what: str) -> Floats:
     """Numbers of any type as floats in [0, 1]."""
     kind = values.dtype.newbyteorder("=").name
     if kind == "int32" and values.min() >= 0 and values.max() <= 65535:
-        kind = "uint16"  # Pillow's mode I, in which it used to give 16-bit greys
+        kind = "uint16"  # mode I, in which older versions of Pillow return 16-bit grey
     if kind in _FULL_RANGE:
         return np.divide(values, _FULL_RANGE[kind], dtype=np.float32)
     if values.dtype.kind != "f":
         raise ImageError(f"{what} of {kind} cannot be read; use uint8, uint16 or floats in [0, 1]")
     low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 1):  # true of NaN, too
+    if not (low >= 0 and high <= 1):  # refuses NaN too
         raise ImageError(f"{what} has floats in [{low:g}, {high:g}]; they must be in [0, 1]")
     return values.astype(np.float32)
 
@@ -156,12 +157,12 @@ def _has_alpha(image: Image.Image) -> bool:
 
 
 def _space(icc: bytes | None) -> bytes | None:
-    """The colour space that a profile is of, from its header."""
+    """The colour space of a profile, from its header."""
     return icc[16:20] if icc else None
 
 
 def _as_rgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, bytes | None]:
-    """The image in mode RGB, and the profile that then holds; None is sRGB."""
+    """The image in mode RGB, and its profile after the conversion; None is sRGB."""
     if _space(icc) == b"RGB " and image.mode not in _NOT_RGB:
         return image.convert("RGB"), icc
     if image.mode == "LAB" or (image.mode == "CMYK" and _space(icc) == b"CMYK"):
@@ -172,7 +173,11 @@ def _as_rgb(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, bytes |
 
 
 def _managed(image: Image.Image, icc: bytes | None) -> Image.Image | None:
-    """To sRGB by way of the profile; None where that is broken or LittleCMS is missing."""
+    """The image in sRGB by colour management; None if that fails for CMYK.
+
+    Raises:
+        ImageError: a Lab image cannot be converted.
+    """
     try:
         from PIL import ImageCms
 
@@ -189,13 +194,13 @@ def _managed(image: Image.Image, icc: bytes | None) -> Image.Image | None:
 def _fill_hidden(rgb: Floats, alpha: Floats) -> Floats:
     """Give fully transparent pixels the colour of the visible ones nearby.
 
-    Which colour a file holds where nothing is seen is an accident, most often black. Upscaled as
-    it is, it would bleed into the visible side of the edge as a dark fringe.
+    The colour that a file holds for transparent pixels is arbitrary, most often black. Upscaled
+    unchanged, it would bleed into the visible side of the edge as a dark fringe.
     """
     hidden = (alpha == 0)[..., None]
     if not hidden.any() or hidden.all():
         return rgb
-    # A pyramid of sums weighted by opacity: each pixel takes the finest level that knows a colour.
+    # A pyramid of sums weighted by opacity: each pixel takes the finest level that has a colour.
     colour, weight = rgb * alpha[..., None], alpha[..., None]
     levels = []
     while (weight == 0).any():
@@ -210,7 +215,7 @@ def _fill_hidden(rgb: Floats, alpha: Floats) -> Floats:
 
 
 def _halve(values: Floats) -> Floats:
-    """Sums over blocks of 2 x 2; an odd edge makes blocks of its own."""
+    """Sums over blocks of 2 x 2; odd sides are padded with zeros."""
     height, width, channels = values.shape
     even = np.pad(values, [(0, height % 2), (0, width % 2), (0, 0)])
     blocks = even.reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2, channels)

@@ -1,7 +1,7 @@
-"""Pictures into files: the formats, what each can hold, and writing whole or not at all.
+"""Saving: file formats, what each can hold, and writing of pictures in one step.
 
-`to_pil` puts a picture's transparency, profile, EXIF and XMP back onto a result, and `save_image`
-writes it so that there is either the whole new file or everything is as it was.
+`to_pil` adds the input's transparency, profile, EXIF and XMP to a result. `save_image` writes it:
+either the new file is complete, or nothing has changed.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def to_pil(rgb: Floats, source: Picture | None = None) -> Image.Image:
     """A result as an 8-bit picture: mode RGB, or RGBA where the source has an alpha channel.
 
     Args:
-        rgb: [H, W, 3] in [−1, 1]; what lies beyond is clipped.
-        source: gives its alpha channel (resized, bicubic), and as `info` its profile of RGB
-            colours, EXIF and XMP.
+        rgb: [H, W, 3] in [−1, 1]; values outside are clipped.
+        source: the input. Its alpha channel is resized (bicubic); its RGB profile, EXIF and XMP go
+            into `info`. None: there is nothing to add.
     """
     image = Image.fromarray(to_bytes(rgb))
     if source is None:
@@ -56,24 +56,24 @@ class FileFormat:
     """What a file format can hold, and how it is written."""
 
     name: str
-    """Pillow's name of it."""
+    """Pillow's name of the format."""
     alpha: bool
     """Whether it holds transparency."""
     longest: int
     """Longest side, in pixels."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Arguments of `PIL.Image.Image.save`."""
+    """Keyword arguments of `PIL.Image.Image.save`."""
     grey: bool = True
-    """Whether it holds one channel alone."""
+    """Whether it can hold a single colour channel."""
     strips: bool = False
-    """Whether it is written by rows, with 16 bits a channel where they are wanted."""
+    """Whether it is written by rows and can hold 16 bits per channel."""
     bytes: float = math.inf
-    """Most bytes of pixels."""
+    """Largest size of the pixels, in bytes."""
 
 
 _JPEG = FileFormat("JPEG", False, 65_500, {"quality": 95, "subsampling": 0})
 _JPEG_SEGMENT = {"exif": 65_533, "xmp": 65_502}
-# Not compressed, so that strips have their places; these are numbers of 32 bits.
+# Uncompressed, so that the offsets of strips are known in advance; offsets have 32 bits.
 _TIFF = FileFormat("TIFF", True, 2**31 - 1, strips=True, bytes=2**32 - 2**26)
 FORMATS = {
     ".png": FileFormat("PNG", True, 2**31 - 1, strips=True),
@@ -84,7 +84,7 @@ FORMATS = {
     ".tif": _TIFF,
     ".tiff": _TIFF,
 }
-"""The formats that results are written in, by suffix. All keep colour profile, EXIF and XMP."""
+"""The formats of results, by suffix. All keep colour profile, EXIF and XMP."""
 
 
 def check_output(
@@ -95,18 +95,18 @@ def check_output(
     pixel_bytes: int = 3,
     overwrite: bool = True,
 ) -> FileFormat:
-    """Find out before the work, rather than after it, that a result could not be written.
+    """Check, before the work, that a result can be written, and return its format.
 
     Args:
-        path: of the result.
+        path: file of the result.
         size: (width, height) of the result.
-        transparent: whether some of it is.
+        transparent: whether any pixel of the result is not fully opaque.
         pixel_bytes: bytes of one pixel.
-        overwrite: whether a file may already be there.
+        overwrite: whether an existing file may be replaced.
 
     Raises:
-        OutputError: for an unknown suffix, a format that cannot hold such a picture, a missing or
-            read-only folder, and a file that may not be replaced.
+        OutputError: the suffix is unknown, the format cannot hold such a picture, the folder is
+            missing or read-only, or the file may not be replaced.
     """
     target = Path(path)
     form = FORMATS.get(target.suffix.lower())
@@ -135,14 +135,14 @@ def check_output(
 
 
 def check_place(path: ImagePath, *, overwrite: bool = True) -> None:
-    """Find out whether a file could be put there.
+    """Check that a file can be written.
 
     Args:
-        path: of the file.
-        overwrite: whether one may already be there.
+        path: path of the file.
+        overwrite: whether an existing file may be replaced.
 
     Raises:
-        OutputError: for a missing or read-only folder, and a file that may not be replaced.
+        OutputError: the folder is missing or read-only, or the file may not be replaced.
     """
     target = Path(path)
     try:
@@ -172,14 +172,14 @@ def save_image(image: Image.Image, path: ImagePath) -> None:
     """Write a picture in the format that the suffix names, with its profile, EXIF and XMP.
 
     The file appears, or is replaced, in one step once it is complete. On failure nothing is left
-    behind, and a file that was there before is untouched.
+    behind, and an existing file is untouched.
 
     Args:
-        image: as `to_pil` gives it; profile, EXIF and XMP are taken from `info`.
-        path: with a suffix of `FORMATS`.
+        image: a PIL image, such as from `to_pil`; profile, EXIF and XMP are taken from `info`.
+        path: path with a suffix of `FORMATS`.
 
     Raises:
-        OutputError: when it cannot be written; as `check_output` does.
+        OutputError: the file cannot be written, or as `check_output`.
     """
     alpha = image.getchannel("A") if image.mode in {"LA", "RGBA"} else None
     opaque = alpha is not None and alpha.getextrema() == (255, 255)
@@ -198,8 +198,8 @@ def save_image(image: Image.Image, path: ImagePath) -> None:
     if form is _JPEG:
         for name, limit in _JPEG_SEGMENT.items():
             if len(kept.get(name, b"")) > limit:
-                said = f"{path}: the {name.upper()} is too long for JPEG and is left out"
-                warnings.warn(said, stacklevel=2)
+                message = f"{path}: the {name.upper()} is too long for JPEG and is left out"
+                warnings.warn(message, stacklevel=2)
                 del kept[name]
     with replacing(path) as file:
         image.save(file, form.name, **form.options, **kept)

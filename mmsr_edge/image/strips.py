@@ -1,7 +1,7 @@
 """Strips: a picture as runs of whole rows, from top to bottom, so that it is never held whole.
 
-A strip is [n, W, C]; a picture is an iterator of strips. What needs the rows around a row takes
-them through `Rows`.
+A strip is [n, W, C]; a picture is an iterator of strips. Operations that need neighbouring rows get
+them from `Rows`.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ if TYPE_CHECKING:
 __all__ = ["ROWS", "BicubicUpsampler", "Rows", "resize_strips", "windowed"]
 
 ROWS = 64
-"""Rows of a strip where there is a choice: enough to make the overlaps cheap."""
+"""Rows of a strip where the number is free: enough to keep overlaps cheap."""
 
 _SUPPORT = {Image.Resampling.BICUBIC: 2.0, Image.Resampling.LANCZOS: 3.0}
 
 
 class Rows:
-    """Any rows of a picture that comes in strips, as long as one never goes back up."""
+    """Ranges of rows of a picture that comes in strips, taken from top to bottom."""
 
     def __init__(self, strips: Iterable[Floats]) -> None:
         self._strips = iter(strips)
         self._held: list[Floats] = []
-        self._top = 0  # of what is held
+        self._top = 0  # first row that is held
         self._bottom = 0
 
     def take(self, first: int, stop: int) -> Floats:
-        """Rows [first, stop). Those above `first` are forgotten.
+        """Rows [first, stop). Those above `first` are discarded.
 
         Raises:
-            ValueError: for rows that were forgotten, and where the picture ends before `stop`.
+            ValueError: a row was discarded before, or the picture ends before `stop`.
         """
         if first < self._top:
-            raise ValueError(f"row {first} was forgotten; the first one held is {self._top}")
+            raise ValueError(f"row {first} was discarded; the first one held is {self._top}")
         while self._bottom < stop:
             strip = next(self._strips, None)
             if strip is None:
@@ -55,7 +55,7 @@ class Rows:
             self._bottom += len(strip)
         while self._held and self._top + len(self._held[0]) <= first:
             self._top += len(self._held.pop(0))
-        # Joined afresh every time: a joined block kept would keep the rows above alive.
+        # Joined anew every time, since a joined block would keep discarded rows in memory.
         whole = self._held[0] if len(self._held) == 1 else np.concatenate(self._held)
         return whole[first - self._top : stop - self._top]
 
@@ -63,13 +63,13 @@ class Rows:
 def windowed(
     strips: Iterable[Floats], height: int, halo: int, work: Callable[[Floats, int, int], Floats]
 ) -> Strips:
-    """Apply `work` by windows of rows that overlap, and give what it makes of their middles.
+    """Apply `work` to overlapping windows of rows, and yield the middle part of each result.
 
     Args:
         strips: a picture of `height` rows.
-        height: its rows.
-        halo: rows that a window has more on either side, except at the ends of the picture.
-        work: gets a window and its rows [first, stop); gives as many rows.
+        height: number of rows of the picture.
+        halo: additional rows of a window on either side, except at the ends of the picture.
+        work: function of a window and its rows `first` and `stop`; returns as many rows.
     """
     rows = Rows(strips)
     for top in range(0, height, ROWS):
@@ -79,10 +79,10 @@ def windowed(
 
 
 class BicubicUpsampler:
-    """Rows of a picture's bicubic enlargement, none of which is kept."""
+    """Bicubic enlargement of a picture, computed row range by row range and not kept."""
 
     def __init__(self, planes: Floats, shape: tuple[int, int]) -> None:
-        """Enlarge `planes` [H, W, C] to `shape`: (height, width)."""
+        """Prepare to enlarge `planes` [H, W, C] to `shape` (height, width)."""
         self._planes = _images(planes)
         self._shape = shape
 
@@ -96,15 +96,15 @@ class BicubicUpsampler:
 
 
 def resize_strips(strips: Iterable[Floats], height: int, size: tuple[int, int], box: Box) -> Strips:
-    """Resize a picture by Lanczos's filter of three lobes, which averages where it shrinks.
+    """Resize a picture with Lanczos's filter of three lobes, which averages where it shrinks.
 
-    Every row is that of `PIL.Image.Image.resize` on the whole picture, up to float rounding.
+    Every row equals that of `PIL.Image.Image.resize` on the whole picture, up to float rounding.
 
     Args:
         strips: a picture of `height` rows.
-        height: its rows.
+        height: number of rows of the picture.
         size: (width, height) of the result.
-        box: the part of the picture to take, (left, top, right, bottom).
+        box: part of the picture that is used, (left, top, right, bottom) in its pixels.
     """
     left, upper, right, lower = box
     step = (lower - upper) / size[1]  # source rows to a row of the result
@@ -118,7 +118,7 @@ def resize_strips(strips: Iterable[Floats], height: int, size: tuple[int, int], 
         planes = _images(rows.take(first, stop))
         inner = (left, start - first, right, end - first)
         yield _resized(planes, (size[0], bottom - top), Image.Resampling.LANCZOS, inner)
-    for _ in strips:  # rows below the box: whoever makes them may have more to do
+    for _ in strips:  # rows below the box are used up, so that their producer finishes its work
         pass
 
 

@@ -1,7 +1,7 @@
-"""Target: the size of the result, from a factor or from pixels, with the picture's own shape.
+"""Target: the size of the result, from a factor or from pixels, in the picture's aspect ratio.
 
-The networks enlarge by one factor only. Their result is then resized once, by Lanczos's filter,
-whether it is to be larger or smaller.
+The networks enlarge by one factor only. Their result is then resized once, with Lanczos's filter,
+to a larger or a smaller size.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from mmsr_edge.errors import OptionError
 __all__ = ["FITS", "SCALE_RANGE", "Target", "resolve_target"]
 
 SCALE_RANGE = (1.0, 8.0)
-"""Factors that a result may be of."""
+"""Allowed factors from the input's side to the result's."""
 FITS = ("inside", "cover")
-"""How a picture meets a box of another shape: all of it within, or all of the box full."""
+"""Ways to fit a picture to a box: the whole picture inside it, or the whole box covered."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """The size of a result, and what part of the picture it shows."""
+    """The size of a result, and the part of the picture that it shows."""
 
     size: tuple[int, int]
     """(width, height) in pixels."""
     source: tuple[int, int]
     """(width, height) of the input."""
     box: tuple[float, float, float, float]
-    """(left, top, right, bottom) of what is shown, in the input's pixels."""
+    """(left, top, right, bottom) of the part that is shown, in the input's pixels."""
 
     def is_whole(self, scale: int) -> bool:
-        """Whether it is just `scale` times the input, with nothing to resize."""
+        """Whether the result is the whole input at `scale`, so that nothing is resized."""
         width, height = self.source
         return self.size == (width * scale, height * scale) and self.box == (0, 0, width, height)
 
@@ -45,17 +45,17 @@ def resolve_target(
     height: int | None = None,
     fit: str | None = None,
 ) -> Target:
-    """The size of a result: from a factor, from one or both sides, or the networks' own.
+    """The size of a result: from a factor, from one or both sides, or from the networks' factor.
 
     Args:
         source: (width, height) of the input in pixels.
-        native: factor of the networks, and the default.
+        native: factor of the networks, which is the default.
         scale: factor; not together with `width` or `height`.
-        width, height: of the result in pixels.
+        width, height: sides of the result in pixels.
         fit: one of `FITS`, with both `width` and `height`; None: "inside".
 
     Raises:
-        OptionError: when the factor that results is outside `SCALE_RANGE`.
+        OptionError: the factor that `width` and `height` imply is outside `SCALE_RANGE`.
     """
     columns, rows = source
     whole = (0.0, 0.0, float(columns), float(rows))
@@ -64,7 +64,7 @@ def resolve_target(
         return Target((_pixels(columns * factor), _pixels(rows * factor)), source, whole)
     factors = [w / side for w, side in ((width, columns), (height, rows)) if w is not None]
     factor = max(factors) if fit == "cover" else min(factors)
-    # A pixel more or less is rounding, not another factor.
+    # A tolerance of 0.1 %, since sides are whole pixels.
     low, top = SCALE_RANGE
     if not low * 0.999 <= factor <= top * 1.001:
         asked = " and ".join(
@@ -75,7 +75,7 @@ def resolve_target(
             f"the factor must be from {low:g} to {top:g}"
         )
     if width is not None and height is not None and fit == "cover":
-        # The middle of the picture, in the shape of the box.
+        # The middle of the picture, in the aspect ratio of the box.
         left, upper = (columns - width / factor) / 2, (rows - height / factor) / 2
         left, upper = max(left, 0.0), max(upper, 0.0)
         return Target((width, height), source, (left, upper, columns - left, rows - upper))

@@ -1,7 +1,7 @@
-"""Strip files: pictures written a few rows at a time, in as little memory whatever their size.
+"""Writers: pictures written to files a few rows at a time, in little memory at any size.
 
-PNG (W3C, third edition) and TIFF 6.0 can be written from top to bottom, with 8 and 16 bits a
-channel, of which Pillow has no way. Other formats take the picture whole, and Pillow writes them.
+PNG (W3C, third edition) and TIFF 6.0 are written from top to bottom, with 8 or 16 bits per channel,
+which Pillow cannot do. Other formats are written by Pillow from the whole picture.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 class StripWriter(ABC):
-    """Takes the rows of one picture, from top to bottom."""
+    """Writer of the rows of one picture, from top to bottom."""
 
     @abstractmethod
     def write(self, strip: Array) -> None:
@@ -41,11 +41,11 @@ class StripWriter(ABC):
 
     @abstractmethod
     def finish(self) -> None:
-        """After the last row."""
+        """Complete the picture after the last row."""
 
 
 class CanvasWriter(StripWriter):
-    """Makes a PIL image."""
+    """Writer of a PIL image."""
 
     def __init__(self, size: tuple[int, int], channels: int, metadata: Metadata) -> None:
         self.image = Image.new(_MODES[channels], size)
@@ -63,7 +63,7 @@ class CanvasWriter(StripWriter):
 
 
 class PngWriter(StripWriter):
-    """Writes a PNG: grey or RGB, with alpha or without, 8 or 16 bits."""
+    """Writer of a PNG: grey or RGB, with or without alpha, 8 or 16 bits."""
 
     def __init__(
         self,
@@ -75,9 +75,9 @@ class PngWriter(StripWriter):
     ) -> None:
         self._file, self._size, self._bits = file, size, bits
         self._left = size[1]
-        self._bpp = channels * bits // 8  # bytes a pixel
+        self._bpp = channels * bits // 8  # bytes per pixel
         self._above = np.zeros((1, size[0] * self._bpp), np.uint8)
-        # On photographs 3 % longer than at the usual level 6, in half the time.
+        # On photographs 3 % larger than at the default level 6, in half the time.
         self._deflate = zlib.compressobj(4, strategy=zlib.Z_FILTERED)
         file.write(b"\x89PNG\r\n\x1a\n")
         colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
@@ -93,7 +93,7 @@ class PngWriter(StripWriter):
         self._left -= len(strip)
         raw = strip.astype(">u2" if self._bits == 16 else np.uint8, copy=False)
         whole = np.ascontiguousarray(raw).reshape(len(strip), -1).view(np.uint8)
-        for top in range(0, len(whole), 16):  # filtering takes ten times what it is given
+        for top in range(0, len(whole), 16):  # filtering takes ten times its input's memory
             here = whole[top : top + 16]
             above = np.concatenate([self._above, here[:-1]])
             self._above = here[-1:].copy()
@@ -109,10 +109,10 @@ class PngWriter(StripWriter):
         self._chunk(b"IEND", b"")
 
     def _filtered(self, here: Array, above: Array) -> tuple[Array, Array]:
-        """Number and bytes of the filter with the least sum for each row (PNG, 9.2 and 12.7)."""
+        """Number and result of each row's filter with the least sum (PNG, 9.2 and 12.7)."""
         a, c = (self._shifted(rows).astype(np.int16) for rows in (here, above))
         b = above.astype(np.int16)
-        # Paeth: whichever of left, above and upper left is nearest to a + b − c.
+        # Paeth: the one of left, above and upper left that is nearest to a + b − c.
         pa, pb, pc = np.abs(b - c), np.abs(a - c), np.abs(a + b - 2 * c)
         paeth = np.where((pa <= pb) & (pa <= pc), a, np.where(pb <= pc, b, c))
         best, number, least = here, np.zeros(len(here), np.uint8), _cost(here)
@@ -140,10 +140,10 @@ def _cost(rows: Array) -> Array:
 
 
 class TiffWriter(StripWriter):
-    """Writes a TIFF, not compressed, so that it is known where every strip will be."""
+    """Writer of an uncompressed TIFF, so that the offset of every strip is known in advance."""
 
     STRIP = 64
-    """Rows of a strip of the file."""
+    """Rows of a strip in the file."""
 
     def __init__(
         self,
@@ -168,14 +168,14 @@ class TiffWriter(StripWriter):
         ifd[TiffImagePlugin.ROWSPERSTRIP] = self.STRIP
         ifd[TiffImagePlugin.PLANAR_CONFIGURATION] = 1
         if channels in {2, 4}:
-            ifd[TiffImagePlugin.EXTRASAMPLES] = 2  # opacity, colours not multiplied by it
+            ifd[TiffImagePlugin.EXTRASAMPLES] = 2  # opacity that colours are not multiplied by
         if metadata.icc:
             ifd[TiffImagePlugin.ICCPROFILE] = metadata.icc
         if metadata.xmp:
             ifd.tagtype[TiffImagePlugin.XMP] = TiffTags.BYTE
             ifd[TiffImagePlugin.XMP] = metadata.xmp
         for tag, values in (
-            (TiffImagePlugin.STRIPOFFSETS, offsets.tolist()),  # from the directory's end
+            (TiffImagePlugin.STRIPOFFSETS, offsets.tolist()),  # relative to the directory's end
             (TiffImagePlugin.STRIPBYTECOUNTS, counts),
         ):
             ifd.tagtype[tag] = TiffTags.LONG
@@ -201,7 +201,7 @@ def _add_exif(ifd: Any, data: bytes | None) -> None:
 
 
 def streams(path: Path) -> bool:
-    """Whether the format that the suffix names is written by rows."""
+    """Whether the format of the suffix of `path` is written by rows."""
     return FORMATS[path.suffix.lower()].strips
 
 
@@ -209,12 +209,12 @@ def streams(path: Path) -> bool:
 def open_writer(
     path: Path, size: tuple[int, int], channels: int, bits: int, metadata: Metadata
 ) -> Iterator[StripWriter]:
-    """A writer whose file takes the place of `path` in one step when the block is left.
+    """Context manager: a writer for `path`, which is replaced in one step at the end of the block.
 
-    `finish` is called on the way. On failure nothing is left behind.
+    `finish` is called at the end of the block. On failure nothing is left behind.
 
     Raises:
-        OutputError: when it cannot be written.
+        OutputError: the file cannot be written.
     """
     if not streams(path):
         canvas = CanvasWriter(size, channels, metadata)

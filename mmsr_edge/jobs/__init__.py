@@ -1,4 +1,4 @@
-"""Jobs: many pictures, a few at a time, that can be stopped and taken up again."""
+"""Jobs: many pictures in one call, which can be stopped and resumed."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Jobs: many pictures, one by one or a few at a time, that can be stopped and taken up again.
+"""Jobs: many pictures, one or a few at a time, which can be stopped and resumed.
 
-What has been made is noted in a journal beside the results, a line a file, as soon as the file is
-there. A later job with the same settings skips what still is what the journal says: the same
-input, and an output with the same bytes that opens.
+A journal beside the results records each file, one line when it is begun and one when it is done.
+A later job with the same settings skips a file if the input and the result still have the recorded
+hashes and the result can be opened.
 """
 
 from __future__ import annotations
@@ -42,58 +42,58 @@ if TYPE_CHECKING:
 __all__ = ["JOURNAL", "Outcome", "Report", "run_job"]
 
 JOURNAL = ".mmsr-edge.jsonl"
-"""Name of the journal, in the folder of the results."""
+"""File name of the journal, in the folder of the results."""
 
 
 @dataclass
 class Outcome:
-    """What became of a task."""
+    """Outcome of a task."""
 
     source: str
-    """The input."""
+    """Path of the input."""
     target: str
-    """The result."""
+    """Path of the result."""
     status: str = "planned"
-    """"planned", "done", "skipped" (it was done before), "failed" or "cancelled"."""
+    """"planned", "done", "skipped" (done by an earlier job), "failed" or "cancelled"."""
     error: str | None = None
-    """Why it failed."""
+    """Message, if it failed or was cancelled."""
     input_size: tuple[int, int] | None = None
-    """(width, height) of the input, as it is stored."""
+    """(width, height) of the input as stored, in pixels."""
     output_size: tuple[int, int] | None = None
-    """(width, height) of the result."""
+    """(width, height) of the result, in pixels."""
     seconds: float | None = None
-    """How long it took."""
+    """Wall time of the task, in seconds."""
     input_sha256: str | None = None
-    """Of the input's bytes."""
+    """SHA-256 of the input file."""
     output_sha256: str | None = None
-    """Of the result's bytes."""
+    """SHA-256 of the result file."""
     warnings: list[str] = field(default_factory=list)
-    """As in `Result`."""
+    """Warnings, as in `Result`."""
 
 
 @dataclass
 class Report:
-    """What became of a job."""
+    """Outcome of a job."""
 
     model: str
-    """Name and version."""
+    """Name and version of the model."""
     backend: str
-    """Name of the runtime."""
+    """Name of the backend."""
     settings: dict[str, Any]
-    """The options."""
+    """The options of `Upscaler.upscale`."""
     fingerprint: str
-    """Of model, backend and options: results with the same one may stand in for each other."""
+    """SHA-256 of model, backend and options; equal for interchangeable results."""
     seconds: float = 0.0
-    """How long the job took."""
+    """Wall time of the job, in seconds."""
     files: list[Outcome] = field(default_factory=list)
-    """Each task's, in the order of the tasks."""
+    """Outcome of each task, in the order of the tasks."""
 
     def count(self, status: str) -> int:
-        """Number of files of that status."""
+        """Number of files with this status."""
         return sum(outcome.status == status for outcome in self.files)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON, counts by status included."""
+        """The report as plain JSON types, with counts by status."""
         statuses = ("done", "skipped", "failed", "cancelled", "planned")
         return {
             **{
@@ -117,31 +117,35 @@ def run_job(
     finished: Callable[[Outcome], None] | None = None,
     **options: Unpack[UpscaleKeywords],
 ) -> Report:
-    """Make every picture of `tasks`; one that fails does not stop the others.
+    """Upscale every picture of `tasks`; a failure does not stop the others.
 
     Args:
-        upscaler: what makes them.
-        tasks: from `find_tasks`.
-        output: folder of the results and of the journal.
-        workers: pictures at a time. Where memory runs out, the pictures that it ran out for are
-            tried again, half as many at a time, down to one.
-        overwrite: make all of them, and replace what is there. Else a file that the journal does
-            not vouch for is a failure.
-        dry_run: find out what would be done and what would fail, and do nothing.
-        cancel: once set, the job ends before its next network calls; the report says how far.
+        upscaler: the upscaler that runs every task.
+        tasks: tasks, from `find_tasks`.
+        output: folder of the results and the journal.
+        workers: pictures at a time. Pictures that run out of memory are tried again, half as many
+            at a time, down to one.
+        overwrite: upscale every picture and replace existing results. Otherwise a task fails if its
+            result exists and does not match the journal.
+        dry_run: report what would be done and what would fail, without doing it.
+        cancel: once set, the job ends before its next network calls; the report gives each file's
+            status.
         progress: called after every sampler step, in the thread of the picture.
         finished: called with each outcome, in the thread of the caller.
-        options: of `Upscaler.upscale`; a map must be "auto" or None.
+        options: options of `Upscaler.upscale`; a map must be "auto" or None.
+
+    Returns:
+        The outcome of every task.
 
     Raises:
-        OptionError: an option is unknown, outside its range, or one picture's own.
-        OutputError: `output` cannot be made.
+        OptionError: an option is unknown, outside its range, or a map of a single picture.
+        OutputError: `output` cannot be created.
     """
     if workers < 1:
         raise OptionError(f"workers is {workers}; it must be at least 1")
     for name in MAPS:
         if options.get(name, "auto") not in ("auto", None):
-            raise OptionError(f"{name} is one picture's map; with many it must be 'auto' or None")
+            raise OptionError(f"{name} is one picture's map; in a job it must be 'auto' or None")
     checked = UpscaleOptions.from_mapping(options)
     cancel = cancel or threading.Event()
     job = _Job(upscaler, checked, output, overwrite, cancel, progress)
@@ -163,7 +167,7 @@ def run_job(
 
 
 class _Job:
-    """What the tasks of a job share."""
+    """State that the tasks of a job share."""
 
     def __init__(
         self,
@@ -179,7 +183,7 @@ class _Job:
         self.overwrite, self.cancel, self.progress = overwrite, cancel, progress
         self.model = f"{manifest.name} {manifest.version}"
         self.settings = {item.name: getattr(options, item.name) for item in fields(options)}
-        # The manifest holds the hash of every file of the model; memory changes no pixel.
+        # The manifest holds the hash of every model file; the memory limit changes no pixel.
         identity = {
             "manifest": _sha256(upscaler.bundle.root / MANIFEST_NAME),
             "backend": upscaler.backend,
@@ -195,17 +199,19 @@ class _Job:
         try:
             self.output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"folder {self.output} cannot be made: {error}") from error
+            raise OutputError(f"folder {self.output} cannot be created: {error}") from error
 
     def plan(self, outcomes: dict[Task, Outcome]) -> Iterator[Task]:
-        """The tasks that are to be done; the others' outcomes are settled."""
+        """The tasks to be done; outcomes of skipped and failed ones are set."""
         known = dict(self._read_journal())
         targets: dict[Path, Task] = {}
         for task, outcome in outcomes.items():
             try:
                 other = targets.setdefault(task.target.absolute(), task)
                 if other is not task:
-                    raise OutputError(f"{task.target} is to be the result of {other.source}, too")
+                    raise OutputError(
+                        f"{task.target} is the result of {other.source}, too; use separate folders"
+                    )
                 if task.target.resolve() == task.source.resolve():
                     raise OutputError(f"{task.target} is the input itself; name another folder")
                 outcome.input_size = picture_size(task.source)
@@ -214,34 +220,34 @@ class _Job:
                 if task.target.exists() and not self.overwrite:
                     entry = known.get(self._name(task))
                     if not (entry and entry.get("output_sha256") is None):
-                        self._vouch(task, outcome, entry)
+                        self._skip_existing(task, outcome, entry)
                         continue
-                    # Begun and not noted as done: the job was killed between the two.
+                    # Recorded as begun but not as done: the job was killed in between.
                 yield task
             except MMSRError as error:
                 outcome.status, outcome.error = "failed", str(error)
 
-    def _vouch(self, task: Task, outcome: Outcome, entry: dict[str, Any] | None) -> None:
-        """Skip a task whose result is what a job like this one made.
+    def _skip_existing(self, task: Task, outcome: Outcome, entry: dict[str, Any] | None) -> None:
+        """Skip a task whose existing result matches the journal's `entry`.
 
         Raises:
-            OutputError: it is not, with the reason.
+            OutputError: the result does not match; the message gives the reason.
         """
-        doubt = "no job made it"
+        reason = "no job made it"
         if entry is not None:
             outcome.input_sha256 = _sha256(task.source)
             if entry.get("fingerprint") != self.fingerprint:
-                doubt = "it was made with other settings"
+                reason = "it was made with other settings"
             elif entry.get("input_sha256") != outcome.input_sha256:
-                doubt = "it was made from another input"
+                reason = "it was made from another input"
             elif entry.get("output_sha256") != _sha256(task.target):
-                doubt = "it has been changed since it was made"
+                reason = "it has been changed since it was made"
             else:
                 picture_size(task.target)
                 outcome.status = "skipped"
                 outcome.output_sha256 = entry["output_sha256"]
                 return
-        raise OutputError(f"{task.target} exists, and {doubt}; remove it, or allow overwriting")
+        raise OutputError(f"{task.target} exists, but {reason}; remove it, or allow overwriting")
 
     def round(
         self,
@@ -250,7 +256,7 @@ class _Job:
         workers: int,
         finished: Callable[[Outcome], None] | None,
     ) -> list[Task]:
-        """Do the tasks, `workers` at a time; gives those for which memory ran out among others."""
+        """Do the tasks, `workers` at a time; return those that ran out of memory beside others."""
         again: list[Task] = []
         waiting = iter(tasks)
         with ThreadPoolExecutor(workers, "mmsr-edge") as pool:
@@ -262,7 +268,7 @@ class _Job:
                         break
                 if not running:
                     return again
-                # Waked up now and then, so that Ctrl-C gets through on every platform.
+                # The timeout lets Ctrl-C through on every platform.
                 done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in done:
                     task = running.pop(future)
@@ -272,23 +278,25 @@ class _Job:
                         finished(outcomes[task])
 
     def _do(self, task: Task, outcome: Outcome, others: bool) -> bool:
-        """Do one task; whether it is worth trying again when there is more memory."""
+        """Do one task; return whether to try it again with fewer `others` at a time."""
         began = time.perf_counter()
         try:
             if self.cancel.is_set():
-                raise Cancelled("the job was cancelled before it began")
+                raise Cancelled("the job was cancelled before this picture was started")
             self._make(task, outcome)
         except Cancelled as error:
             outcome.status, outcome.error = "cancelled", str(error)
         except Exception as error:  # one bad file must not stop the others
             if others and _out_of_memory(error):
                 return True
-            said = (
+            message = (
                 str(error) if isinstance(error, MMSRError) else f"{type(error).__name__}: {error}"
             )
             if _out_of_memory(error):
-                said = f"memory ran out: {said}; close other programs, or make it smaller"
-            outcome.status, outcome.error = "failed", said
+                message = (
+                    f"out of memory: {message}; close other programs, or choose a smaller size"
+                )
+            outcome.status, outcome.error = "failed", message
         outcome.seconds = round(time.perf_counter() - began, 3)
         return False
 
@@ -296,7 +304,7 @@ class _Job:
         try:
             task.target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"folder {task.target.parent} cannot be made: {error}") from error
+            raise OutputError(f"folder {task.target.parent} cannot be created: {error}") from error
         notify = self.progress
         outcome.input_sha256 = _sha256(task.source)
         self._note(task, outcome)
@@ -324,12 +332,12 @@ class _Job:
         except (OSError, UnicodeDecodeError):
             return
         for line in lines:
-            with suppress(ValueError, TypeError, KeyError):  # half a line, when power failed
+            with suppress(ValueError, TypeError, KeyError):  # half a line, after a power cut
                 entry = json.loads(line)
                 yield entry["target"], entry
 
     def _note(self, task: Task, outcome: Outcome) -> None:
-        """Add a line: without the output's hash, the file is begun; with it, done."""
+        """Add a line to the journal: the file is begun, or done if `output_sha256` is set."""
         entry = {
             "target": self._name(task),
             "source": str(task.source),
@@ -339,16 +347,16 @@ class _Job:
         }
         try:
             with self._writing, self._journal.open("a", encoding="utf-8") as file:
-                file.write("\n" * self._torn() + json.dumps(entry) + "\n")
+                file.write("\n" * self._ends_within_line() + json.dumps(entry) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             outcome.warnings.append(
-                f"the journal cannot be written, so it will be made again: {error}"
+                f"the journal cannot be written, so a later job will make this file again: {error}"
             )
 
-    def _torn(self) -> bool:
-        """Whether the last line has no end."""
+    def _ends_within_line(self) -> bool:
+        """Whether the journal's last line lacks its newline."""
         with self._journal.open("rb") as file:
             if file.seek(0, os.SEEK_END) == 0:
                 return False
@@ -357,10 +365,10 @@ class _Job:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    said = str(error).lower()
+    message = str(error).lower()
     return isinstance(error, MemoryError) or (
         isinstance(error, BackendError)
-        and any(sign in said for sign in ("bad_alloc", "out of memory", "allocat"))
+        and any(sign in message for sign in ("bad_alloc", "out of memory", "allocat"))
     )
 
 

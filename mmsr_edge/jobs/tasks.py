@@ -1,4 +1,4 @@
-"""Tasks: the pictures that files, folders and patterns name, and where their results go."""
+"""Tasks: pictures named by files, folders and patterns, and the paths of their results."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ SUFFIXES = frozenset(
         ".webp",
     ]
 )
-"""What counts as a picture in a folder. Files that are named are always tried."""
+"""Suffixes of pictures in folders and patterns. A file named directly may have any suffix."""
 
 _MAGIC = frozenset("*?[")
 
 
 @dataclass(frozen=True)
 class Task:
-    """One picture to be made."""
+    """One picture to upscale."""
 
     source: Path
-    """The input."""
+    """Path of the input."""
     target: Path
-    """The result."""
+    """Path of the result."""
 
 
 def find_tasks(
@@ -61,17 +61,17 @@ def find_tasks(
     recursive: bool = False,
     suffix: str | None = ".png",
 ) -> list[Task]:
-    """The pictures that `inputs` name, and where their results go.
+    """A task for each picture that `inputs` name, without duplicates.
 
     Args:
-        inputs: files; folders, of which the pictures are taken; patterns such as `a/**/*.jpg`.
-        output: folder of the results. What lies below a folder, or below the part of a pattern
-            that is no pattern yet, keeps its place below `output`.
-        recursive: look into the folders in a folder, too.
-        suffix: of the results, such as ".png"; None: that of the input.
+        inputs: files, folders that hold pictures, and patterns such as `a/**/*.jpg`.
+        output: folder of the results. A result keeps the input's path relative to the folder, or
+            relative to the part of a pattern before its first wildcard.
+        recursive: include subfolders.
+        suffix: suffix of the results, such as ".png"; None: that of each input.
 
     Raises:
-        OptionError: for an unknown `suffix`, and when nothing is found.
+        OptionError: `suffix` is unknown, or an input names no picture.
     """
     if suffix is not None and suffix.lower() not in FORMATS:
         raise OptionError(f"format {suffix!r} is unknown; choose {', '.join(FORMATS)}")
@@ -81,7 +81,7 @@ def find_tasks(
         found = list(_pictures(given, recursive, output))
         if not found:
             raise OptionError(
-                f"{given!r}: no picture is there; the suffixes looked for are "
+                f"{given!r}: no picture found; the suffixes searched for are "
                 f"{' '.join(sorted(SUFFIXES))}"
             )
         for path, below in found:
@@ -92,13 +92,13 @@ def find_tasks(
 
 
 def _pictures(given: str, recursive: bool, output: Path) -> Iterator[tuple[Path, Path]]:
-    """Paths of pictures, each with its place below the folder that was searched."""
+    """Paths of pictures, and each path relative to the folder that was searched."""
     path = Path(given)
-    results = output.resolve()  # below a folder that is searched, these are no inputs
+    results = output.resolve()  # results below a searched folder are not inputs
     if path.is_dir():
         base, names = path, list(path.rglob("*") if recursive else path.glob("*"))
     elif path.exists() or not _MAGIC & set(given):
-        yield path, Path(path.name)  # also one that is missing: that is the task's own failure
+        yield path, Path(path.name)  # a missing file, too: its task then fails
         return
     else:
         fixed = []
@@ -107,7 +107,7 @@ def _pictures(given: str, recursive: bool, output: Path) -> Iterator[tuple[Path,
                 break
             fixed.append(part)
         base = Path(*fixed) if fixed else Path()
-        # Path.glob takes no absolute patterns.
+        # Path.glob does not accept absolute patterns.
         names = [Path(found) for found in glob.glob(given, recursive=True)]  # noqa: PTH207
     for found in sorted(names):
         if not found.is_file() or found.suffix.lower() not in SUFFIXES:

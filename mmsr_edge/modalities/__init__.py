@@ -1,1 +1,1 @@
-"""Modalities: what is known of a picture besides its pixels; device side, no torch."""
+"""Modalities: text, depth, segmentation and edges of a picture. Device code, without torch."""

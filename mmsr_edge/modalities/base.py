@@ -1,7 +1,7 @@
-"""What a modality is, and what it may ask of a picture's run.
+"""The base of the map modalities, and the interface through which a modality runs networks.
 
-A modality knows the bundle's networks through `NetworkRun` alone: neither the pipeline nor the
-options of a call.
+A modality runs the bundle's networks through `NetworkRun` alone and depends neither on the pipeline
+nor on the options of a call.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ __all__ = [
 ]
 
 MapOption: TypeAlias = "str | Path | Image.Image | npt.NDArray[Any] | None"
-"""A map: "auto" (made from the picture), None (absent), or the caller's: path, image or array."""
+"""A map: "auto" (made from the picture), None (absent), or the caller's path, image or array."""
 
 
 class NetworkRun(Protocol):
-    """A picture's run, as modalities see it: the bundle's networks, on the picture's clock."""
+    """One picture's run, as a modality uses it: the bundle's networks, timed for that picture."""
 
     @property
     def seconds(self) -> MutableMapping[str, float]:
-        """Wall time by component, in seconds; what runs no network adds its own."""
+        """Wall time by component, in seconds. Code that runs no network adds its own entry."""
 
     @property
     def manifest(self) -> Manifest:
@@ -52,39 +52,39 @@ class NetworkRun(Protocol):
 
     @property
     def vocabulary(self) -> Vocabulary | None:
-        """The caption decoder's vocabulary, in bundles that have one."""
+        """The caption decoder's vocabulary; None in a bundle without a caption decoder."""
 
     @property
     def map_side(self) -> int:
-        """Side of the square that a map is resized to: the tokenizer's input."""
+        """Side of the tokenizer's square input, in pixels. Maps are resized to it."""
 
     def run(self, component: str, **feeds: Array) -> dict[str, Array]:
-        """Call one component of the bundle."""
+        """Outputs by name of one component, called with `feeds` by name."""
 
 
 class UnusableMapError(MMSRError):
-    """A map carries no information, so that the modality is absent instead."""
+    """A map carries no information; the modality is treated as absent."""
 
 
 @dataclass(frozen=True)
 class MapModality:
-    """A modality that is a map: how the caller's map is read, and how one is made."""
+    """A modality that is a map, with the functions that read the caller's map or make one."""
 
     name: str
-    """Name, one of `mmsr_edge.bundle.MAPS`."""
+    """One of `mmsr_edge.bundle.MAPS`."""
     read: Callable[[MapSource], Map]
-    """The map of what the caller gives; raises `ImageError`."""
+    """Reads the caller's map; raises `ImageError`."""
     make: Callable[[Array, NetworkRun], Map | None]
-    """The map of a picture [H, W, 3] in [-1, 1]; None where the bundle has no network for it, and
-    `UnusableMapError` where the map carries no information."""
+    """Makes the map of a picture [H, W, 3] in [-1, 1]. Returns None if the bundle has no network
+    for it; raises `UnusableMapError` if the map carries no information."""
     resample: Image.Resampling
-    """How the map may be resized."""
+    """Interpolation with which the map is resized."""
 
 
 def run_on_picture(rgb: Array, run: NetworkRun, component: str) -> Array | None:
-    """The output of a network that sees the whole picture, squeezed to its input's square.
+    """First output of a modality network on the whole picture, squeezed to its square input.
 
-    None where the bundle has no such network.
+    None if the bundle has no such network.
     """
     spec = run.manifest.components.get(component)
     if spec is None:
@@ -94,5 +94,5 @@ def run_on_picture(rgb: Array, run: NetworkRun, component: str) -> Array | None:
 
 
 def squeeze_picture(rgb: Array, side: int) -> npt.NDArray[np.float32]:
-    """A picture [H, W, 3] squeezed to a square, as those networks take it: [1, 3, side, side]."""
+    """A picture [H, W, 3] squeezed to a modality network's square input, [1, 3, side, side]."""
     return crop_map(rgb, (0, 0, rgb.shape[1], rgb.shape[0]), side)

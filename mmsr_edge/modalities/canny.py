@@ -1,6 +1,6 @@
-"""Edges: the Canny detector (1986) in numpy, the one modality that needs no network.
+"""Canny's edge detector (1986) in numpy. Edges are the one map that needs no network.
 
-Training makes its edge maps with this same function.
+Training makes its edge maps with the same function.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["canny", "detect_edges"]
 
-_ROWS = 256  # worked on at a time, for everything but the connecting
+_ROWS = 256  # rows per band; only the connecting of edges covers the whole picture
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
@@ -36,9 +36,9 @@ def canny(image: Array, sigma: float = 1.4, low: float = 0.1, high: float = 0.2)
     Args:
         image: RGB [H, W, 3] or grey [H, W], in [−1, 1].
         sigma: standard deviation of the smoothing, in pixels.
-        low: a pixel above this gradient is an edge if it connects to one above `high`.
-        high: a pixel above this gradient is an edge. Both in units of the Sobel response, which
-            for a step of height 1 before smoothing is 4.
+        low: gradient above which a pixel is an edge if it connects to one above `high`.
+        high: gradient above which a pixel is an edge. Both are in units of the Sobel response:
+            a step of height 1 has a gradient of 4 before smoothing.
     """
 
     def rows(first: int, stop: int) -> Array:
@@ -51,16 +51,16 @@ def canny(image: Array, sigma: float = 1.4, low: float = 0.1, high: float = 0.2)
 def detect_edges(picture: Array, scale: float = 2.0) -> Mask:
     """Edges of a low-resolution picture at its maps' resolution: bool [scale · H, scale · W].
 
-    The picture is enlarged first (bicubic) and Canny comes second, as in training: the network
-    knows edges that are one pixel of a map wide.
+    The picture is first upsampled (bicubic), then Canny is run, as in training: the network was
+    trained on edges that are one map pixel wide.
 
     Args:
         picture: RGB [H, W, 3] in [−1, 1].
-        scale: map pixels to a picture pixel; 2 for tiles of 128 and maps of 256.
+        scale: map pixels per picture pixel; 2 for tiles of 128 and maps of 256.
     """
     size = (max(round(picture.shape[0] * scale), 1), max(round(picture.shape[1] * scale), 1))
-    larger = BicubicUpsampler(picture, size)
-    return _canny(lambda first, stop: larger.rows(first, stop).clip(-1, 1) @ _LUMA, size)
+    upsampler = BicubicUpsampler(picture, size)
+    return _canny(lambda first, stop: upsampler.rows(first, stop).clip(-1, 1) @ _LUMA, size)
 
 
 def _canny(
@@ -70,7 +70,7 @@ def _canny(
     low: float = 0.1,
     high: float = 0.2,
 ) -> Mask:
-    """`canny` of a grey picture of `shape`, of which `rows` gives [first, stop) in [−1, 1]."""
+    """`canny` of a grey picture of `shape`; `rows(first, stop)` gives its rows, in [−1, 1]."""
     height = shape[0]
     stride = shape[1] + 2  # a frame of one pixel: neighbours of flat indices never wrap around
     halo = int(4 * sigma + 0.5) + 2  # rows that a pixel's edge depends on, above and below it
@@ -97,10 +97,10 @@ def _sobel(grey: Array) -> Array:
 
 
 def _local_maxima(down: Array, right: Array, strength: Array, low: float) -> Points:
-    """Pixels above `low` and not below either neighbour along the gradient: rows and columns.
+    """Rows and columns of pixels above `low` and not below either neighbour along the gradient.
 
-    The neighbour's strength is interpolated between the two pixels that the gradient passes
-    between. The picture's outermost pixels have no neighbours and are never edges.
+    A neighbour's strength is interpolated between the two pixels that the gradient passes
+    between. The outermost pixels of the picture lack neighbours and are never edges.
     """
     y, x = np.nonzero(strength[1:-1, 1:-1] >= low)
     y, x = y + 1, x + 1
@@ -120,11 +120,11 @@ def _local_maxima(down: Array, right: Array, strength: Array, low: float) -> Poi
 
 
 def _connected(shape: tuple[int, int], thin: Sequence[tuple[Array, Mask]]) -> Mask:
-    """Of the `thin` pixels, those that reach a strong one through their 8 neighbours.
+    """Mask of the `thin` pixels that are connected to a strong one, through 8 neighbours.
 
     Args:
-        shape: of the picture.
-        thin: by bands: flat indices into the framed picture, and whether each is strong.
+        shape: height and width of the picture.
+        thin: per band, flat indices into the framed picture, and whether each pixel is strong.
     """
     height, stride = shape[0], shape[1] + 2
     waiting = np.zeros((height + 2) * stride, bool)
@@ -132,7 +132,7 @@ def _connected(shape: tuple[int, int], thin: Sequence[tuple[Array, Mask]]) -> Ma
         waiting[indices] = True
     edges = np.zeros_like(waiting)
     around = np.array([-stride - 1, -stride, -stride + 1, -1, 1, stride - 1, stride, stride + 1])
-    for indices, strong in thin:  # band by band, so that the front never is the whole picture's
+    for indices, strong in thin:  # by bands, so that the front stays small
         front = indices[strong]
         front = front[waiting[front]]
         while front.size:

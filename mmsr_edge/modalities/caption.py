@@ -1,8 +1,8 @@
-"""Greedy captions: an image encoder and a decoder with a cache, run one id at a time in numpy.
+"""Greedy captions: an image encoder, and a decoder with a cache that runs one id at a time.
 
-The decoder's shapes are static. `past` has room for the keys and values of every position; a step
-gets those of the positions before it and gives back one `column`, its own, which is put in its
-place here. So nothing but that column is new from one step to the next.
+The decoder's shapes are static. `past` has room for the keys and values of every position. A step
+reads those of the earlier positions and returns one new `column`, its own, which is copied into
+`past` here.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ __all__ = ["GreedyCaptioner"]
 
 
 class GreedyCaptioner:
-    """Captions of pictures by `captioner` and `caption_decoder`.
+    """Captions of pictures, by the components `captioner` and `caption_decoder`.
 
     Args:
-        run: runs a component: its name and its feeds in, its outputs by name back.
-        decoder: what the manifest says of `caption_decoder`.
-        vocabulary: of the decoder.
+        run: runs a component, given its name and feeds; returns its outputs by name.
+        decoder: the manifest's entry of `caption_decoder`.
+        vocabulary: the decoder's vocabulary.
 
     Raises:
-        BundleError: the decoder has other inputs, or its cache is too short for the captions.
+        BundleError: the decoder lacks a tensor, its cache is too short for the captions, or it
+            scores more ids than the vocabulary has tokens.
     """
 
     def __init__(self, run: Run, decoder: ComponentSpec, vocabulary: Vocabulary) -> None:
@@ -47,18 +48,18 @@ class GreedyCaptioner:
             raise BundleError(f"component {decoder.name!r} has no tensor {error}") from None
         if self._past[3] < vocabulary.length - 1:
             raise BundleError(
-                f"component {decoder.name!r} remembers {self._past[3]} ids; captions of "
-                f"{vocabulary.length} need {vocabulary.length - 1}"
+                f"component {decoder.name!r} has a cache of {self._past[3]} ids; captions of "
+                f"{vocabulary.length} ids need {vocabulary.length - 1}"
             )
         if width > len(vocabulary.tokens):
             raise BundleError(
-                f"component {decoder.name!r} chooses among {width} ids, and its vocabulary has "
+                f"component {decoder.name!r} scores {width} ids, but its vocabulary has "
                 f"{len(vocabulary.tokens)} tokens"
             )
         self._run, self.vocabulary = run, vocabulary
 
     def ids(self, image: Array) -> list[int]:
-        """The caption's ids, from the starting one to the stopping one where it got there.
+        """Ids of the caption, from the start id to the stop id, or to the longest length.
 
         Args:
             image: the whole picture, float32 [1, 3, s, s] in [-1, 1].
@@ -88,5 +89,5 @@ class GreedyCaptioner:
         return ids
 
     def caption(self, image: Array) -> str:
-        """The caption as text; `image` as for `ids`."""
+        """The caption of `image` as text; `image` is that of `ids`."""
         return self.vocabulary.text(self.ids(image)).strip()

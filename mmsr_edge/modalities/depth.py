@@ -1,4 +1,4 @@
-"""Depth: near is white. The caller's depth map, or the bundle's depth network."""
+"""Depth: near is white. From the caller's depth map, or by the bundle's depth network."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def depth_map(depth: MapSource) -> Map:
     """The map of a depth estimate, near = 1 = white.
 
     Args:
-        depth: grey, any size; only relative depth matters. Pixels of 8 and 16 bits count as
-            fractions of their full range and floats in [0, 1] as they are; all other numbers are
+        depth: grey, any size; only relative depth matters. 8- and 16-bit pixels are divided by
+            their full range, floats in [0, 1] are used unchanged, and all other numbers are
             stretched so that the farthest becomes 0 and the nearest 1.
 
     Raises:
-        ImageError: unless it is one finite number a pixel.
+        ImageError: the depth is not one finite number per pixel.
     """
     grey, full = read_grey("depth", depth)
     if full:
@@ -42,7 +42,7 @@ def depth_map(depth: MapSource) -> Map:
 
 
 def make_depth(rgb: Array, run: NetworkRun) -> Map | None:
-    """The map of the bundle's depth network, of a picture [H, W, 3] in [-1, 1]; None without one.
+    """The depth network's map of a picture [H, W, 3] in [-1, 1]; None without that network.
 
     Raises:
         UnusableMapError: the depth is not finite, or the same everywhere.

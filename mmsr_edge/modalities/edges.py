@@ -1,4 +1,4 @@
-"""Edges: white on black. The caller's edge map, or Canny's edges of the picture."""
+"""Edges: white on black. From the caller's edge map, or Canny's edges of the picture."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def edge_map(edges: MapSource) -> Map:
     """The map of an edge picture, edge = 1 = white.
 
     Args:
-        edges: grey, any size: bool, 0 and 1 of any type, floats in [0, 1], or full 8- or 16-bit
-            range. `mmsr_edge.modalities.canny.canny` gives such.
+        edges: grey, any size: bool, 0 and 1 of any type, floats in [0, 1], or the full 8- or
+            16-bit range. `mmsr_edge.modalities.canny.canny` makes a bool array of this kind.
 
     Raises:
-        ImageError: unless it is one number a pixel in one of these ranges.
+        ImageError: the edges are not one number per pixel in one of these ranges.
     """
     grey, full = read_grey("edges", edges)
     if grey.max() > 1 and full:
@@ -48,15 +48,15 @@ def make_edges(rgb: Array, run: NetworkRun) -> Map:
     """The map of Canny's edges of a picture [H, W, 3] in [-1, 1].
 
     Raises:
-        UnusableMapError: the picture has none.
+        UnusableMapError: the picture has no edges.
     """
     began = time.perf_counter()
-    # At the tokenizer's resolution, so that lines are as thin as they were in training.
+    # At the tokenizer's resolution, so that lines are as thin as in training.
     manifest = run.manifest
     edges = detect_edges(rgb, run.map_side / manifest.tile.size)
     run.seconds["edges"] += time.perf_counter() - began
     if not edges.any():
-        raise UnusableMapError("Canny finds none in this picture")
+        raise UnusableMapError("Canny finds no edges in this picture")
     return black_and_white(edges)
 
 

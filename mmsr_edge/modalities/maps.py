@@ -1,9 +1,9 @@
 """Maps: depth, segmentation and edges as pictures that the tokenizer reads.
 
-A map is float32 [H', W', 3] in [−1, 1] and shows the whole picture, at any resolution. A black and
-white map may be uint8, which takes a quarter of the memory. `crop_map` cuts out what a tile needs,
-so that a tile's map knows the picture around it. The caller may give a map as a path, a PIL image
-or an array.
+A map is float32 [H', W', 3] in [−1, 1] and covers the whole picture, at any resolution. A black and
+white map may be uint8, which takes a quarter of the memory. `crop_map` cuts out a tile's part, so
+that the map is made with the context of the whole picture. The caller may give a map as a path, a
+PIL image or an array.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ MapSource: TypeAlias = "str | os.PathLike[str] | Image.Image | Array"
 
 
 def black_and_white(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
-    """The map of a mask [H, W], true = 1 = white, at a byte a pixel."""
+    """The uint8 map of a mask [H, W], true = 1 = white; it uses one byte per pixel."""
     return np.broadcast_to((mask.view(np.uint8) * np.uint8(255))[..., None], (*mask.shape, 3))
 
 
 def signed(pixels: Map) -> npt.NDArray[np.float32]:
-    """Part of a map as float32 in [−1, 1]."""
+    """A map, or part of one, as float32 in [−1, 1]."""
     values: npt.NDArray[np.float32] = np.asarray(pixels, np.float32)
     return values / np.float32(127.5) - np.float32(1) if pixels.dtype == np.uint8 else values
 
@@ -63,17 +63,20 @@ def crop_map(
 ) -> npt.NDArray[np.float32]:
     """Cut `box` out of a map and resize it: float32 [1, 3, size, size], as the tokenizer's `map`.
 
-    The neighbourhood of the box takes part in the resizing, so that the maps of adjoining tiles
-    adjoin. What of the box lies outside the picture is reflected about its edge, as `tiling.pad`
-    does with the picture itself.
+    The resizing also reads pixels around the box, so that the maps of adjacent tiles match at their
+    common edge. Where the box leaves the picture, the map is reflected about its edge, as
+    `tiling.pad` does with the picture itself.
 
     Args:
         whole: a map, [H', W', 3].
         box: (left, top, right, bottom).
         size: side of the result.
-        extent: (height, width) of the picture in whose pixels `box` is given; the map's own
-            where it is left out.
-        resample: bilinear, or for colours that must not mix, nearest.
+        extent: (height, width) of the picture; `box` is given in its pixels. None: the map's own
+            size.
+        resample: bilinear; nearest for colours that must not mix.
+
+    Raises:
+        ValueError: the box is empty.
     """
     height, width = whole.shape[:2]
     rows, columns = extent or (height, width)
@@ -93,7 +96,7 @@ def crop_map(
 
 
 def _reach(start: float, stop: float, size: int, length: int) -> tuple[npt.NDArray[np.intp], int]:
-    """Indices of the pixels that resizing [start, stop) looks at, reflected, and the first."""
+    """Reflected indices of the pixels that resizing [start, stop) reads, and the first index."""
     margin = max((stop - start) / size, 1.0) + 1
     first = math.floor(start - margin)
     indices = np.arange(first, math.ceil(stop + margin)) % (2 * length)
@@ -101,21 +104,23 @@ def _reach(start: float, stop: float, size: int, length: int) -> tuple[npt.NDArr
 
 
 def map_image(whole: Map) -> Image.Image:
-    """A map as an 8-bit picture, to look at or to give back as the next picture's map.
+    """A map as an 8-bit picture, which can be viewed, or given as the map of another call.
 
-    Grey where the map is one channel, shown three times; else RGB.
+    Grey if the map repeats one channel three times, else RGB.
     """
     pixels = whole[..., 0] if whole.strides[2] == 0 else whole
     return Image.fromarray(pixels if pixels.dtype == np.uint8 else to_bytes(signed(pixels)))
 
 
 def open_source(source: MapSource) -> Image.Image | Array:
+    """Opens a path as an image; an image or an array is returned unchanged."""
     if isinstance(source, (str, Path, os.PathLike)):
         return open_image(source)
     return source
 
 
 def read_plane(name: str, source: Array) -> Array:
+    """An array [H, W] or [H, W, 1] as [H, W]; raises `ImageError` for other shapes."""
     plane = np.asarray(source)
     if plane.ndim == 3 and plane.shape[2] == 1:
         plane = plane[..., 0]
@@ -125,7 +130,7 @@ def read_plane(name: str, source: Array) -> Array:
 
 
 def read_grey(name: str, source: MapSource) -> tuple[npt.NDArray[np.float32], float | None]:
-    """[H, W] as it is in the source, and the full range where its type has one."""
+    """The source's values [H, W], and the full range of 8- and 16-bit types (else None)."""
     source = open_source(source)
     if isinstance(source, Image.Image) and source.mode not in {"I", "F", "I;16", "I;16L", "I;16B"}:
         source = source.convert("L")
@@ -139,6 +144,6 @@ def read_grey(name: str, source: MapSource) -> tuple[npt.NDArray[np.float32], fl
 
 
 def spread_grey(grey: npt.NDArray[np.float32]) -> Map:
-    """[H, W] in [0, 1] to [H, W, 3] in [−1, 1], which shares the memory of one channel."""
+    """[H, W] in [0, 1] to [H, W, 3] in [−1, 1]; the three channels share one channel's memory."""
     values = grey * np.float32(2) - np.float32(1)
     return np.broadcast_to(values[..., None], (*grey.shape, 3))

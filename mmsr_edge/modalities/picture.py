@@ -1,4 +1,4 @@
-"""Picture maps: depth, segmentation and edges of one picture: the caller's, made here, or absent.
+"""Depth, segmentation and edge maps of one picture: from the caller, made here, or absent.
 
 A modality that fails is replaced by m∅, as the authors did by hand for two flat pictures and a
 pencil drawing (Sec. 4, evaluation details).
@@ -40,18 +40,18 @@ class PictureMap:
     """A map of a whole picture."""
 
     values: Map
-    """[H', W', 3] as `maps` has it, at a resolution of its own."""
+    """[H', W', 3], as in `modalities.maps`, at any resolution."""
     resample: Image.Resampling
-    """How it may be resized: colours that stand for classes must not mix."""
+    """Interpolation with which it is resized: colours that stand for classes must not mix."""
 
     def crop(
         self, box: tuple[int, int, int, int], size: int, extent: tuple[int, int]
     ) -> npt.NDArray[np.float32]:
-        """What a tile sees of it: [1, 3, size, size].
+        """The part of the map that belongs to a tile: [1, 3, size, size].
 
         Args:
             box: the tile, (left, top, right, bottom) in the picture's pixels.
-            size: the tokenizer's side.
+            size: side of the tokenizer's input.
             extent: (height, width) of the picture.
         """
         return crop_map(self.values, box, size, extent=extent, resample=self.resample)
@@ -64,12 +64,12 @@ def collect_maps(
 
     Args:
         rgb: the picture, [H, W, 3] in [-1, 1].
-        options: by name of a map: "auto", None, or the caller's map.
+        options: by map name: "auto", None, or the caller's map.
         run: runs the bundle's depth and segmentation networks.
-        warnings: receives a sentence for every "auto" that failed.
+        warnings: receives one sentence for each "auto" map that failed.
 
     Raises:
-        ImageError: a map of the caller's cannot be read.
+        ImageError: one of the caller's maps cannot be read.
     """
     maps: dict[str, PictureMap | None] = {}
     for modality in MAP_MODALITIES:
@@ -92,9 +92,10 @@ def collect_maps(
 
 
 def _shrink(values: Map, rgb: Array, run: NetworkRun, resample: Image.Resampling) -> Map:
-    """`values`, shrunk to what the tokenizer can see of them.
+    """`values`, shrunk to the resolution at which the tokenizer reads them.
 
-    A small picture is reflected many times over to fill a tile, and a large map of it would be too.
+    A small picture is repeated by reflection to fill a tile, and so is its map; a large map would
+    be repeated at its full size.
     """
     density = run.map_side / run.manifest.tile.size
     height, width = (

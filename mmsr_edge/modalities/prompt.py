@@ -1,7 +1,8 @@
-"""Prompt: text to ids, on the device and in training alike.
+"""Prompts: from text to ids, in the same way on the device and in training.
 
-"hashed-words" needs no vocabulary file: every word has the id that its CRC-32 falls on. Two words
-may share an id; with a few thousand ids and prompts of a dozen words that is rare and does no harm.
+"hashed-words" needs no vocabulary file: a word's id is its CRC-32, modulo the number of ids. Two
+words may share an id; with a few thousand ids and prompts of a dozen words this is rare and
+harmless.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["END", "PAD", "START", "encode_prompt", "join_words", "split_words"]
 
 PAD, START, END = 0, 1, 2
-"""Ids with a meaning of their own; words have the ids from 3 up."""
+"""Special ids; words have the ids from 3 up."""
 
 _WORD = re.compile(r"\w+")
 
@@ -31,28 +32,28 @@ _WORD = re.compile(r"\w+")
 def split_words(text: str) -> list[str]:
     """The words of a prompt: lower case, letters and digits of every script, no punctuation.
 
-    Unicode is brought to one form first (NFKC): an é typed as one character and an é made of two
-    are the same letter.
+    The text is normalized first (Unicode NFKC), so that an é of one code point and an é of two are
+    the same letter.
     """
     return _WORD.findall(unicodedata.normalize("NFKC", text).lower())
 
 
 def join_words(*parts: str) -> str:
-    """StageNetworks of a prompt as one; empty ones are left out."""
+    """The parts of a prompt as one line, separated by commas; empty parts are left out."""
     return ", ".join(part.strip() for part in parts if part.strip())
 
 
 def encode_prompt(text: str, spec: TextSpec) -> npt.NDArray[np.int64]:
     """Ids of a prompt: int64 [1, spec.length], as the text encoder's `ids`.
 
-    START, one id a word, END, then PAD. Words that do not fit are dropped; END never is.
+    START, one id per word, END, then PAD. Words that do not fit are dropped; END is always kept.
 
     Raises:
-        BundleError: when the bundle wants another tokenizer, or leaves no ids for words.
+        BundleError: the bundle needs another tokenizer, or leaves no ids for words.
     """
     if spec.tokenizer != "hashed-words":
         raise BundleError(
-            f"the bundle's tokenizer is {spec.tokenizer!r}; this version has 'hashed-words' only"
+            f"the bundle's tokenizer is {spec.tokenizer!r}; this version reads 'hashed-words' only"
         )
     buckets = spec.vocab_size - 3
     if buckets < 1:

@@ -1,4 +1,4 @@
-"""Segmentation: a colour per class. The caller's classes or colours, or the bundle's network."""
+"""Segmentation: one colour per class. From the caller's classes or colours, or by a network."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ __all__ = ["PALETTE", "SEGMENTATION", "make_segmentation", "segmentation_map"]
 
 
 def _voc_palette() -> npt.NDArray[np.uint8]:
-    # The bits of the class number are dealt to red, green and blue in turn, highest colour bit
-    # first, so that neighbouring classes get colours far apart.
+    # The bits of the class number go to red, green and blue in turn, the highest colour bit first,
+    # so that neighbouring classes have very different colours.
     classes = np.arange(256)
     palette = np.zeros((256, 3), np.uint8)
     for bit in range(8):
@@ -34,7 +34,7 @@ def _voc_palette() -> npt.NDArray[np.uint8]:
 
 
 PALETTE = _voc_palette()
-"""Colour of each class, uint8 [256, 3]: that of PASCAL VOC. Fixed, for the weights depend on it."""
+"""Colour of each class, uint8 [256, 3], as in PASCAL VOC. Fixed: the weights depend on it."""
 
 
 def segmentation_map(segmentation: MapSource) -> Map:
@@ -42,10 +42,10 @@ def segmentation_map(segmentation: MapSource) -> Map:
 
     Args:
         segmentation: classes 0 … 255 as a 2-D integer array or grey picture, any size; or a
-            colour picture (also one with a palette), which is taken as it is.
+            colour picture (also one with a palette), whose colours are used unchanged.
 
     Raises:
-        ImageError: for classes that are not whole numbers from 0 to 255.
+        ImageError: the classes are not integers from 0 to 255.
     """
     source = open_source(segmentation)
     if isinstance(source, Image.Image):
@@ -68,7 +68,7 @@ def segmentation_map(segmentation: MapSource) -> Map:
 
 
 def make_segmentation(rgb: Array, run: NetworkRun) -> Map | None:
-    """The map of the bundle's segmentation network, of a picture [H, W, 3] in [-1, 1]; None without.
+    """The segmentation network's map of a picture [H, W, 3] in [-1, 1]; None without that network.
 
     Raises:
         UnusableMapError: the network finds none of its classes.
@@ -77,7 +77,7 @@ def make_segmentation(rgb: Array, run: NetworkRun) -> Map | None:
     if classes is None:
         return None
     if not classes.any():
-        raise UnusableMapError("the network finds nothing that it knows")
+        raise UnusableMapError("the network finds none of its classes")
     return segmentation_map(classes[0])
 
 

@@ -1,8 +1,8 @@
-"""Tags: words for a picture, those of the tagger and those that can be computed, as a prompt.
+"""Tags: words that describe a picture, from the tagger or computed, joined to a prompt.
 
-The paper's captions come from a vision-language model (Sec. 3); here a small classifier names
-what it is sure of, as SeeSR's tagger does. Light, contrast, colours, texture and framing need no
-network. Training describes its crops with the same function, so that both say the same words.
+The paper's captions come from a vision-language model (Sec. 3). Here a small classifier gives the
+most probable tags, as SeeSR's tagger does. Words for light, contrast, colours, texture and framing
+are computed without a network. Training describes its crops with the same function.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ COLOURS = {
     "pink": (240, 150, 180), "brown": (120, 80, 50), "white": (240, 240, 240),
     "grey": (128, 128, 128), "black": (20, 20, 20),
 }  # fmt: skip
-"""Colour words and their 8-bit RGB."""
+"""Colour words, and the 8-bit RGB value of each."""
 DARK, BRIGHT = 85, 170
 """Mean 8-bit value below which a picture is dark, above which it is bright."""
 SOFT, CONTRAST = 25, 65
-"""Standard deviation of the 8-bit values likewise."""
+"""Standard deviation of the 8-bit values below which contrast is soft, above which it is high."""
 SMOOTH, FINE = 0.03, 0.12
-"""Mean step from pixel to pixel in [-1, 1] below which a picture is smooth, above which fine."""
+"""Mean difference of adjacent pixels, with values in [-1, 1]: below SMOOTH a picture is smooth,
+above FINE it has fine texture."""
 GRID = 16
-"""Side of the grid of mean colours that light, contrast and colours are read from."""
+"""Side of the grid of mean colours from which light, contrast and colour words are computed."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Tag:
     """Something that a picture shows."""
 
     name: str
-    """In words."""
+    """Word or words for it."""
     score: float
     """Its probability."""
 
@@ -62,30 +63,31 @@ def choose_tags(
     """The tags of a picture, the most probable first.
 
     Args:
-        scores: the tagger's [T] or [1, T], probabilities that add up to at most 1.
-        names: of the T tags.
+        scores: the tagger's output, [T] or [1, T]: probabilities with a sum of at most 1.
+        names: names of the T tags.
         threshold: probability below which a tag is left out.
-        most: how many at most.
-        temperature: τ, raises the probabilities to 1/τ: below 1 the surest tag gains.
+        most: largest number of tags.
+        temperature: τ; probabilities are raised to the power 1/τ and normalized. Below 1, the most
+            probable tag gains.
 
     Raises:
-        BundleError: when scores and names do not fit, or scores are not in [0, 1].
-        OptionError: for options outside their range.
+        BundleError: the numbers of scores and names differ, or scores are not in [0, 1].
+        OptionError: an option is outside its range.
     """
     p = np.asarray(scores, np.float64).reshape(-1)
     if len(p) != len(names):
         raise BundleError(f"the tagger gives {len(p)} scores for {len(names)} names")
-    if not ((p >= 0) & (p <= 1 + 1e-4)).all():  # also false for what is not a number
+    if not ((p >= 0) & (p <= 1 + 1e-4)).all():  # also rejects NaN
         raise BundleError("the tagger's scores are not all in [0, 1]; the file may be damaged")
     if not 0 <= threshold <= 1 or most < 0 or not (temperature > 0 and math.isfinite(temperature)):
         raise OptionError(
-            f"threshold is {threshold}, most is {most}, temperature is {temperature}; they must be "
-            "in [0, 1], at least 0, and above 0"
+            f"threshold is {threshold}, most is {most}, temperature is {temperature}; they must "
+            "be in [0, 1], at least 0, and finite and above 0, in this order"
         )
     if temperature != 1:
-        # pᵢ ← pᵢ^(1/τ) / Σⱼ pⱼ^(1/τ); something else, with what is lacking to 1, is one of the j.
-        everything = np.append(p, max(1 - p.sum(), 0)) ** (1 / temperature)
-        p = everything[:-1] / max(everything.sum(), np.finfo(np.float64).tiny)
+        # pᵢ ← pᵢ^(1/τ) / Σⱼ pⱼ^(1/τ); one j is "something else", with the rest of the probability.
+        powers = np.append(p, max(1 - p.sum(), 0)) ** (1 / temperature)
+        p = powers[:-1] / max(powers.sum(), np.finfo(np.float64).tiny)
     order = np.argsort(-p, kind="stable")[:most]
     return [Tag(names[i], float(p[i])) for i in order if p[i] > 0 and p[i] >= threshold]
 
@@ -95,11 +97,11 @@ def describe(picture: Array, step: float = 1.0) -> list[str]:
 
     Args:
         picture: RGB [H, W, 3] in [-1, 1].
-        step: pixels of the result to a pixel of the picture, 4 for one that will be enlarged four
-            times; what is fine texture there is coarser in the picture.
+        step: pixels of the result per pixel of the picture, along a side: 4 for a picture that
+            will be upscaled by 4. Texture is judged at the scale of the result.
 
     Raises:
-        ImageError: for a picture without pixels.
+        ImageError: the picture is empty, or is not [H, W, 3].
     """
     rgb = np.asarray(picture, np.float32)
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
@@ -109,14 +111,14 @@ def describe(picture: Array, step: float = 1.0) -> list[str]:
     words = ["dark" if light < DARK else "bright" if light > BRIGHT else "daylight"]
     words += ["contrast"] if spread > CONTRAST else ["soft"] if spread < SOFT else []
     words += _colours(cells.reshape(-1, 3))
-    # Over n pixels of a natural picture a value changes about √n times as much as over one.
+    # In a natural picture, values n pixels apart differ about √n times as much as adjacent ones.
     busy = float(np.abs(np.diff(rgb, axis=0)).mean()) / math.sqrt(step) if len(rgb) > 1 else 0.0
     words += ["fine", "texture"] if busy > FINE else ["smooth"] if busy < SMOOTH else []
     return words + _framing(rgb)
 
 
 def _colours(pixels: Array) -> list[str]:
-    """The two commonest colour words of `pixels` [N, 3], 8-bit, or the only one."""
+    """The two most frequent colour words of `pixels` [N, 3], 8-bit, or one if there is only one."""
     table = np.array(list(COLOURS.values()), np.float64)
     nearest = ((pixels[:, None] - table[None]) ** 2).sum(-1).argmin(1)
     counts = np.bincount(nearest, minlength=len(table))
@@ -125,9 +127,9 @@ def _colours(pixels: Array) -> list[str]:
 
 
 def _framing(rgb: Array) -> list[str]:
-    """Say "close-up" or "landscape" where the picture's composition does.
+    """["close-up"], ["landscape"] or [], from the picture's composition.
 
-    A close-up is sharp in its middle and out of focus around. A landscape has a plain, lighter
+    A close-up is sharp in the middle and out of focus around it. A landscape has a plain, lighter
     upper third, and ground with texture below.
     """
     grey = rgb.mean(-1, keepdims=True)
@@ -147,7 +149,7 @@ def _framing(rgb: Array) -> list[str]:
 
 
 def _means(planes: Array, count: int) -> npt.NDArray[np.float64]:
-    """[H, W, C] averaged over a grid: [count, count, C]. Cells share the pixels between them."""
+    """[H, W, C] averaged over a grid: [count, count, C]. Adjoining cells may share pixels."""
     for axis in (0, 1):
         length = planes.shape[axis]
         edges = np.arange(count + 1) * length / count
@@ -160,5 +162,5 @@ def _means(planes: Array, count: int) -> npt.NDArray[np.float64]:
 
 
 def write_prompt(tags: Sequence[Tag], words: Sequence[str]) -> str:
-    """One line: what is shown, then how it looks; no word twice."""
+    """One line: the names of the tags, then the words, without repetition."""
     return ", ".join(dict.fromkeys([*(tag.name for tag in tags), *words]))

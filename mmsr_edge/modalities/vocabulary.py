@@ -1,7 +1,7 @@
-"""Vocabulary: what a caption decoder's ids stand for, and how they become text again.
+"""Vocabulary: the tokens of a caption decoder's ids, and the rule that joins them to text.
 
-It lies beside the decoder as `vocabulary.json`. Only the way back is needed on a device, ids to
-text, and that takes no library: tokens are joined, by one of two rules.
+It is stored beside the decoder as `vocabulary.json`. A device only turns ids into text, which needs
+no library: tokens are joined by one of two rules.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
 __all__ = ["VOCABULARY_NAME", "Vocabulary", "bundle_vocabulary", "load_vocabulary"]
 
 VOCABULARY_NAME = "vocabulary.json"
-"""Name of the file, in the folder of the caption decoder."""
+"""File name, in the folder of the caption decoder."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a decoder, and where a caption starts and stops."""
+    """The tokens of a decoder, and the ids that start and stop a caption."""
 
     form: Literal["byte-bpe", "wordpiece"]
-    """Rule of joining: GPT-2's, whose characters stand for bytes; or BERT's, where ## continues a
-    word and every other token starts one."""
+    """Rule that joins tokens: GPT-2's, in which characters stand for bytes, or BERT's, in which ##
+    continues a word and every other token starts one."""
     tokens: tuple[str, ...]
-    """By id; "" where there is none."""
+    """Token by id; "" for an id without one."""
     special: tuple[int, ...]
-    """Ids that are no text."""
+    """Ids that stand for no text."""
     start: int
     """Id that a caption begins with."""
     stop: tuple[int, ...]
-    """Ids that end one."""
+    """Ids that end a caption."""
     length: int
-    """Most ids to a caption, the first and the last included."""
+    """Largest number of ids in a caption, including the start and stop ids."""
     tidy: bool = False
-    """Whether the space before punctuation goes (wordpiece)."""
+    """Whether spaces before punctuation are removed (wordpiece)."""
 
     def __post_init__(self) -> None:
         if self.length < 2:
@@ -60,10 +60,10 @@ class Vocabulary:
             raise BundleError(f"{name} id {index} is outside 0..{len(self.tokens) - 1}")
 
     def text(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; special, starting and stopping ones have none.
+        """The text of `ids`. Special, start and stop ids add nothing.
 
         Raises:
-            BundleError: for an id that has no token.
+            BundleError: an id is outside the vocabulary.
         """
         silent = {self.start, *self.stop, *self.special}
         tokens = []
@@ -74,7 +74,7 @@ class Vocabulary:
         return _join_bytes(tokens) if self.form == "byte-bpe" else _join_words(tokens, self.tidy)
 
     def save(self, path: Path) -> None:
-        """Write the file that `load_vocabulary` reads."""
+        """Write the vocabulary as JSON, for `load_vocabulary`."""
         write_text(path, json.dumps(encode(self), ensure_ascii=False))
 
 
@@ -82,7 +82,7 @@ def load_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
     """Read a vocabulary.
 
     Raises:
-        BundleError: it is missing or malformed.
+        BundleError: the file is missing or malformed.
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -98,7 +98,7 @@ def bundle_vocabulary(bundle: Bundle) -> Vocabulary:
     """The vocabulary of a bundle's caption decoder.
 
     Raises:
-        BundleError: it has no caption decoder, or that has no vocabulary.
+        BundleError: the bundle has no caption decoder, or the decoder has no vocabulary.
     """
     for artifact in bundle.component("caption_decoder").artifacts:
         for file in artifact.files:
@@ -115,12 +115,12 @@ def _join_bytes(tokens: list[str]) -> str:
     try:
         content = bytes(_BYTES[letter] for letter in letters)
     except KeyError as error:
-        raise BundleError(f"character {error.args[0]!r} is none of byte-level BPE's") from None
+        raise BundleError(f"character {error.args[0]!r} is not a byte-level BPE letter") from None
     return content.decode("utf-8", errors="replace")  # a caption may be cut inside a character
 
 
 def _byte_letters() -> dict[str, int]:
-    """GPT-2's letters for bytes: printable ones stand for themselves, the others follow U+0100."""
+    """Byte of each GPT-2 letter: printable letters are their own byte, U+0100 and up the others."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = (byte for byte in range(256) if byte not in printable)
     letters = {chr(byte): byte for byte in printable}
@@ -129,7 +129,7 @@ def _byte_letters() -> dict[str, int]:
 
 _BYTES = _byte_letters()
 
-# What BERT's tokenizer takes out of each token, in its order.
+# Replacements that BERT's tokenizer applies to each token, in its order.
 _TIDY = (
     (" .", "."),
     (" ?", "?"),
@@ -151,7 +151,7 @@ def _join_words(tokens: list[str], tidy: bool) -> str:
         if number:
             token = token[2:] if token.startswith("##") else f" {token}"
         if tidy:
-            for found, put in _TIDY:
-                token = token.replace(found, put)
+            for old, new in _TIDY:
+                token = token.replace(old, new)
         parts.append(token)
     return "".join(parts)

@@ -1,4 +1,4 @@
-"""Words: what stands for a picture in the prompt where the caller gives none."""
+"""Words: the prompt made from a picture when the caller asks for an automatic one."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def collect_words(
     Args:
         rgb: the picture, [H, W, 3] in [-1, 1].
         run: runs the bundle's tagger or captioner.
-        warnings: receives a sentence where the network failed.
+        warnings: receives one sentence if the network failed.
 
     Returns:
-        The words as a prompt, and scores by tag, the surest first. There are no tags where the
+        The words as a prompt, and scores by tag, the most probable first. There are no tags if the
         bundle has no tagger, or has a captioner that writes sentences.
     """
     tags: list[Tag] = []
@@ -52,10 +52,10 @@ def collect_words(
 
 
 def _sentence(rgb: npt.NDArray[Any], run: NetworkRun) -> str:
-    """What a captioner that writes says of the picture."""
+    """The caption of the picture, for a bundle with a caption decoder."""
     vocabulary = run.vocabulary
     if vocabulary is None:
-        raise BundleError("the bundle's caption decoder came without its vocabulary")
+        raise BundleError("the bundle's caption decoder has no vocabulary; export it again")
     components = run.manifest.components
     image = squeeze_picture(rgb, components["captioner"].inputs[0].shape[-1])
     captioner = GreedyCaptioner(

@@ -1,4 +1,4 @@
-"""The networks, in torch: for training, for export and for GPU hosts. Devices never import this."""
+"""The networks, in torch, for training, export and GPU hosts. Device code never imports them."""
 
 from __future__ import annotations
 

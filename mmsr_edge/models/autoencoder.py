@@ -1,17 +1,18 @@
-"""The image autoencoder and the LR encoder (Fig. 3), light versions and Stable Diffusion's.
+"""The image autoencoder and the LR encoder (Fig. 3): slim networks, or Stable Diffusion's.
 
-All work at f8: an HR picture of 8n×8n pixels has an n×n latent. A step of four, LR to HR, leaves
-the LR picture at twice the latent's size, so our LR encoder reads LR pixels directly; the paper's
-way (encode the upsampled picture with the VAE) costs sixty times as much.
+All work at f8: an HR picture of 8n×8n pixels has an n×n latent. At a scale of 4 the LR picture has
+twice the latent's size, so the slim LR encoder reads LR pixels directly. The paper's method
+(upsample the picture, then encode it with the VAE) costs sixty times as much.
 
-The slim LR encoder is trained together with the decoder, so that `decoder(lr_latent)` is already
-an upscaled picture, as good as regression makes it. With `Preset.residual` the diffusion then
-models what regression cannot know,
+The slim LR encoder is trained together with the decoder, so that `decoder(lr_latent)` is the
+upscaled picture that regression gives. With `Preset.residual` the diffusion models the remainder,
+which regression cannot predict:
 
-    z_0 = (z_hr - lr_latent) / residual_scale,
+    z_0 = (z_hr - lr_latent) / residual_scale.
 
-whose mean given the LR picture is near zero: an undertrained denoiser fails towards the regression
-result, not towards noise. No normalisation layers: they drift between tiles and quantize badly.
+The mean of z_0 given the LR picture is near zero, so the output of an undertrained denoiser tends
+to the regression result, not to noise. There are no normalization layers: their statistics differ
+between tiles, and they quantize badly.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ def _blocks(count: int, width: int) -> nn.Sequential:
 
 
 class SlimEncoder(nn.Module):
-    """Pixels to latent, from a picture that pixel-unshuffling by `fold` brings to a quarter of HR.
+    """Pixels to latent. Pixel-unshuffling by `fold` first gives a quarter of the HR size.
 
-    `fold=4` reads HR pixels, `fold=1` LR pixels.
+    `fold=4` is for HR pictures, `fold=1` for LR pictures.
     """
 
     def __init__(self, config: AutoencoderConfig, *, fold: int, blocks: tuple[int, int]) -> None:
@@ -81,14 +82,16 @@ def _up(width: int, out: int, factor: int) -> nn.Sequential:
 
 
 class SlimDecoder(nn.Module):
-    """Latent to pixels, by way of an eighth, a quarter and a half of the HR size.
+    """Latent to pixels, through an eighth, a quarter and a half of the HR size.
 
-    Nothing is convolved at full size, where it costs most. Without blocks at a half, one ×4 pixel
-    shuffle does the rest. A latent has 16 numbers for the 12 of four LR pixels and for all that an
-    HR picture adds to them; with `compact_layers` the decoder looks at the LR picture as well,
-    through a compact enlarger c, so that they are free for the latter:
+    No convolution runs at full size, where it costs most. Without blocks at a half, one ×4 pixel
+    shuffle follows the quarter. A latent cell has 16 numbers, for the 12 of its four LR pixels and
+    for the HR detail. With `compact_layers`, the decoder also reads the LR picture y, through a
+    compact super-resolution network c, which leaves the latent's 16 numbers to the detail:
 
-        D(z, y) = c(y) + T(eighth(z) + join(features of c)).
+        D(z, y) = c(y) + T(eighth(z) + join(features of c)),
+
+    where T is the rest of the decoder.
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -115,38 +118,44 @@ class SlimDecoder(nn.Module):
         """Decode `latent` [B, C, h, w] to RGB [B, 3, 8h, 8w], about [-1, 1], not clipped.
 
         Args:
-            lr: the LR picture [B, 3, 2h, 2w], RGB in [-1, 1]; needed by a decoder that looks at it.
+            latent: [B, C, h, w].
+            lr: the LR picture [B, 3, 2h, 2w], RGB in [-1, 1]; required with `compact_layers`.
         """
         x = self.eighth(latent)
         if self.compact is None:
             return self._tail(x)
-        assert lr is not None, "this decoder looks at the LR picture"
-        seen = self.compact.features(lr)
-        return self._tail(x + self.join(seen)) + self.compact.picture(seen, lr)
+        assert lr is not None, "this decoder requires the LR picture"
+        features = self.compact.features(lr)
+        return self._tail(x + self.join(features)) + self.compact.picture(features, lr)
 
     def _tail(self, x: Tensor) -> Tensor:
         image: Tensor = self.out(self.halved(self.quarter(x)))
         return image
 
     def begin_at(self, compact: dict[str, Tensor]) -> None:
-        """Take a compact enlarger's weights; what the latent adds to its picture begins at nothing.
+        """Load a compact super-resolution network's weights; the latent then contributes zero.
+
+        Args:
+            compact: state dict of a `CompactSuperResolution`.
 
         Raises:
-            OptionError: this decoder has none, or one of another size.
+            OptionError: this decoder has no such network, or one of another size.
         """
         if self.compact is None:
-            raise OptionError("this preset's decoder does not look at the LR picture")
+            raise OptionError("this preset's decoder has no super-resolution network")
         try:
             self.compact.load_state_dict(compact)
         except RuntimeError as error:
-            raise OptionError(f"the compact enlarger does not fit this preset: {error}") from None
+            raise OptionError(
+                f"the compact super-resolution network does not fit this preset: {error}"
+            ) from None
         nn.init.zeros_(self.join.weight)
         for parameter in self.out[0].parameters():
             nn.init.zeros_(parameter)
 
 
 class KLEncoder(nn.Module):
-    """Stable Diffusion's encoder; the mean of its posterior, scaled to unit variance."""
+    """Stable Diffusion's encoder: the posterior's mean, scaled to unit variance."""
 
     def __init__(self, vae: AutoencoderKL, *, upsample: int = 1) -> None:
         super().__init__()
@@ -171,7 +180,7 @@ class KLDecoder(nn.Module):
 
 
 def build_autoencoder(config: AutoencoderConfig) -> dict[str, nn.Module]:
-    """Build `hr_encoder`, `lr_encoder` and `decoder`."""
+    """Build `hr_encoder`, `lr_encoder` and `decoder`, by name, with fresh weights."""
     if config.kind == "kl":
         vae = AutoencoderKL(
             block_out_channels=config.block_out_channels,

@@ -1,6 +1,6 @@
-"""The tagger: which things a picture may show. Its tags become a prompt, as in SeeSR.
+"""The tagger: probabilities of the things that a picture may show.
 
-A prompt is made of them on the device: `modalities/caption.py`.
+Its tags become a prompt, as in SeeSR; `modalities/tags.py` does this on the device.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ class TaggerConfig:
     """Sizes of the tagger."""
 
     tags: int
-    """T, things that have a name."""
+    """T, number of tags."""
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
-    """Its trunk."""
+    """Sizes of its trunk."""
     width: int = 640
     """Channels before pooling."""
 
 
 class Tagger(nn.Module):
-    """A small classifier whose probabilities are shared out among T tags and "something else"."""
+    """A small classifier with one softmax over T tags and "something else"."""
 
     def __init__(self, config: TaggerConfig) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Tagger(nn.Module):
         self.head = nn.Linear(config.width, config.tags + 1)
 
     def features(self, image: Tensor) -> Tensor:
-        """[B, width], what the tags are read from."""
+        """Pooled features of `image`, [B, width], from which the tags are classified."""
         return self.widen(self.trunk(image)[-1]).mean((2, 3))
 
     def forward(self, image: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class Tagger(nn.Module):
             image: [B, 3, 256, 256], RGB in [-1, 1], the whole picture squeezed to a square.
 
         Returns:
-            scores [B, T] in [0, 1]; what they lack to 1 is the probability of something else.
+            scores [B, T] in [0, 1]; 1 minus their sum is the probability of "something else".
         """
         return self.head(self.features(image)).softmax(1)[:, :-1]
 

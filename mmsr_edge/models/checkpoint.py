@@ -1,4 +1,4 @@
-"""Checkpoints: a bundle whose artifacts are torch weights, one safetensors file to a component."""
+"""Checkpoints: bundles of torch weights, with one safetensors file per component."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class Checkpoint:
     """An opened checkpoint."""
 
     bundle: Bundle
-    """Its folder and manifest; the torch backend runs it as it is."""
+    """Its folder and manifest. The torch backend runs it directly."""
     networks: dict[str, nn.Module]
-    """By component: on the CPU, float32, in evaluation mode."""
+    """Networks by component: on the CPU, float32, in evaluation mode."""
 
     @property
     def preset(self) -> Preset:
-        """The networks' sizes."""
+        """Preset with the networks' sizes."""
         return preset(self.bundle.manifest.preset)
 
     def digest(self, name: str) -> str:
@@ -63,17 +63,17 @@ def open_checkpoint(root: Path) -> Checkpoint:
     """Open a checkpoint and load its networks.
 
     Raises:
-        BundleError: there is none, a file is damaged, or weights do not fit the preset.
+        BundleError: `root` is no checkpoint, a file is damaged, or weights do not fit the preset.
     """
     bundle = open_bundle(root)
     return Checkpoint(bundle, {name: _load(bundle, name) for name in bundle.manifest.components})
 
 
 def load_network(root: Path, name: str) -> tuple[nn.Module, Preset]:
-    """One network of a checkpoint, and the preset that has its sizes; no other is loaded.
+    """Load one network of a checkpoint; return it and its preset.
 
     Raises:
-        BundleError: as `open_checkpoint`, or there is no such component.
+        BundleError: as in `open_checkpoint`, or the component is missing.
     """
     bundle = open_bundle(root)
     bundle.component(name)
@@ -94,7 +94,7 @@ def _load(bundle: Bundle, name: str) -> nn.Module:
 
 
 def component_state(bundle: Bundle, name: str) -> dict[str, Tensor]:
-    """The weights of a component; fp16 becomes float32."""
+    """State dict of a component; fp16 weights become float32."""
     state = load_file(bundle.path(_weights(bundle, name).files[0]))
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
@@ -113,23 +113,23 @@ def write_checkpoint(
     labels: Mapping[str, tuple[str, ...]] | None = None,
     untrained: tuple[str, ...] = (),
 ) -> Path:
-    """Write networks as a checkpoint; the folder appears whole or not at all.
+    """Write networks as a checkpoint. The folder appears complete or not at all.
 
     Args:
-        networks: by component name, those of the preset; moved to the CPU.
-        out: the folder; a checkpoint already there is replaced.
+        networks: the preset's networks by component name; they are moved to the CPU.
+        out: folder of the checkpoint; an existing checkpoint is replaced.
         preset_name: key of `mmsr_edge.models.PRESETS`.
-        version: of the weights.
-        residual_scale: see `LatentSpec`; None when the diffusion models z_hr itself.
+        version: version of the weights.
+        residual_scale: see `LatentSpec`; None if the diffusion models z_hr itself.
         provenance: where the weights come from.
-        precision: of the file; computation is float32 either way.
-        name: of the model; None: the preset's.
-        sampler: None: the preset's.
+        precision: precision of the files; computation is float32 in both cases.
+        name: name of the model; None: the preset's.
+        sampler: noise schedule and sampling defaults; None: the preset's.
         labels: names of classes and tags by component; see `ComponentSpec`.
-        untrained: components that wait for training; see `Manifest`.
+        untrained: components with untrained weights; see `Manifest`.
 
     Raises:
-        BundleError: components are missing, or a weight does not fit the precision.
+        BundleError: components are missing, or a weight overflows the precision.
         OutputError: `out` cannot be written.
     """
     p = preset(preset_name)
@@ -166,7 +166,7 @@ def write_weights(network: nn.Module, root: Path, name: str, precision: FloatPre
     """Write one network's weights below `root` as `name/precision.safetensors`.
 
     Raises:
-        BundleError: a weight overflows the precision.
+        BundleError: a weight is not finite, or overflows the precision.
     """
     state: dict[str, Tensor] = {}
     for key, value in network.state_dict().items():
@@ -188,7 +188,7 @@ def write_weights(network: nn.Module, root: Path, name: str, precision: FloatPre
 def tensor_specs(
     network: nn.Module, name: str, p: Preset
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """What a network takes and what it gives, found by running it once on drawn inputs."""
+    """Specs of a network's inputs and outputs, from one run on drawn inputs."""
     feeds = draw_inputs(name, p, np.random.default_rng(0))
     return array_specs(feeds), array_specs(run_network(network, name, feeds))
 
@@ -196,7 +196,7 @@ def tensor_specs(
 def run_network(
     network: nn.Module, name: str, feeds: Mapping[str, NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
-    """Run a network as a session would: arrays by name in, arrays by name out."""
+    """Run a network as a session does, from arrays by name to arrays by name."""
     given = {key: feeds[key] for key in CONTRACT[name].inputs if key in feeds}
     return run_torch(network, given, output_names(name))
 
@@ -204,7 +204,7 @@ def run_network(
 def run_torch(
     network: nn.Module, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str]
 ) -> dict[str, NDArray[Any]]:
-    """Run a network on feeds in the order of its arguments; results are named `outputs`."""
+    """Run a network on `feeds`, in the order of its arguments; return the results by `outputs`."""
     with torch.inference_mode():
         results = network(*(torch.from_numpy(value) for value in feeds.values()))
     results = (results,) if isinstance(results, Tensor) else results
@@ -212,10 +212,10 @@ def run_torch(
 
 
 def _weights(bundle: Bundle, name: str) -> Artifact:
-    """The most exact torch artifact of a component."""
+    """A component's torch artifact: fp32 if there is one, else fp16."""
     return bundle.artifact(name, ("torch",), order=("fp32", "fp16"))
 
 
 def array_specs(tensors: Mapping[str, NDArray[Any]]) -> tuple[TensorSpec, ...]:
-    """What arrays say of the tensors that they are."""
+    """Tensor specs of arrays: name, shape and type."""
     return tuple(TensorSpec(key, value.shape, value.dtype.name) for key, value in tensors.items())

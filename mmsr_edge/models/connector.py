@@ -1,8 +1,8 @@
 """The Multimodal Latent Connector, MMLC (Sec. 3.1), with its per-modality temperature (Sec. 3.2).
 
 N learned latent tokens attend to the M = 77 + 3·256 tokens of text, depth, segmentation and
-edges, then to each other. What the UNet attends to is N tokens long, whatever the modalities are,
-and the cost is linear in M: O(MN).
+edges, then to each other. The UNet attends to the resulting N tokens, whichever modalities are
+present. The cost of the cross-attention is linear in M: O(MN).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from mmsr_edge.models.presets import ConnectorConfig
 def attention(q: Tensor, k: Tensor, v: Tensor, delta: Tensor | float) -> Tensor:
     """softmax(QKᵀ / δ)·V (Eq. 5); q [B, h, N, d], k and v [B, h, M, d], δ a number or [B, 1, 1, M].
 
-    With one δ per key, a modality is sharpened (δ < √d) or flattened (δ > √d) on its own.
+    With one δ per key, attention to one modality can be sharpened (δ < √d) or flattened (δ > √d).
     """
     return torch.softmax(q @ k.transpose(-1, -2) / delta, dim=-1) @ v
 
 
 class Attention(nn.Module):
-    """Multi-head attention around Eq. 5."""
+    """Multi-head attention with the temperature of Eq. 5."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; attends to `tokens` when given, else to itself."""
+    """Pre-norm transformer block; attends to `tokens` if given, else to `x` itself."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -70,10 +70,10 @@ class Connector(nn.Module):
     """The MMLC.
 
     Args:
-        config: its sizes; `latents` 0 makes it what the MMLC is compared with (Table 2).
-        dim: D, width of text tokens, of the latents and of the context.
-        token_width: width of map tokens, zero-padded to D (Sec. 3.1).
-        text_length: 77.
+        config: sizes; `latents` 0 gives the network without MMLC that Table 2 compares with.
+        dim: D, width of the text tokens, the latents and the context.
+        token_width: width of map tokens, which are zero-padded to D (Sec. 3.1).
+        text_length: number of text tokens.
     """
 
     def __init__(
@@ -85,10 +85,10 @@ class Connector(nn.Module):
         self.condenses = config.latents > 0
         if self.condenses:
             self.latents = nn.Parameter(torch.randn(config.latents, dim))
-        # m∅ stands in for every token of an absent modality; one of a kind for each modality.
+        # m∅ replaces every token of an absent modality; each modality has its own.
         self.m_absent = nn.Parameter(0.02 * torch.randn(len(MODALITIES), dim))
-        # Attention forgets order; maps share their positions, so that depth and edges of one
-        # place are found alike. (Text carries its own positions.)
+        # Attention ignores order. Maps share their position embeddings, so that depth and edges of
+        # one place have the same position. (Text tokens already contain their positions.)
         self.position = nn.Parameter(0.02 * torch.randn(MAP_TOKENS, dim))
         self.modality = nn.Parameter(0.02 * torch.randn(len(MODALITIES), dim))
         self.norm = nn.LayerNorm(dim)
@@ -99,7 +99,7 @@ class Connector(nn.Module):
         self.out = nn.LayerNorm(dim)
 
     def tokens(self, modalities: list[Tensor], present: Tensor) -> Tensor:
-        """The M×D sequence, absent modalities replaced by their m∅."""
+        """All tokens [B, M, D], with those of absent modalities replaced by m∅."""
         sequence = []
         for i, t in enumerate(modalities):
             if i > 0:
@@ -124,11 +124,11 @@ class Connector(nn.Module):
             text: [B, 77, D].
             depth_tokens, segmentation_tokens, edge_tokens: [B, 256, token_width].
             present: [B, 4], 1 where a modality is given, 0 where it is absent.
-            temperature: [B, 4], factor on √d_k per modality, in [0.4, 10]; 1 is plain attention.
+            temperature: [B, 4], factor on √d_k per modality, in [0.4, 10]; 1 is standard attention.
 
         Returns:
-            context [B, N, D]; without latents the tokens themselves, [B, M, D], which no
-            temperature has a say in.
+            context [B, N, D]; without latents the tokens themselves, [B, M, D], which do not
+            depend on the temperature.
         """
         tokens = self.tokens([text, depth_tokens, segmentation_tokens, edge_tokens], present)
         if not self.condenses:

@@ -1,9 +1,9 @@
-"""The depth student: one picture → how near each pixel is, relative to the rest of the picture.
+"""The depth network, a student: nearness of each pixel, relative to the rest of the picture.
 
-A small residual encoder down to a thirty-second of a halved picture, and a light decoder that
-climbs back over skip connections. The picture is halved first: what it shows of depth is in its
-layout, and LR pictures have no finer detail. Plain 3×3 convolutions with batch norm, which folds
-into them, and ReLU: every runtime has them, and they quantize well.
+The picture is halved first: depth follows from the layout, and LR pictures have no finer detail. A
+small residual encoder reduces it to a thirty-second, and a light decoder restores the size through
+skip connections. The layers are 3×3 convolutions with batch norm, which is folded into them, and
+ReLU: every runtime supports them, and they quantize well.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ class DepthConfig:
     """Sizes of the depth student."""
 
     widths: tuple[int, ...] = (16, 32, 64, 96, 128)
-    """Feature maps at 1/2, 1/4, … of the squeezed picture."""
+    """Channels at 1/2, 1/4, … of the squeezed picture's side."""
     blocks: tuple[int, ...] = (0, 1, 1, 2, 2)
     """Residual blocks at each of these sizes."""
     decoder: tuple[int, ...] = (96, 64, 32, 24)
-    """Feature maps on the way up, from the second smallest size to the largest."""
+    """Channels of the decoder, from the second smallest size to the largest."""
     squeeze: int = 2
-    """The picture is averaged over squares of this side first."""
+    """Side of the squares, in pixels, over which the picture is averaged first."""
 
 
 MOMENTUM = 0.05
-"""Of the BatchNorms."""
+"""Momentum of the BatchNorms."""
 
 
 def _conv(c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -40,14 +40,14 @@ def _conv(c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> nn.Sequent
 
 
 def _residual(width: int) -> Residual:
-    """One that begins as the identity."""
+    """A residual block that is initialized as the identity."""
     block = Residual(width, MOMENTUM)
     nn.init.zeros_(block.second[1].weight)
     return block
 
 
 class Rise(nn.Module):
-    """Double the size, add what the encoder had there, filter."""
+    """Double the size, add the encoder's features of that size, and filter."""
 
     def __init__(self, c_in: int, c_skip: int, c_out: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Rise(nn.Module):
 
 
 class Depth(nn.Module):
-    """The network; see the module's head."""
+    """The depth network, as the module's docstring describes it."""
 
     def __init__(self, config: DepthConfig) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Depth(nn.Module):
             nn.Sequential(_conv(i, o, stride=2), nn.ReLU(), *(_residual(o) for _ in range(n)))
             for i, o, n in zip(inputs, config.widths, config.blocks, strict=True)
         )
-        # What is near depends on the whole picture: its mean is told to every place.
+        # Nearness depends on the whole picture: its mean features are added at every position.
         self.whole = nn.Conv2d(config.widths[-1], config.widths[-1], 1)
         below = (config.widths[-1], *config.decoder[:-1])
         beside = reversed(config.widths[:-1])
@@ -82,7 +82,7 @@ class Depth(nn.Module):
         self.out = nn.Conv2d(config.decoder[-1], 1, 1)
 
     def coarse(self, image: Tensor) -> Tensor:
-        """Logits of nearness before they are enlarged: [B, 1, H/(2·squeeze), W/(2·squeeze)]."""
+        """Logits of nearness before upsampling: [B, 1, H/(2·squeeze), W/(2·squeeze)]."""
         x = F.avg_pool2d(image, self.squeeze) if self.squeeze > 1 else image
         skips = []
         for stage in self.down:
@@ -100,8 +100,8 @@ class Depth(nn.Module):
             image: [B, 3, 256, 256], RGB in [-1, 1]: a whole picture squeezed to a square.
 
         Returns:
-            [B, 1, 256, 256] in [0, 1], near = 1: the square root of inverse depth after that was
-            scaled to the picture's own range; 0 is the sky or the farthest thing.
+            [B, 1, 256, 256] in [0, 1], near = 1: the square root of the inverse depth, which is
+            first scaled to the picture's own range. 0 is the sky or the farthest object.
         """
         factor = 2.0 * self.squeeze
         x = F.interpolate(
@@ -111,5 +111,5 @@ class Depth(nn.Module):
 
 
 def build_depth(config: DepthConfig) -> Depth:
-    """The depth student with fresh weights."""
+    """Build the network with fresh weights."""
     return Depth(config)

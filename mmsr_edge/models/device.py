@@ -1,4 +1,4 @@
-"""The device that training runs on, and the precision that pays there."""
+"""The device that training runs on, and the faster precision on it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one."""
+    """The torch device `name`; `auto` is CUDA if available, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = name.startswith("cuda")
@@ -23,14 +23,14 @@ def pick_device(name: str) -> torch.device:
 def bfloat16_pays() -> bool:
     """Whether this processor convolves faster in bfloat16 than in float32, measured once.
 
-    Its flags do not tell: with AMX it is many times faster, on Zen 4 twice, and on a server's cores
-    whose AMX is hidden from a guest it takes twice as long.
+    The CPU flags do not determine this: bfloat16 is many times faster with AMX and twice as fast on
+    Zen 4, but takes twice as long on server cores that hide AMX from a virtual machine.
     """
 
     def seconds(dtype: torch.dtype) -> float:
-        fold = torch.channels_last
-        conv = nn.Conv2d(128, 128, 3, padding=1).to(dtype=dtype, memory_format=fold)
-        x = torch.zeros(4, 128, 48, 48, dtype=dtype).contiguous(memory_format=fold)
+        layout = torch.channels_last
+        conv = nn.Conv2d(128, 128, 3, padding=1).to(dtype=dtype, memory_format=layout)
+        x = torch.zeros(4, 128, 48, 48, dtype=dtype).contiguous(memory_format=layout)
         times = []
         for _ in range(5):
             start = time.perf_counter()
@@ -43,7 +43,7 @@ def bfloat16_pays() -> bool:
 
 
 def autocast(device: torch.device) -> Any:
-    """bfloat16 autocast on CUDA, and on a CPU that is faster with it."""
+    """A context of bfloat16 autocast on CUDA and on CPUs that gain from it; else a null context."""
     if device.type == "cuda" or (device.type == "cpu" and bfloat16_pays()):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()

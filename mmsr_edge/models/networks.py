@@ -1,4 +1,4 @@
-"""From a preset to the networks of its components, by the names that a bundle gives them."""
+"""Builds the networks of a preset, by component name."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ __all__ = [
 ]
 
 MODALITY_NETWORKS = ("depth", "segmentation", "captioner")
-"""Networks that make a modality from the whole picture; some presets have none of their own."""
+"""Networks that make a modality from the whole picture; some presets lack them."""
 
 
 def _modality(name: str, build: Callable[[Any], nn.Module]) -> Callable[[Preset], nn.Module]:
     def built(p: Preset) -> nn.Module:
         config = getattr(p, name)
         if config is None:
-            raise OptionError(f"preset {p.name!r} has no {name!r} of its own")
+            raise OptionError(f"preset {p.name!r} has no {name!r} network")
         return build(config)
 
     return built
@@ -58,7 +58,7 @@ _BUILDERS: dict[str, Callable[[Preset], nn.Module]] = {
 }
 
 COMPONENTS = tuple(_BUILDERS)
-"""All components of a checkpoint; devices do without `hr_encoder`."""
+"""All components of a checkpoint. A device bundle has no `hr_encoder`."""
 
 
 def preset_components(p: Preset) -> tuple[str, ...]:
@@ -70,7 +70,7 @@ def build_component(name: str, preset_name: str) -> nn.Module:
     """Build one network with fresh weights, in evaluation mode.
 
     Raises:
-        OptionError: for an unknown component or preset.
+        OptionError: the component or the preset is unknown, or the preset lacks the component.
     """
     if name not in _BUILDERS:
         raise OptionError(f"unknown component {name!r}; there are {', '.join(COMPONENTS)}")
@@ -78,7 +78,7 @@ def build_component(name: str, preset_name: str) -> nn.Module:
 
 
 def build_networks(preset_name: str) -> dict[str, nn.Module]:
-    """Build every component of a preset."""
+    """Build every component of a preset with fresh weights, in evaluation mode."""
     p = preset(preset_name)
     networks: dict[str, nn.Module] = dict(build_autoencoder(p.autoencoder))
     names = preset_components(p)

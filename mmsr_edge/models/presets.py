@@ -1,10 +1,10 @@
-"""The networks' sizes: one dataclass per network, one table of presets.
+"""Sizes of the networks: one dataclass per network, and the table of presets.
 
-| preset      | what it is                                           | weights         |
+| preset      | description                                          | weights         |
 |-------------|------------------------------------------------------|-----------------|
-| `micro`     | seconds to build and export: for tests               | random          |
+| `micro`     | for tests: builds and exports in seconds             | random          |
 | `nano`      | ships in the wheel                                   | trained here    |
-| `nano-bare` | `nano` without the MMLC, to compare with (Table 2)   | trained by need |
+| `nano-bare` | `nano` without the MMLC, for comparison (Table 2)    | on demand       |
 | `sd2`       | the paper's size (Sec. 4): Stable Diffusion 2, VQGAN | the user's own  |
 """
 
@@ -26,23 +26,24 @@ class AutoencoderConfig:
     """The image autoencoder (f8) and the encoder that reads LR pixels."""
 
     kind: Literal["slim", "kl"]
-    """`slim`: our light networks · `kl`: `diffusers.AutoencoderKL`, LR pictures upsampled first."""
+    """`slim`: our light networks. `kl`: `diffusers.AutoencoderKL`, with LR pictures upsampled."""
     channels: int
     """C, channels of a latent."""
     width: int
-    """Feature maps of the slim networks at an eighth of the HR size; half as many at a quarter."""
+    """Channels of the slim networks at an eighth of the HR size; half as many at a quarter."""
     encoder_blocks: tuple[int, int]
-    """Residual blocks of the HR encoder at a quarter, at an eighth of the HR size."""
+    """Residual blocks of the HR encoder at a quarter and at an eighth of the HR size."""
     lr_blocks: tuple[int, int]
-    """Residual blocks of the LR encoder at a quarter (= LR size), at an eighth of the HR size."""
+    """Residual blocks of the LR encoder at a quarter (LR size) and at an eighth of the HR size."""
     decoder_blocks: tuple[int, int, int]
-    """Residual blocks of the decoder at an eighth, a quarter, a half of the HR size."""
+    """Residual blocks of the decoder at an eighth, a quarter and a half of the HR size."""
     compact_layers: int = 0
-    """Convolutions of the decoder's compact enlarger; 0: it does not see the LR picture."""
+    """Middle convolutions of the decoder's compact super-resolution network; 0: no such network,
+    and the decoder does not read the LR picture."""
     compact_width: int = 64
-    """Feature maps of these."""
+    """Channels of the compact super-resolution network."""
     block_out_channels: tuple[int, ...] = ()
-    """Widths of `AutoencoderKL`, for `kl` only."""
+    """Channels of `AutoencoderKL` by level, for `kl` only."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,17 @@ class TokenizerConfig:
     """The VQ tokenizer of modality maps (Sec. 3.1): 256×256 → 16×16 tokens of width 256."""
 
     block_out_channels: tuple[int, ...]
-    """Widths from full size down; five of them make 256 → 16."""
+    """Channels by level, from full size down; five levels reduce 256 to 16."""
     layers_per_block: int
-    """Residual layers at each size."""
+    """Residual layers at each level."""
     codes: int = 1024
     """Entries of the codebook."""
     width: int = 256
     """Width of a token."""
     norm_groups: int = 32
-    """Groups of its GroupNorms; must divide every width."""
+    """Groups of its GroupNorms; must divide every number of channels."""
     attention: bool = False
-    """Attention after each residual layer at the smallest size, as VQGAN has it."""
+    """Whether attention follows each residual layer at the smallest size, as in VQGAN."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class TextConfig:
     """The text encoder, a `transformers.CLIPTextModel`."""
 
     tokenizer: Literal["hashed-words", "clip-bpe"]
-    """`hashed-words` or `clip-bpe`: how a prompt becomes ids."""
+    """Method that turns a prompt into ids."""
     vocab_size: int
     """Number of ids."""
     layers: int
@@ -76,7 +77,7 @@ class TextConfig:
     heads: int
     """Attention heads."""
     length: int = 77
-    """Ids of a prompt, padding included."""
+    """Ids of a prompt, including padding."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class ConnectorConfig:
     """The Multimodal Latent Connector (Sec. 3.1)."""
 
     latents: int
-    """N, learned latent tokens: what the UNet attends to; 0: no MMLC, and it attends to all M."""
+    """N, learned latent tokens that the UNet attends to. 0: no MMLC; it attends to all M tokens."""
     heads: int
     """Attention heads."""
     blocks: int
@@ -96,9 +97,9 @@ class UNetConfig:
     """The denoiser, a `diffusers.UNet2DConditionModel`."""
 
     block_out_channels: tuple[int, ...]
-    """Widths from the latent's size down."""
+    """Channels by level, from the latent's size down."""
     attention: tuple[bool, ...]
-    """Which of these levels attend to the context."""
+    """Whether each level attends to the context."""
     layers_per_block: int
     """Residual layers at each level."""
     heads: tuple[int, ...]
@@ -106,7 +107,7 @@ class UNetConfig:
     norm_groups: int = 32
     """Groups of its GroupNorms."""
     linear_projection: bool = True
-    """Linear instead of 1×1-conv projections around attention (SD2 has it)."""
+    """Whether projections around attention are linear, as in SD2, not 1×1 convolutions."""
 
 
 @dataclass(frozen=True)
@@ -118,29 +119,30 @@ class Preset:
     dim: int
     """D, width of text tokens, connector and context."""
     tile: int
-    """LR pixels of a tile's side at export."""
+    """Side of a tile at export, in LR pixels."""
     overlap: int
-    """LR pixels that neighbouring tiles share at least."""
+    """Smallest overlap of neighbouring tiles, in LR pixels."""
     residual: bool
-    """Diffuse `(z_hr - lr_latent) / residual_scale` instead of `z_hr`: see `autoencoder.py`."""
+    """Whether `(z_hr - lr_latent) / residual_scale` is diffused instead of `z_hr`; see
+    `autoencoder.py`."""
     autoencoder: AutoencoderConfig
-    """Encoder, LR encoder and decoder."""
+    """HR encoder, LR encoder and decoder."""
     tokenizer: TokenizerConfig
-    """Of modality maps."""
+    """Tokenizer of modality maps."""
     text: TextConfig
-    """Of prompts."""
+    """Text encoder of prompts."""
     connector: ConnectorConfig
     """The MMLC."""
     unet: UNetConfig
     """The denoiser."""
     depth: DepthConfig | None
-    """Estimates depth; None: converted from a published checkpoint instead."""
+    """Depth network; None: converted from a published checkpoint instead."""
     segmentation: SegmentationConfig | None
-    """Finds regions; None likewise."""
+    """Segmentation network; None as for `depth`."""
     captioner: TaggerConfig | None
-    """Finds tags; None likewise."""
+    """Tagger; None as for `depth`."""
     sampler: SamplerSpec
-    """Noise schedule of training, and how to sample by default."""
+    """Noise schedule of training, and the sampling defaults."""
     positive: str = ""
     """Words added to every prompt."""
     negative: str = ""
@@ -148,11 +150,11 @@ class Preset:
 
     @property
     def context_tokens(self) -> int:
-        """N, or M = 77 + 3·256 where there is no MMLC."""
+        """Tokens of the context: N, or M = 77 + 3·256 without MMLC."""
         return self.connector.latents or self.text.length + 3 * MAP_TOKENS
 
     def text_spec(self) -> TextSpec:
-        """What a bundle says of prompts."""
+        """The manifest's specification of prompts."""
         return TextSpec(
             self.text.tokenizer,
             self.text.vocab_size,
@@ -162,14 +164,14 @@ class Preset:
         )
 
 
-# Zero terminal SNR (Lin et al. 2023): sampling starts from the pure noise that training ended with.
+# Zero terminal SNR (Lin et al. 2023): sampling starts from pure noise, the last level of training.
 ZERO_SNR = SamplerSpec(
     prediction_type="v_prediction", num_train_timesteps=1000,
     beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
     rescale_zero_snr=True, timestep_spacing="trailing",
     steps=50, guidance="m-cfg", guidance_scale=4.0,
 )  # fmt: skip
-# Stable Diffusion 2's own (the 512-pixel base model), with the paper's steps and guidance (Sec. 4).
+# The schedule of Stable Diffusion 2 (512-pixel base), with the paper's steps and guidance (Sec. 4).
 SD2 = SamplerSpec(
     prediction_type="epsilon", num_train_timesteps=1000,
     beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
@@ -177,12 +179,12 @@ SD2 = SamplerSpec(
     steps=50, guidance="m-cfg", guidance_scale=4.0,
 )  # fmt: skip
 SHARP = "sharp detailed photo"
-"""How training captions an ordinary target."""
+"""Caption of an ordinary target in training."""
 BLURRY = "blurry noisy low quality photo"
-"""How training captions a target that was blurred on purpose."""
+"""Caption of a deliberately blurred target in training."""
 
 MICRO_TRUNK = TrunkConfig(widths=(4, 4, 8), blocks=(0, 1, 0))
-"""Of the smallest preset's classifiers."""
+"""Trunk of the classifiers of preset `micro`."""
 
 # fmt: off
 PRESETS: dict[str, Preset] = {
@@ -254,7 +256,7 @@ def preset(name: str) -> Preset:
     """Look up a preset.
 
     Raises:
-        OptionError: for a name that is not in the table.
+        OptionError: the name is not in the table.
     """
     try:
         return PRESETS[name]

@@ -1,4 +1,4 @@
-"""The segmentation network: a class for every pixel, things as in PASCAL VOC and materials."""
+"""The segmentation network: a class per pixel, objects as in PASCAL VOC and materials."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class SegmentationConfig:
     """Sizes of the segmentation network."""
 
     classes: int
-    """Classes, 0 = none included; at most 64."""
+    """Number of classes, including 0 for none; at most 64."""
     trunk: TrunkConfig = field(default_factory=TrunkConfig)
-    """Its trunk."""
+    """Sizes of its trunk."""
     width: int = 40
-    """Channels of the way back up."""
+    """Channels of the feature pyramid."""
 
 
 class Segmentation(nn.Module):
-    """A feature pyramid (Lin et al. 2017): coarse features go up, finer ones are added."""
+    """A feature pyramid (Lin et al. 2017): upsampled coarse features are added to finer ones."""
 
     def __init__(self, config: SegmentationConfig) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Segmentation(nn.Module):
     def logits(self, image: Tensor) -> Tensor:
         """Logits [B, classes, 64, 64] of `image` [B, 3, 256, 256] in [-1, 1]."""
         features = self.trunk(image)
-        # What the whole picture shows: the global context of ParseNet (Liu et al. 2015).
+        # The mean over the whole picture: the global context of ParseNet (Liu et al. 2015).
         x = self.context(features[-1].mean((2, 3)))[:, :, None, None]
         for i in reversed(range(len(features))):
             if i < len(features) - 1:
@@ -54,7 +54,7 @@ class Segmentation(nn.Module):
             image: [B, 3, 256, 256], RGB in [-1, 1], the whole picture squeezed to a square.
 
         Returns:
-            classes [B, 256, 256] int64; 0 is no class.
+            classes [B, 256, 256] int64; 0 stands for none.
         """
         logits = self.logits(image)
         return F.interpolate(logits, (MAP_SIDE, MAP_SIDE), mode="bilinear").argmax(1)
@@ -64,7 +64,7 @@ def build_segmentation(config: SegmentationConfig) -> Segmentation:
     """Build the network with fresh weights.
 
     Raises:
-        OptionError: for a number of classes outside 2 … 64.
+        OptionError: the number of classes is outside 2 … 64.
     """
     if not 2 <= config.classes <= 64:
         raise OptionError(f"classes is {config.classes}; it must be from 2 to 64")

@@ -1,7 +1,7 @@
-"""Inputs and outputs of the networks: their names, from the contract, and drawn stand-ins.
+"""Inputs and outputs of the networks: their names, from the contract, and random inputs.
 
-Drawn inputs have the contract's shapes at a preset's sizes. They give every exporter its shapes and
-stand in for recorded inputs where there are none. Pictures and maps are RGB in [-1, 1].
+Random inputs have the contract's shapes at a preset's sizes. Exporters take shapes from them, and
+use them when there are no recorded inputs. Pictures and maps are RGB in [-1, 1].
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def output_names(name: str) -> tuple[str, ...]:
 
 
 def draw_inputs(name: str, p: Preset, rng: np.random.Generator) -> dict[str, Array]:
-    """One set of inputs of a network, batch 1, by name."""
+    """One set of random inputs of a network, by name, with batch size 1."""
     sizes = _sizes(p)
     feeds = {}
     for key in input_names(name, p):
@@ -69,7 +69,7 @@ def _normal(_: Preset, shape: tuple[int, ...], rng: np.random.Generator) -> Arra
 
 
 def _picture(_: Preset, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """Coloured noise: coarse blobs with fine detail on them, as pictures have both."""
+    """Noise at two scales, like a picture: coarse blocks, and fine detail added to them."""
     n = shape[-1]
     coarse = rng.uniform(-1, 1, (1, 3, n // 8 + 1, n // 8 + 1)).repeat(8, 2).repeat(8, 3)
     fine = rng.normal(0, 0.1, (1, 3, n, n))
@@ -77,7 +77,7 @@ def _picture(_: Preset, shape: tuple[int, ...], rng: np.random.Generator) -> Arr
 
 
 def _ids(p: Preset, _: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """Start, a few words, end, padding."""
+    """Ids of a prompt: start, 0 to 11 words, end, padding."""
     words = int(rng.integers(0, 12))
     ids = np.zeros((1, p.text.length), np.int64)
     ids[0, : words + 2] = [1, *rng.integers(3, p.text.vocab_size, words), 2]

@@ -1,9 +1,9 @@
-"""The compact enlarger: what can be said of a picture by looking at it closely.
+"""The compact super-resolution network: from LR to HR pixels, with a small receptive field.
 
-Real-ESRGAN's small network (Wang et al. 2021, `SRVGGNetCompact`): convolutions and PReLUs at the
-LR picture's size and one pixel shuffle, added to the picture enlarged by repeating its pixels. Its
-field of view is 37 pixels wide. Our decoder has one beside its latent: the latent says what was
-seen from farther away and what the diffusion made of it (see `autoencoder.SlimDecoder`).
+It is Real-ESRGAN's small network (Wang et al. 2021, `SRVGGNetCompact`): convolutions and PReLUs at
+the LR picture's size and one pixel shuffle, added to the nearest-neighbour upsampled picture. Its
+receptive field is 37 pixels wide. The decoder has one beside its latent path: the latent adds wider
+context and the detail from the diffusion (see `autoencoder.SlimDecoder`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 
 class CompactSuperResolution(nn.Module):
-    """`layers` convolutions of `width` feature maps after the first, each with a PReLU.
+    """1 + `layers` convolutions, each with a PReLU, and a last one with a pixel shuffle.
 
     Args:
-        layers: between the first convolution and the last.
-        width: feature maps.
+        layers: number of convolutions between the first and the last.
+        width: channels.
         scale: HR pixels per LR pixel, along a side.
     """
 
@@ -29,29 +29,29 @@ class CompactSuperResolution(nn.Module):
         self.out = nn.Conv2d(width, 3 * scale**2, 3, padding=1)
 
     def pass_on(self, first: int) -> None:
-        """Make the convolutions from number `first` on give what they take.
+        """Set the convolutions from number `first` on, and their PReLUs, to the identity.
 
-        A network that begins with the weights of one with fewer layers then begins where that ended
-        (Net2Net, Chen et al. 2016, Sec. 2.3).
+        A network initialized from one with fewer layers then gives the same output (Net2Net, Chen
+        et al. 2016, Sec. 2.3).
         """
-        for conv, bend in zip(
+        for conv, prelu in zip(
             self.body[2 * first :: 2], self.body[2 * first + 1 :: 2], strict=True
         ):
-            assert isinstance(conv, nn.Conv2d) and isinstance(bend, nn.PReLU)
+            assert isinstance(conv, nn.Conv2d) and isinstance(prelu, nn.PReLU)
             nn.init.dirac_(conv.weight)
             nn.init.zeros_(conv.bias)
-            nn.init.ones_(bend.weight)
+            nn.init.ones_(prelu.weight)
 
     def features(self, lr: Tensor) -> Tensor:
         """`lr` [B, 3, h, w], RGB in [-1, 1], to features [B, width, h, w]."""
-        seen: Tensor = self.body(lr)
-        return seen
+        features: Tensor = self.body(lr)
+        return features
 
     def picture(self, seen: Tensor, lr: Tensor) -> Tensor:
-        """What `features` saw of `lr` to RGB [B, 3, scale·h, scale·w], about [-1, 1]."""
+        """Features `seen` of `lr` to RGB [B, 3, scale·h, scale·w], about [-1, 1]."""
         repeated = F.interpolate(lr, scale_factor=float(self.scale), mode="nearest")
         return F.pixel_shuffle(self.out(seen), self.scale) + repeated
 
     def forward(self, lr: Tensor) -> Tensor:
-        """Enlarge `lr` [B, 3, h, w] to [B, 3, scale·h, scale·w], both RGB in [-1, 1]."""
+        """Upscale `lr` [B, 3, h, w], RGB in [-1, 1], to [B, 3, scale·h, scale·w], about [-1, 1]."""
         return self.picture(self.features(lr), lr)

@@ -1,4 +1,4 @@
-"""The text encoder: a `transformers.CLIPTextModel`, from scratch for `nano`, SD2's for `sd2`."""
+"""The text encoder: a `transformers.CLIPTextModel`, ours in `nano` and SD2's in `sd2`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TextEncoder(nn.Module):
                 pad_token_id=PAD,
                 bos_token_id=START,
                 eos_token_id=END,
-                attn_implementation="eager",  # exports to plain matrix products everywhere
+                attn_implementation="eager",  # exports as plain matrix products
             )
         )
 

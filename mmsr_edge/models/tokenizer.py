@@ -13,7 +13,7 @@ from mmsr_edge.models.presets import TokenizerConfig
 
 
 def build_vq(config: TokenizerConfig) -> VQModel:
-    """The whole VQ autoencoder; training needs its decoder, devices only the encoder's half."""
+    """The complete VQ autoencoder. Training needs its decoder; devices need only its encoder."""
     levels = len(config.block_out_channels) - 1
     attention = "Attn" if config.attention else ""
     return VQModel(
@@ -31,8 +31,8 @@ def build_vq(config: TokenizerConfig) -> VQModel:
 def nearest_codes(features: Tensor, codebook: Tensor) -> Tensor:
     """Index of the nearest code for each row of `features` [N, width]; `codebook` [codes, width].
 
-    ‖f − c‖² = ‖f‖² − 2f·c + ‖c‖², without the first term, which changes no ranking: one linear
-    layer, which every backend has, where `cdist` is an operator that some lack.
+    It minimizes ‖f − c‖² = ‖f‖² − 2f·c + ‖c‖² without ‖f‖², which is the same for all codes. The
+    rest is one linear layer, which every backend supports; some lack `cdist`.
     """
     return F.linear(features, -2 * codebook, codebook.square().sum(1)).argmin(1)
 
@@ -40,7 +40,7 @@ def nearest_codes(features: Tensor, codebook: Tensor) -> Tensor:
 class Tokenizer(nn.Module):
     """Encoder and quantizer of a VQ autoencoder.
 
-    Holds the whole `VQModel`, so that one state dict serves training and export.
+    It holds the complete `VQModel`, so that training and export share one state dict.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -56,7 +56,7 @@ class Tokenizer(nn.Module):
         """Tokenize `map` [B, 3, 256, 256], RGB in [-1, 1].
 
         Returns:
-            tokens [B, 256, width], rows of the codebook in raster order, and indices [B, 256].
+            tokens [B, 256, width], codebook rows in raster order, and their indices [B, 256].
         """
         features = self.features(map)
         codebook = self.vq.quantize.embedding.weight

@@ -1,8 +1,8 @@
 """The trunk of the small classifiers: a narrow residual network (He et al. 2016, ResNet).
 
-It begins with a stride of four. Dense convolutions, although the phones' networks have depthwise
-ones: at these sizes a processor trains and runs them faster, for all that they multiply more. Every
-layer is a convolution that a BatchNorm folds into, and a ReLU.
+It begins with a stride of four. Convolutions are dense, not depthwise as in mobile networks: at
+these sizes a CPU trains and runs them faster, although they need more multiplications. Every layer
+is a convolution with a BatchNorm, which is folded into it, and a ReLU.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def conv_norm(
     relu: bool = True,
     momentum: float = 0.1,
 ) -> nn.Sequential:
-    """Convolution without bias, BatchNorm (of that `momentum`), and ReLU where wanted."""
+    """Convolution without bias, BatchNorm with `momentum`, and ReLU unless `relu` is False."""
     layers: list[nn.Module] = [
         nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False),
         nn.BatchNorm2d(outputs, momentum=momentum),
@@ -41,7 +41,7 @@ def conv_norm(
 
 
 class Residual(nn.Module):
-    """Two 3×3 convolutions, added to their input."""
+    """Two 3×3 convolutions with a skip connection, followed by a ReLU."""
 
     def __init__(self, width: int, momentum: float = 0.1) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Residual(nn.Module):
         self.second = conv_norm(width, width, 3, relu=False, momentum=momentum)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, width, h, w] to the same."""
+        """`x` [B, width, h, w] to the same shape."""
         return F.relu(x + self.second(self.first(x)))
 
 
@@ -66,7 +66,7 @@ class Trunk(nn.Module):
             inputs = width
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Features of `image` [B, 3, 256, 256], RGB in [-1, 1]: one tensor a size, finest first."""
+        """Features of `image` [B, 3, 256, 256], RGB in [-1, 1], by size, the finest first."""
         x, features = image, []
         for stage in self.stages:
             x = stage(x)

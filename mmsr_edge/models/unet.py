@@ -16,7 +16,7 @@ from mmsr_edge.models.presets import UNetConfig
 def build_unet(
     config: UNetConfig, channels: int, dim: int, latent_size: int
 ) -> UNet2DConditionModel:
-    """A UNet for latents of `channels` (C) and a context of width `dim` (D)."""
+    """Build a UNet for latents of `channels` (C) and a context of width `dim` (D)."""
     down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention]
     up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention)]
     return UNet2DConditionModel(
@@ -35,16 +35,16 @@ def build_unet(
 
 
 def widen_conv_in(state: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
-    """Give a text-to-image UNet's state dict zero weights for the LR latent's channels.
+    """State dict of a text-to-image UNet, with zero weights added for the LR latent's channels.
 
-    The widened network starts as the old one: it ignores the LR latent until it is trained.
+    The widened network gives the same output: it ignores the LR latent until it is trained.
 
     Args:
-        state: of a UNet with C input channels; not changed.
-        channels: 2C.
+        state: state dict of a UNet with C or 2C input channels; it is not changed.
+        channels: 2C, input channels of the result.
 
     Raises:
-        BundleError: when `conv_in` has neither C nor 2C input channels.
+        BundleError: `conv_in` has neither C nor 2C input channels.
     """
     weight = state["conv_in.weight"]
     if weight.shape[1] == channels:
@@ -57,21 +57,21 @@ def widen_conv_in(state: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
 
 
 class UNet(nn.Module):
-    """The denoiser with the component's inputs and outputs."""
+    """The denoiser, with the inputs and output of component `unet`."""
 
     def __init__(self, config: UNetConfig, channels: int, dim: int, latent_size: int) -> None:
         super().__init__()
         self.net = build_unet(config, channels, dim, latent_size)
 
     def forward(self, latent: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        """Predict v, ε or z_0 (the manifest says which).
+        """Predict v, ε or z_0, as given by the manifest's `prediction_type`.
 
         Args:
-            latent: [B, 2C, h, w], noisy ⊕ LR latent.
+            latent: [B, 2C, h, w], the noisy latent and the LR latent, concatenated.
             timestep: [B], 0 (clean) … 999 (noise).
             context: [B, N, D], from the connector.
 
         Returns:
-            [B, C, h, w].
+            The prediction, [B, C, h, w].
         """
         return self.net(latent, timestep, encoder_hidden_states=context, return_dict=False)[0]

@@ -1,1 +1,1 @@
-"""Training [torch]."""
+"""Training of the networks; needs the extra `train`."""

@@ -1,12 +1,12 @@
-r"""The average of two runs' weights, where one began with the other's or both with a third's.
+r"""Average the weights of two runs, one initialized from the other or both from a third.
 
     python -m mmsr_edge.training.average --autoencoder RUN --tokenizer RUN \
         --diffusion RUN --other RUN --share 0.5 --out RUN
 
     θ = (1 − w)·θ_A + w·θ_B
 
-It is often better than either (model soups, Wortsman et al. 2022): every step leaves noise in the
-weights, of which an average has less.
+The average is often better than either run (model soups, Wortsman et al. 2022): training steps
+leave noise in the weights, and averaging reduces it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ States = dict[str, dict[str, Tensor]]
 
 
 def average(a: States, b: States, share: float) -> States:
-    """(1 − share)·a + share·b of what both have; the rest is a's.
+    """(1 − share)·a + share·b for tensors that both have; the others are a's.
 
     Raises:
-        OptionError: tensors of one name have different shapes, or `share` is not in [0, 1].
+        OptionError: `share` is not in [0, 1], or a tensor has another shape in `a` than in `b`.
     """
     if not 0 <= share <= 1:
         raise OptionError(f"share {share:g} must be in [0, 1]")
@@ -42,7 +42,7 @@ def average(a: States, b: States, share: float) -> States:
             if one.shape != two.shape:
                 raise OptionError(
                     f"{name}.{key} has shape {list(one.shape)} in one run and {list(two.shape)} "
-                    "in the other: only runs of the same networks can be averaged"
+                    "in the other; give runs of the same networks"
                 )
             if one.is_floating_point():
                 out[name][key] = torch.lerp(one, two, share)
@@ -50,7 +50,7 @@ def average(a: States, b: States, share: float) -> States:
 
 
 def _states(args: argparse.Namespace, preset_name: str, run: Path) -> States:
-    """A run's networks, grown to today's size where they had fewer layers."""
+    """State dicts of a run's networks, extended to the preset's layers where it had fewer."""
     args = copy.copy(args)
     args.diffusion = run
     stage_networks = load_stage_networks(args, preset_name, torch.device("cpu"))
@@ -65,9 +65,9 @@ def main() -> None:
     )
     add_stage_networks(parser, lpips=False)
     parser.add_argument("--other", type=Path, required=True, help="run or checkpoint B")
-    parser.add_argument("--share", type=float, default=0.5, help="w; default 0.5")
-    parser.add_argument("--preset", default="nano", help="which networks; default nano")
-    parser.add_argument("--out", type=Path, required=True, help="the run's folder, to be written")
+    parser.add_argument("--share", type=float, default=0.5, help="weight of run B, w; default 0.5")
+    parser.add_argument("--preset", default="nano", help="preset of the networks; default nano")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run to write")
     args = parser.parse_args()
     a, b = (_states(args, args.preset, run) for run in (args.diffusion, args.other))
     write_run(args.out, average(a, b, args.share))

@@ -1,7 +1,7 @@
-"""Rounding to int8 while training, so that the weights learn to live with it.
+"""Fake quantization to 8 bits, for quantization-aware training.
 
-What the export does afterwards (see `converters.quantize`) is done here on the way forward, and
-nothing on the way back (the straight-through estimator; Jacob et al. 2018, Sec. 3):
+The forward pass quantizes as the export does (see `converters.quantize`); the backward pass does
+not (the straight-through estimator; Jacob et al. 2018, Sec. 3):
 
     x̂ = s·(clamp(round(x / s) + o, 0, 255) - o),   ∂x̂/∂x = 1 inside the range, else 0.
 """
@@ -15,21 +15,21 @@ from torch.nn import functional as F
 from mmsr_edge.errors import OptionError
 
 LEVELS = 255
-"""Of 8 bits, less one."""
-FORGET = 0.02
-"""How much of a range is the newest batch's."""
+"""Steps between the least and the greatest 8-bit value."""
+RANGE_UPDATE = 0.02
+"""Weight of the newest batch in the moving average of an activation range."""
 
 
-def round_weight(weight: Tensor) -> Tensor:
-    """int8 weights, symmetric, a scale per output channel; [O, ...] to the same."""
-    most = weight.detach().abs().amax(tuple(range(1, weight.ndim)))
-    scale = (most / (LEVELS // 2)).clamp_min(torch.finfo(torch.float32).tiny)
+def fake_quantize_weight(weight: Tensor) -> Tensor:
+    """Weights [O, ...] fake-quantized to int8, symmetric, one scale per output channel."""
+    largest = weight.detach().abs().amax(tuple(range(1, weight.ndim)))
+    scale = (largest / (LEVELS // 2)).clamp_min(torch.finfo(torch.float32).tiny)
     zero = torch.zeros_like(scale, dtype=torch.int32)
     return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127)
 
 
-def round_activation(x: Tensor, least: Tensor, greatest: Tensor) -> Tensor:
-    """uint8 activations of the range [least, greatest], widened to hold 0; any shape."""
+def fake_quantize_activation(x: Tensor, least: Tensor, greatest: Tensor) -> Tensor:
+    """Activations of any shape, fake-quantized to uint8 in [least, greatest], widened to hold 0."""
     low, high = least.clamp_max(0), greatest.clamp_min(0)
     scale = ((high - low) / LEVELS).clamp_min(torch.finfo(torch.float32).tiny)
     zero = (-low / scale).round().to(torch.int32)
@@ -37,38 +37,51 @@ def round_activation(x: Tensor, least: Tensor, greatest: Tensor) -> Tensor:
 
 
 class ActivationRange(nn.Module):
-    """Rounds activations; while training, the range follows the batches' least and greatest."""
+    """Fake quantization of activations, in a range tracked while training.
+
+    `least` and `greatest` are moving averages of the batches' extremes.
+    """
 
     least: Tensor
     greatest: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("least", "greatest"):  # known again after a few batches: not saved
+        for name in ("least", "greatest"):  # not saved: a few batches restore them
             self.register_buffer(name, torch.full((), torch.nan), persistent=False)
 
     @torch.no_grad()
-    def _follow(self, x: Tensor) -> None:
-        for seen, new in ((self.least, x.amin()), (self.greatest, x.amax())):
-            seen.copy_(torch.where(seen.isnan(), new, seen.lerp(new, FORGET)))
+    def _update_range(self, x: Tensor) -> None:
+        for bound, new in ((self.least, x.amin()), (self.greatest, x.amax())):
+            bound.copy_(torch.where(bound.isnan(), new, bound.lerp(new, RANGE_UPDATE)))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.float()
         if self.training or self.least.isnan():
-            self._follow(x)
-        return round_activation(x, self.least, self.greatest)
+            self._update_range(x)
+        return fake_quantize_activation(x, self.least, self.greatest)
 
 
 class FakeQuantizedConv2d(nn.Conv2d):
-    """A convolution that rounds its weights, its input, and what it gives before any activation.
+    """A convolution with fake quantization of its weights, its input and its output.
 
-    The last is for ONNX Runtime, whose int8 convolutions give int8 (see `QuantConfig.tool`). The
-    state dict is that of the plain convolution.
+    The output is quantized before any activation function, because int8 convolutions of ONNX
+    Runtime have int8 outputs (see `QuantConfig.tool`). The state dict is that of the plain
+    convolution.
+
+    Args:
+        conv: the convolution to replace; its parameters are shared.
+
+    Raises:
+        OptionError: `conv` has groups, a dilation or a padding other than zeros.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         if conv.groups != 1 or conv.padding_mode != "zeros" or conv.dilation != (1, 1):
-            raise OptionError(f"cannot round {conv}: only plain convolutions are")
+            raise OptionError(
+                f"cannot fake-quantize {conv}: only convolutions without groups and dilation, and "
+                "padded with zeros, can be"
+            )
         super().__init__(
             conv.in_channels,
             conv.out_channels,
@@ -78,40 +91,46 @@ class FakeQuantizedConv2d(nn.Conv2d):
             bias=conv.bias is not None,
         )
         self.weight, self.bias = conv.weight, conv.bias
-        self.taken, self.given = (ActivationRange().to(conv.weight.device) for _ in range(2))
-        self.rounds = True
+        self.input_range, self.output_range = (
+            ActivationRange().to(conv.weight.device) for _ in range(2)
+        )
+        self.enabled = True
         self.train(conv.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.rounds:
+        if not self.enabled:
             return super().forward(x)
-        weight = round_weight(self.weight)
-        seen = F.conv2d(self.taken(x), weight, self.bias, self.stride, self.padding)
-        rounded: Tensor = self.given(seen)
-        return rounded
+        weight = fake_quantize_weight(self.weight)
+        out = F.conv2d(self.input_range(x), weight, self.bias, self.stride, self.padding)
+        quantized: Tensor = self.output_range(out)
+        return quantized
 
 
 def set_fake_quantization(network: nn.Module, on: bool) -> None:
-    """Whether those layers of a network that can round do so."""
+    """Switch the fake quantization of a network's `FakeQuantizedConv2d` layers on or off."""
     for module in network.modules():
         if isinstance(module, FakeQuantizedConv2d):
-            module.rounds = on
+            module.enabled = on
 
 
 def fake_quantize_layers(network: nn.Module, kept: tuple[str, ...]) -> list[str]:
-    """Make every convolution in `network` an `FakeQuantizedConv2d`, except those of the names in `kept`.
+    """Replace every convolution of `network` by a `FakeQuantizedConv2d`, in place.
+
+    Args:
+        network: the network.
+        kept: names of the convolutions that stay in float.
 
     Returns:
-        The names of those that round now.
+        The names of the replaced convolutions.
 
     Raises:
-        OptionError: a name in `kept` is no convolution's.
+        OptionError: a name in `kept` is not that of a convolution.
     """
     convs = {name: m for name, m in network.named_modules() if type(m) is nn.Conv2d}
     for name in kept:
         if name not in convs:
-            raise OptionError(f"no convolution is named {name!r}; there are {', '.join(convs)}")
-    rounded = [name for name in convs if name not in kept]
-    for name in rounded:
+            raise OptionError(f"no convolution is named {name!r}; choose from {', '.join(convs)}")
+    quantized = [name for name in convs if name not in kept]
+    for name in quantized:
         network.set_submodule(name, FakeQuantizedConv2d(convs[name]))
-    return rounded
+    return quantized

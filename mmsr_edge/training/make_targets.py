@@ -1,8 +1,8 @@
-"""Make distillation targets: LR pictures and what Real-ESRGAN x4plus makes of them, as one file.
+"""Make teacher targets: LR pictures, HR pictures and outputs of Real-ESRGAN x4plus, in one file.
 
     python -m mmsr_edge.training.make_targets --photos DIR --teacher DIR --out FILE --count N
 
-A stage that distils starts with them when it is given `--targets FILE`.
+`train_distillation` and `train_super_resolution` start with them when given `--targets FILE`.
 """
 
 from __future__ import annotations
@@ -29,21 +29,31 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="folder of photographs")
     add_teacher(parser)
     parser.add_argument("--out", type=Path, required=True, help="file to write")
-    parser.add_argument("--count", type=int, default=1024, help="pictures; default 1024")
-    parser.add_argument("--side", type=int, default=192, help="their HR pixels a side; default 192")
     parser.add_argument(
-        "--clean", type=float, default=0.2, help="share that is only downscaled; default 0.2"
+        "--count",
+        type=int,
+        default=1024,
+        help="least number of pictures; default 1024",
+    )
+    parser.add_argument(
+        "--side", type=int, default=192, help="side of the HR pictures in pixels; default 192"
+    )
+    parser.add_argument(
+        "--clean",
+        type=float,
+        default=0.2,
+        help="share of pictures that are only downscaled, in [0, 1]; default 0.2",
     )
     parser.add_argument(
         "--halvings",
         type=int,
         default=HALVINGS,
-        help=f"smaller copies of each photo; default {HALVINGS}",
+        help=f"downscaled copies of each photo, each half the last; default {HALVINGS}",
     )
     parser.add_argument(
-        "--noisy", action="store_true", help="all of them strongly noisy, none clean"
+        "--noisy", action="store_true", help="make all pictures strongly noisy, none clean"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random draws; default 0")
     args = parser.parse_args()
     device = pick_device("auto")
     g = torch.Generator(device).manual_seed(args.seed)

@@ -1,4 +1,4 @@
-"""The networks that look at pictures, as the other stages use them: trained earlier, and frozen."""
+"""Trained modality networks, frozen, for the stages that need maps and words."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ def add_modality_networks(parser: argparse.ArgumentParser) -> None:
 
 
 def load_labels(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Names of classes and tags, from a checkpoint's manifest or a run's `labels.json`."""
+    """Names of classes and tags, by component.
+
+    They come from a checkpoint's manifest or a run's `labels.json`; empty if a run has none.
+    """
     if (folder / "manifest.json").exists():
         components = load_manifest(folder).components
         return {name: spec.labels for name, spec in components.items() if spec.labels}
@@ -41,7 +44,7 @@ def load_labels(folder: Path) -> dict[str, tuple[str, ...]]:
 
 
 def write_labels(folder: Path, component: str, names: Sequence[str]) -> None:
-    """Note in a run's folder what the classes or tags of its network are."""
+    """Write the names of a network's classes or tags to `labels.json` in its run's folder."""
     text = json.dumps({component: list(names)}, indent=1)
     write_text(folder / "labels.json", text)
 
@@ -49,7 +52,7 @@ def write_labels(folder: Path, component: str, names: Sequence[str]) -> None:
 def read_modality_networks(
     folders: Sequence[Path],
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, tuple[str, ...]]]:
-    """State dicts and labels of what runs and checkpoints hold, by component."""
+    """State dicts and labels by component, from several runs or checkpoints; later ones win."""
     states: dict[str, dict[str, Tensor]] = {}
     labels: dict[str, tuple[str, ...]] = {}
     for folder in folders:
@@ -61,10 +64,10 @@ def read_modality_networks(
 def load_modality_networks(
     folders: Sequence[Path], preset_name: str, device: torch.device
 ) -> ModalityNetworks:
-    """Load the networks from runs or a checkpoint.
+    """Load the modality networks from runs or a checkpoint, frozen, on `device`.
 
     Raises:
-        OptionError: a network is in none of the folders.
+        OptionError: a modality network is in none of the folders.
     """
     states, labels = read_modality_networks(folders)
     missing = [name for name in MODALITY_NETWORKS if name not in states]

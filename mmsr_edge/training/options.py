@@ -1,4 +1,4 @@
-"""Command-line options made from the stages' dataclasses, so that each setting is named once."""
+"""Command-line options made from the fields of the stages' dataclasses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Stage = TypeVar("Stage")
 
 @dataclass(frozen=True)
 class PresetConfig:
-    """Setting of stages that train networks of a preset."""
+    """Setting of the stages that build networks of a preset."""
 
     preset: str = "nano"
     """Preset of the networks, a key of `mmsr_edge.models.PRESETS`."""
@@ -48,20 +48,28 @@ def add_run_options(
     photos: bool = True,
     **defaults: Any,
 ) -> None:
-    """Add `--photos` (unless false), `--out`, every field of `RunConfig` and of `stage`."""
+    """Add `--out`, `--photos`, and an option for every field of `RunConfig` and of `stage`.
+
+    Args:
+        parser: receives the options.
+        stage: the stage's settings; their values are the defaults.
+        steps: default of `RunConfig.steps`.
+        photos: whether to add `--photos`.
+        defaults: defaults of other fields of `RunConfig`.
+    """
     if photos:
         parser.add_argument(
             "--photos", type=Path, required=True, help="folder of photographs, searched recursively"
         )
     parser.add_argument(
-        "--out", type=Path, required=True, help="the run's folder; an existing run is resumed"
+        "--out", type=Path, required=True, help="folder of the run; an existing run is resumed"
     )
     _add(parser.add_argument_group("run"), RunConfig(steps=steps, **defaults))
     _add(parser.add_argument_group("stage"), stage)
 
 
 def run_config(args: argparse.Namespace, stage: type[Stage]) -> tuple[RunConfig, Stage]:
-    """Read both dataclasses back from parsed arguments."""
+    """`RunConfig` and the stage's settings from parsed arguments."""
     values = vars(args)
 
     def read(cls: Any) -> Any:
@@ -71,7 +79,7 @@ def run_config(args: argparse.Namespace, stage: type[Stage]) -> tuple[RunConfig,
 
 
 def add_teacher(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add `--teacher`, the folder of Real-ESRGAN's weights."""
+    """Add `--teacher`, the folder with Real-ESRGAN's weights."""
     parser.add_argument(
         "--teacher",
         type=Path,
@@ -84,14 +92,18 @@ def add_distillation(parser: argparse.ArgumentParser) -> None:
     """Add the options that `distillation_pool` reads."""
     add_teacher(parser)
     parser.add_argument(
-        "--targets", type=Path, nargs="+", default=[], help="files of make_targets to start with"
+        "--targets", type=Path, nargs="+", default=[], help="files from make_targets to start with"
     )
 
 
 def distillation_pool(
     args: argparse.Namespace, stage: DistillationConfig, seed: int, device: torch.device
 ) -> DistillationPool:
-    """The pool of a stage's command line."""
+    """The distillation pool that a stage's command line asks for.
+
+    Raises:
+        OptionError: the photographs, the teacher's files or the targets cannot be read.
+    """
     photos = Photos(args.photos, device, seed=seed, halvings=HALVINGS)
     teacher = load_real_esrgan(args.teacher, device)
     return DistillationPool(photos, teacher, stage, seed, read_targets(args.targets, stage))

@@ -1,12 +1,13 @@
-r"""From training runs to a checkpoint: a bundle of torch weights, ready for `export_all.py`.
+r"""Make a checkpoint, a bundle of torch weights, from training runs.
 
     python -m mmsr_edge.training.release --preset nano --autoencoder RUN --tokenizer RUN \
         --diffusion RUN --modalities RUN RUN RUN --photos DIR --version 0.1.0 --out weights/nano
 
-Weights are the runs' moving averages, at fp16. `sources.json` in the photographs' folder, when it
-is there, becomes the provenance in the manifest; a published network that
-was distilled is added by `--teacher-source NAME LICENCE WHAT`, one whose weights ours were
-initialized from by `--initialized-from`, which makes its licence one of our weights'.
+The weights are the runs' moving averages (the tokenizer's are the last ones), in fp16. The
+provenance in the manifest comes from `sources.json` in the photographs' folder, which is required.
+Add each published network that was distilled with `--teacher-source NAME LICENCE WHAT`, and each
+whose weights ours were initialized from with `--initialized-from NAME LICENCE WHAT`, which adds its
+licence to ours.
 """
 
 from __future__ import annotations
@@ -36,21 +37,21 @@ def provenance(
     photos: Path, notes: str, teachers: Sequence[Sequence[str]] = (),
     ancestors: Sequence[Sequence[str]] = (),
 ) -> Provenance:  # fmt: skip
-    """Count the photographs by source and licence, from `sources.json`, and name the teachers.
+    """Provenance of the weights: photographs by source and licence, teachers and initial weights.
 
     Args:
-        photos: their folder.
-        notes: for users.
-        teachers: (name, licence, what it taught) of each.
-        ancestors: (name, licence, what began with its weights) of each.
+        photos: folder of the photographs, with `sources.json`.
+        notes: notes for users of the weights.
+        teachers: name, licence and what was distilled from it, for each teacher.
+        ancestors: name, licence and what was initialized from it, for each network.
 
     Raises:
-        OptionError: when the file is missing: weights of unknown origin are not released.
+        OptionError: `sources.json` is missing; weights of unknown origin are not released.
     """
     path = photos / "sources.json"
     if not path.exists():
         raise OptionError(
-            f"{str(path)!r} is missing; it lists source and licence of each photograph"
+            f"{str(path)!r} is missing; it lists source and licence of each photograph: write it"
         )
     entries: list[dict[str, Any]] = json.loads(path.read_text())
     counts = Counter((e["source"], e["licence"]) for e in entries)
@@ -71,22 +72,22 @@ def provenance(
 
 
 def split_denoiser(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The parts of `denoiser.Denoiser`, each under its component's name."""
+    """State dicts of the networks in `denoiser.Denoiser`, by component."""
     return {
         n: {k[len(n) + 1 :]: v for k, v in state.items() if k.startswith(n + ".")} for n in DENOISER
     }
 
 
 def gather(preset_name: str, states: dict[str, dict[str, Tensor]]) -> dict[str, nn.Module]:
-    """Build each component and give it its weights.
+    """Build the components of a preset with their weights.
 
     Raises:
-        OptionError: naming components that no run trained.
+        OptionError: `states` lacks a component.
     """
     names = preset_components(preset(preset_name))
     missing = [n for n in names if n not in states]
     if missing:
-        raise OptionError(f"no weights for {', '.join(missing)}")
+        raise OptionError(f"no weights for {', '.join(missing)}: give runs that trained them")
     networks = {n: build_component(n, preset_name) for n in names}
     for name, module in networks.items():
         module.load_state_dict(states[name])
@@ -102,30 +103,40 @@ def main() -> None:
     for name in ("autoencoder", "tokenizer", "diffusion", "photos", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     add_modality_networks(parser)
-    parser.add_argument("--version", required=True, help="of the weights")
-    parser.add_argument("--notes", default="", help="what a user of the weights should know")
-    parser.add_argument("--steps", type=int, help="default steps of the bundle, not the preset's")
+    parser.add_argument("--version", required=True, help="version of the weights")
+    parser.add_argument("--notes", default="", help="notes for users of the weights")
     parser.add_argument(
-        "--few-steps", type=int, default=0, help="up to so many steps start without noise"
+        "--steps", type=int, help="default steps of the bundle; the preset's if left out"
     )
-    parser.add_argument("--few-guidance", choices=GUIDANCE, help="what these take where w is given")
-    parser.add_argument("--guidance-scale", type=float, help="default w; 0 means no guidance")
-    for flag, said in (
-        ("--teacher-source", "a third party's network whose answers were trained on; repeatable"),
-        ("--initialized-from", "one whose weights a network of ours began with; repeatable"),
+    parser.add_argument(
+        "--few-steps",
+        type=int,
+        default=0,
+        help="largest number of steps that start without noise; default 0",
+    )
+    parser.add_argument(
+        "--few-guidance", choices=GUIDANCE, help="guidance of few steps when w is given"
+    )
+    parser.add_argument(
+        "--guidance-scale", type=float, help="default guidance scale w; 0 turns guidance off"
+    )
+    for flag, text in (
+        ("--teacher-source", "published network that was distilled; repeatable"),
+        ("--initialized-from", "published network that ours was initialized from; repeatable"),
     ):
         parser.add_argument(
             flag, nargs=3, action="append", default=[], metavar=("NAME", "LICENCE", "WHAT"),
-            help=said,
+            help=text,
         )  # fmt: skip
     args = parser.parse_args()
     states, labels = read_modality_networks(args.modalities)
     states |= load_states(args.autoencoder)
-    # Codes that were revived jump; their average lies between two places, so: the last weights.
+    # The last weights, not the averaged ones: the average of a revived code lies between its old
+    # place and its new one.
     states |= load_states(args.tokenizer, ema=False)
     last = load_states(args.diffusion)
     denoiser = last.pop("denoiser")
-    states |= last | split_denoiser(denoiser)  # a fine-tuned run has a decoder too
+    states |= last | split_denoiser(denoiser)  # a run after the diffusion has a decoder too
     scale = torch.as_tensor(denoiser["residual_scale"]).tolist()
     sampler = replace(
         preset(args.preset).sampler, few_steps=args.few_steps, few_guidance=args.few_guidance

@@ -1,9 +1,11 @@
-"""A training run's folder: settings, log, loss curve, and a checkpoint from which it resumes.
+"""A training run: steps, learning rate, averaged weights, log, and the state to resume from.
 
-state.pt       networks, EMA, optimizer, step count and hours: written atomically
-log.csv        one line each `log_every` steps
-curve.png      the log, drawn
-settings.json  the stage's configuration; resuming with another one is an error
+Files of its folder:
+
+state.pt       networks, averaged weights, optimizer, step count and seconds; written atomically
+log.csv        one line every `log_every` steps
+curve.png      plots of the log
+settings.json  the stage's settings; resuming with other settings is an error
 """
 
 from __future__ import annotations
@@ -31,59 +33,64 @@ from mmsr_edge.training.throughput import Throughput
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What all stages share."""
+    """Settings that all stages share."""
 
     steps: int
     """Length of the learning-rate schedule; training ends there."""
     minutes: float | None = None
-    """Wall-clock limit of this session; the run resumes from where it stopped."""
+    """Wall-clock limit of this session; None: no limit. A stopped run can be resumed."""
     by_time: bool = False
-    """The learning rate's schedule lasts for `minutes`, not for `steps`: for a machine that is lent
-    by the minute."""
+    """Whether the learning-rate schedule lasts `minutes` in place of `steps`, for machines that are
+    rented by time."""
     learning_rate: float = 2e-4
-    """Peak, after `warmup` steps; falls along a half cosine to a fiftieth."""
+    """Peak learning rate, after `warmup` steps; it falls along half a cosine to a fiftieth."""
     warmup: int = 200
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up of the learning rate."""
     ema: float = 0.999
-    """Decay of the weights' moving average; it starts lower."""
+    """Decay of the weights' moving average, approached from below."""
     clip: float = 1.0
-    """Largest gradient norm."""
+    """Largest gradient norm; larger ones are scaled down to it."""
     log_every: int = 25
     """Steps between log lines."""
     save_every: float = 4.0
-    """Minutes between checkpoints."""
+    """Minutes between saves of `state.pt`."""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`."""
     compile: bool = False
-    """`torch.compile` the networks: minutes at the start, for runs on a GPU."""
+    """Whether to `torch.compile` the networks; it takes minutes at the start."""
     seed: int = 0
-    """Of everything random."""
+    """Seed of all random draws."""
 
 
 NOT_DRAWN = ("step", "hours", "rate", "norm", "samples_per_s", "tflops", "share_of_peak")
-"""Columns of the log that `curve.png` leaves out."""
+"""Columns of the log that `curve.png` does not plot."""
 
 
 class Run:
     """Counts steps, schedules the learning rate, averages weights, logs, saves and resumes.
 
     Args:
-        folder: the run's; created.
-        config: shared settings.
-        stage: the stage's own settings (a dataclass), recorded and compared on resume.
-        trained: the networks that learn, by name, on the device.
+        folder: folder of the run; created, or resumed from.
+        config: the settings that all stages share.
+        stage: the stage's own settings, a dataclass; recorded, and compared on resuming.
+        trained: the networks that are trained, by name, on the device.
+
+    Raises:
+        OptionError: `folder` holds a run with other settings, or `by_time` is set without
+            `minutes`.
+        MissingExtraError: matplotlib is not installed.
     """
 
     def __init__(
         self, folder: Path, config: RunConfig, stage: Any, trained: dict[str, nn.Module]
     ) -> None:
-        if find_spec("matplotlib") is None:  # found out now, not at the first save
+        if find_spec("matplotlib") is None:  # fail now, not at the first save
             raise missing_extra("matplotlib", "train")
         if config.by_time and not config.minutes:
-            raise OptionError("by_time without minutes: say how long the schedule is to last")
+            raise OptionError("by_time without minutes; give minutes, the length of the schedule")
         self.folder, self.config, self.trained = folder, config, trained
         for module in trained.values() if config.compile else ():
-            module.compile()  # in place: the names in the checkpoint stay
+            module.compile()  # in place, which keeps the names in the state dict
         self.step, self.seconds = 0, 0.0
         self.started = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +119,7 @@ class Run:
         if path.exists() and path.read_text() != text:
             raise OptionError(
                 f"{str(self.folder)!r} holds a run with other settings; give another folder, or "
-                f"the settings in {path.name}: {path.read_text()}"
+                f"the settings of {path.name}: {path.read_text()}"
             )
         path.write_text(text)
 
@@ -146,11 +153,11 @@ class Run:
         draw_curve(self.folder / "log.csv", self.folder / "curve.png")
 
     def elapsed(self) -> float:
-        """Seconds trained, those of earlier sessions included."""
+        """Seconds trained, including earlier sessions."""
         return self.seconds + time.monotonic() - self.started
 
     def learning_rate(self) -> float:
-        """Linear warm-up, then half a cosine down to a fiftieth."""
+        """Learning rate of this step: linear warm-up, then half a cosine down to a fiftieth."""
         peak, done = self.config.learning_rate, self.step / self.config.steps
         if self.config.by_time:
             done = self.elapsed() / (60 * (self.config.minutes or 1))
@@ -159,7 +166,7 @@ class Run:
         return peak * warm * (0.02 + 0.98 * cosine)
 
     def __iter__(self) -> Iterator[int]:
-        """Yield step numbers until the schedule, the time or a signal ends it; then save."""
+        """Yield step numbers until the last step, the time limit or a signal; then save."""
         for kind in (signal.SIGINT, signal.SIGTERM):
             signal.signal(kind, self._stop)
         limit = (self.config.minutes or float("inf")) * 60
@@ -187,18 +194,18 @@ class Run:
         self._stopped = True
 
     def update(self, loss: Tensor, **logged: Tensor | float) -> None:
-        """One optimizer step on `loss`; `logged` are averaged into the log."""
+        """Make one optimizer step on `loss`; the means of `logged` go to the log."""
         rate = self.learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        if torch.isfinite(norm):  # a bad batch is skipped, not averaged into the weights
+        if torch.isfinite(norm):  # otherwise the batch is skipped
             self.optimizer.step()
         self.ema.step(self.parameters)
         for name, value in {"loss": loss, "norm": norm, **logged}.items():
-            value = torch.as_tensor(value).detach()  # not waited for: a GPU goes on
+            value = torch.as_tensor(value).detach()  # stays on the device: no synchronization
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._count += 1
         if self._count == self.config.log_every:
@@ -223,7 +230,7 @@ class Run:
 
 
 def draw_curve(log: Path, picture: Path) -> None:
-    """Draw every column of `log` over its steps."""
+    """Plot the columns of `log` over the steps, except `NOT_DRAWN`."""
     if not log.exists():
         return
     import matplotlib

@@ -1,10 +1,10 @@
-"""What a run learnt, in half precision and in small files: the way back from a borrowed machine.
+"""Split the trained weights of a run into small half-precision files, to move between machines.
 
     python -m mmsr_edge.training.shards split RUN FOLDER
     python -m mmsr_edge.training.shards join FOLDER BASE RUN
 
-`split` writes the averaged weights of what learnt, and nothing of the optimizer; `join` puts them
-over those of the run or the checkpoint that the training began with.
+`split` writes the averaged weights of the trained networks, without the optimizer; `join` puts them
+into the weights of the run or checkpoint that the training started from.
 """
 
 from __future__ import annotations
@@ -19,19 +19,22 @@ from mmsr_edge.errors import OptionError
 from mmsr_edge.training.states import averaged, load_state, load_states, write_run
 
 SIZE = 15
-"""Most MiB of a file."""
+"""Largest size of a file in MiB."""
 
 
 def split_run(run: Path, folder: Path, size: int = SIZE) -> list[Path]:
-    """Write what a run learnt as `0.safetensors`, `1.safetensors`, …
+    """Write the averaged weights of a run as `0.safetensors`, `1.safetensors`, …
 
     Args:
-        run: a folder with `state.pt`.
-        folder: created.
-        size: most MiB of a file; one tensor may be larger.
+        run: folder of the run, with `state.pt`.
+        folder: folder of the files; created.
+        size: largest size of a file in MiB; a single larger tensor gets a file of its own.
+
+    Returns:
+        The paths of the files.
 
     Raises:
-        OptionError: there is no run in `run`.
+        OptionError: `run` is not a run's folder.
     """
     shards: list[dict[str, Tensor]] = [{}]
     room = size << 20
@@ -50,15 +53,15 @@ def split_run(run: Path, folder: Path, size: int = SIZE) -> list[Path]:
 
 
 def join_run(folder: Path, base: Path, out: Path) -> None:
-    """Write a run that a stage can begin with, or a release be made of.
+    """Write a run from split weights; a stage can start from it, and `release` can read it.
 
     Args:
-        folder: of `split_run`'s files.
-        base: the run or checkpoint that the training began with.
-        out: the run's folder.
+        folder: folder with the files of `split_run`.
+        base: the run or checkpoint that the training started from.
+        out: folder of the run to write.
 
     Raises:
-        OptionError: there are no such files.
+        OptionError: `folder` has no such files, or `base` is neither a run nor a checkpoint.
     """
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
@@ -77,14 +80,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    split = commands.add_parser("split", help="write what a run learnt in small files")
-    split.add_argument("run", type=Path, help="the run's folder")
-    split.add_argument("folder", type=Path, help="where the files are to be")
-    split.add_argument("--size", type=int, default=SIZE, help=f"MiB of a file; default {SIZE}")
-    joint = commands.add_parser("join", help="make a run of such files")
-    joint.add_argument("folder", type=Path, help="where the files are")
-    joint.add_argument("base", type=Path, help="run or checkpoint that the training began with")
-    joint.add_argument("run", type=Path, help="the run's folder, to be written")
+    split = commands.add_parser("split", help="write the trained weights of a run as small files")
+    split.add_argument("run", type=Path, help="folder of the run")
+    split.add_argument("folder", type=Path, help="folder of the files to write")
+    split.add_argument(
+        "--size", type=int, default=SIZE, help=f"largest size of a file in MiB; default {SIZE}"
+    )
+    joint = commands.add_parser("join", help="make a run from such files")
+    joint.add_argument("folder", type=Path, help="folder of the files")
+    joint.add_argument("base", type=Path, help="run or checkpoint that the training started from")
+    joint.add_argument("run", type=Path, help="folder of the run to write")
     args = parser.parse_args()
     if args.command == "join":
         join_run(args.folder, args.base, args.run)

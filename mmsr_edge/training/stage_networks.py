@@ -1,4 +1,4 @@
-"""What the stages after the diffusion start from: its denoiser, the autoencoder, and a discriminator."""
+"""Networks that the stages after the diffusion start from."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from mmsr_edge.training.states import load_states, start_from
 
 @dataclass(frozen=True)
 class StageNetworks:
-    """The networks, on the device, in training mode."""
+    """Networks that a stage after the diffusion starts from, on the device, in training mode."""
 
     networks: dict[str, nn.Module]
-    """`hr_encoder`, `lr_encoder`, `tokenizer` and `decoder`."""
+    """`hr_encoder`, `lr_encoder`, `tokenizer` and `decoder`, by name."""
     denoiser: Denoiser
     """Text encoder, connector and UNet."""
     discriminator: Discriminator
-    """Fresh where no run has one."""
+    """The discriminator; fresh weights if no run has one."""
 
 
 def add_stage_networks(parser: argparse.ArgumentParser, *, lpips: bool = True) -> None:
-    """Add the options that `load_stage_networks` reads, and `--lpips` for what trains them."""
+    """Add the options that `load_stage_networks` reads, and `--lpips` unless it is not needed."""
     for name in ("autoencoder", "tokenizer", "diffusion"):
         parser.add_argument(
             f"--{name}", type=Path, required=True, help=f"run of train_{name}, or a checkpoint"
@@ -44,11 +44,13 @@ def add_stage_networks(parser: argparse.ArgumentParser, *, lpips: bool = True) -
 
 
 def grow_super_resolution(decoder: nn.Module, fresh: list[str]) -> None:
-    """Let a compact enlarger with more layers than the weights it was given begin where they end.
+    """Initialize added layers of a compact super-resolution network so that they pass features on.
+
+    Does nothing if the loaded weights had all layers, or none.
 
     Args:
-        decoder: of any preset.
-        fresh: tensors that were not given; see `run.start_from`.
+        decoder: decoder of any preset.
+        fresh: names of the tensors that were not loaded; see `states.start_from`.
     """
     layers = re.compile(r"decoder\.compact\.body\.(\d+)\.weight")
     missing = [int(found[1]) for name in fresh if (found := layers.fullmatch(name))]
@@ -60,7 +62,15 @@ def grow_super_resolution(decoder: nn.Module, fresh: list[str]) -> None:
 def load_stage_networks(
     args: argparse.Namespace, preset_name: str, device: torch.device
 ) -> StageNetworks:
-    """Build the networks with the weights of the runs; of two that have one, the later stage's."""
+    """Build the networks with the weights of the runs or checkpoints.
+
+    If several have the same network, the one of the last of `--autoencoder`, `--tokenizer` and
+    `--diffusion` is used.
+
+    Raises:
+        OptionError: a folder is neither a run nor a checkpoint.
+        BundleError: a checkpoint is damaged.
+    """
     states = {
         **load_states(args.autoencoder),
         **load_states(args.tokenizer, ema=False),
@@ -76,7 +86,7 @@ def load_stage_networks(
     tokenizer = networks["tokenizer"]
     assert isinstance(tokenizer, Tokenizer)
     net = Denoiser(preset_name, tokenizer.vq.quantize.embedding.weight.detach())
-    # A preset without the MMLC has no use for its weights.
+    # A preset without the MMLC leaves its weights out.
     own = net.state_dict()
     net.load_state_dict({k: v for k, v in states["denoiser"].items() if k in own})
     for module in (*networks.values(), discriminator, net):

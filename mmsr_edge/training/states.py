@@ -1,4 +1,4 @@
-"""State dicts of training runs and checkpoints, by network: read, written, and given to networks."""
+"""State dicts of training runs and checkpoints: reading, writing, and loading into networks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mmsr_edge.files import replacing
 from mmsr_edge.models.checkpoint import component_state
 
 DENOISER = ("text_encoder", "connector", "unet")
-"""Components that `denoiser.Denoiser` trains as one."""
+"""Components that `denoiser.Denoiser` joins."""
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """What `Run.save` wrote.
+    """Read the state that `Run.save` or `write_run` wrote.
 
     Raises:
-        OptionError: when there is no run in `folder`.
+        OptionError: `folder` has no `state.pt`.
     """
     path = folder / "state.pt"
     if not path.exists():
@@ -31,7 +31,7 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 
 def averaged(state: dict[str, Any]) -> dict[tuple[str, str], Tensor]:
-    """The averaged weights of what learnt, by network and key; `state` as `load_state` gives it."""
+    """The averaged weights of the trained parameters, by network and key, from `load_state`."""
     names = [(n, k) for n, ks in state["parameters"].items() for k in ks]
     return dict(zip(names, state["ema"]["shadow_params"], strict=True))
 
@@ -40,11 +40,11 @@ def load_run(folder: Path, *, ema: bool = True) -> dict[str, dict[str, Tensor]]:
     """State dicts of a run's networks, by name.
 
     Args:
-        folder: of the run.
-        ema: the averaged weights; otherwise those last trained.
+        folder: folder of the run.
+        ema: whether to take the averaged weights; otherwise the last ones.
 
     Raises:
-        OptionError: when there is no run in `folder`.
+        OptionError: `folder` has no `state.pt`.
     """
     state = load_state(folder)
     networks: dict[str, dict[str, Tensor]] = state["networks"]
@@ -55,7 +55,7 @@ def load_run(folder: Path, *, ema: bool = True) -> dict[str, dict[str, Tensor]]:
 
 
 def write_run(folder: Path, networks: dict[str, dict[str, Tensor]]) -> None:
-    """Write state dicts as a run that has ended, for `load_run`; it cannot be resumed."""
+    """Write state dicts as a finished run, for `load_run`; it cannot be resumed."""
     state = {"networks": networks, "parameters": {}, "ema": {"shadow_params": []}}
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "state.pt") as file:
@@ -63,10 +63,10 @@ def write_run(folder: Path, networks: dict[str, dict[str, Tensor]]) -> None:
 
 
 def start_from(networks: dict[str, nn.Module], states: dict[str, dict[str, Tensor]]) -> list[str]:
-    """Give `networks` what `states` holds for them under the same name and shape.
+    """Load into `networks` the tensors of `states` with the same network, name and shape.
 
     Returns:
-        The tensors that keep their fresh weights; the modules they are in are printed.
+        Names of the tensors that keep their fresh weights. Their modules are printed.
     """
     fresh = []
     for name, network in networks.items():
@@ -80,18 +80,19 @@ def start_from(networks: dict[str, nn.Module], states: dict[str, dict[str, Tenso
 
 
 def load_states(folder: Path, *, ema: bool = True) -> dict[str, dict[str, Tensor]]:
-    """State dicts of a training run's networks, or of a checkpoint's as the stages name them.
+    """State dicts of the networks of a run or a checkpoint, by name.
 
-    Whether they fit today's networks is for `run.start_from` to say: a stage may begin with a layer
-    that the checkpoint's networks had not.
+    A checkpoint's text encoder, connector and UNet are joined as `denoiser`, as in a run. The
+    shapes are not compared with the networks': that is left to `start_from`, because a stage may
+    have layers that the run or checkpoint lacks.
 
     Args:
-        folder: a run's (see `run.load_run`), or a checkpoint such as `weights/nano`.
-        ema: of a run, the averaged weights; otherwise those last trained.
+        folder: folder of a run, or a checkpoint such as `weights/nano`.
+        ema: whether to take a run's averaged weights; otherwise the last ones.
 
     Raises:
-        OptionError: when `folder` is neither.
-        BundleError: when the checkpoint is damaged.
+        OptionError: `folder` is neither.
+        BundleError: the checkpoint is damaged.
     """
     if not (folder / MANIFEST_NAME).exists():
         return load_run(folder, ema=ema)

@@ -1,4 +1,4 @@
-"""How fast a run is: samples a second, FLOP a second, and the share of the device's peak."""
+"""Throughput of a run: samples per second, FLOP per second, and the share of the device's peak."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "A10": 125.0, "T4": 65.0}
-"""Dense bf16 (T4: fp16) matrix products, from NVIDIA's data sheets, by a part of the name."""
+"""Peak TFLOP/s of dense bf16 (T4: fp16) matrix products, from NVIDIA's data sheets, by part of the
+device's name."""
 
 
 def peak_tflops(device: torch.device) -> float | None:
-    """Peak of `device`, or None where no data sheet says it."""
+    """Peak TFLOP/s of `device`; None if it is not in `PEAK_TFLOPS`."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -22,11 +23,11 @@ def peak_tflops(device: torch.device) -> float | None:
 
 
 class Throughput:
-    """Counts one step's FLOP, and divides by the time that the steps take.
+    """Counts the FLOP of one step and measures the time of the steps.
 
     Args:
-        samples: of one step.
-        device: where the steps run.
+        samples: samples per step.
+        device: device that the steps run on.
     """
 
     def __init__(self, samples: int, device: torch.device) -> None:
@@ -36,9 +37,9 @@ class Throughput:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count the FLOP of the step made inside: those of convolutions and matrix products."""
+        """Count the FLOP of convolutions and matrix products of the step made inside."""
         with FlopCounterMode(display=False) as counter:
-            torch.compiler.set_stance("force_eager")  # what is compiled is not counted
+            torch.compiler.set_stance("force_eager")  # compiled code is not counted
             try:
                 yield
             finally:
@@ -46,11 +47,11 @@ class Throughput:
         self.flops = counter.get_total_flops()
 
     def restart(self) -> None:
-        """Measure from now on."""
+        """Restart the clock."""
         self.started = time.monotonic()
 
     def measure(self, steps: int) -> dict[str, float]:
-        """Columns of the log, for `steps` since `restart`."""
+        """Columns of the log for the `steps` made since `restart`; restarts the clock."""
         rate = steps / max(time.monotonic() - self.started, 1e-9)
         values = {"samples_per_s": rate * self.samples, "tflops": rate * (self.flops or 0) / 1e12}
         if self.peak:

@@ -5,11 +5,11 @@ r"""Train the slim autoencoder and the LR encoder together.
 
 Two paths share the decoder D:
 
-    x̂ = D(E(x) + n)     reconstruction, n a little noise so that D forgives the sampler's errors
-    ŷ = D(E_lr(y))      the upscaled picture that regression gives
+    x̂ = D(E(x) + n)     reconstruction; the noise n makes D robust to errors of the sampler
+    ŷ = D(E_lr(y))      upscaled picture by regression
 
-Loss: L1 + LPIPS (Alex and VGG) + adversarial loss on both, an L2 pull of E_lr(y) towards E(x) so that the
-residual that the diffusion has to model is small, and an L2 pull that keeps latents at unit scale.
+The loss is the picture loss of both (L1, grid, LPIPS, adversarial), the L2 distance of E_lr(y) from
+E(x), which keeps the residual for the diffusion small, and a term that keeps latents at unit scale.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ class AutoencoderStage(PresetConfig, PictureLossConfig, AdversarialConfig):
     """Settings of this stage."""
 
     crop: int = 192
-    """HR pixels of a training crop's side."""
+    """Side of a training crop in HR pixels."""
     batch: int = 8
     """Crops per step."""
     l1_weight: float = 3.0
     grid_weight: float = 5.0
     alex_weight: float = 0.3
     reconstructed: float = 1.0
-    """Share of the batch whose reconstruction is trained; the upscaling path takes all."""
+    """Share of the batch that trains the reconstruction too; all of it trains the upscaling."""
     freeze_encoder: bool = False
-    """Keep E as it is, so that what was trained on its latents stays of use."""
+    """Whether to freeze E, so that networks trained on its latents stay valid."""
     latent_weight: float = 0.05
     """Weight of ‖E_lr(y) − E(x)‖²."""
     scale_weight: float = 1e-3
-    """Weight of the pull of the latents' mean square towards one."""
+    """Weight of the squared distance of the latents' mean square, per channel, from 1."""
     latent_noise: float = 0.05
     """Standard deviation of the noise on E(x) before decoding."""
 
@@ -59,24 +59,28 @@ class AutoencoderStage(PresetConfig, PictureLossConfig, AdversarialConfig):
 def train(
     photos: Path, lpips: Path, run: Run, stage: AutoencoderStage, device: torch.device
 ) -> None:
-    """Run the stage; `run.trained` holds `hr_encoder`, `lr_encoder` and `decoder`."""
+    """Run the stage.
+
+    `run.trained` holds `hr_encoder`, `lr_encoder`, `decoder` and, with an adversarial loss,
+    `discriminator`.
+    """
     data = Photos(photos, device, seed=run.config.seed + run.step)
     g = torch.Generator(device).manual_seed(run.config.seed + run.step)
-    fold = torch.channels_last
+    layout = torch.channels_last
     discriminator = run.trained.get("discriminator")
     assert discriminator is None or isinstance(discriminator, Discriminator)
     picture = PictureLoss(lpips, stage, discriminator, stage.adversarial_weight).to(device)
     encoder, lr_encoder, decoder = (run.trained[n] for n in ("hr_encoder", "lr_encoder", "decoder"))
-    kept = round(stage.reconstructed * stage.batch)
+    rebuilt = round(stage.reconstructed * stage.batch)
     for _ in run:
         hr, _ = data.batch(stage.batch, stage.crop)
-        hr = hr.contiguous(memory_format=fold)
-        lr = degrade(hr, DegradeConfig(), g).contiguous(memory_format=fold)
+        hr = hr.contiguous(memory_format=layout)
+        lr = degrade(hr, DegradeConfig(), g).contiguous(memory_format=layout)
         with autocast(device):
             z, z_lr = encoder(hr), lr_encoder(lr)
-            noise = torch.randn(z[:kept].shape, generator=g, device=device) * stage.latent_noise
-            out = decoder(torch.cat([z_lr, z[:kept] + noise]), torch.cat([lr, lr[:kept]]))
-            terms = picture(out, torch.cat([hr, hr[:kept]]), g)
+            noise = torch.randn(z[:rebuilt].shape, generator=g, device=device) * stage.latent_noise
+            out = decoder(torch.cat([z_lr, z[:rebuilt] + noise]), torch.cat([lr, lr[:rebuilt]]))
+            terms = picture(out, torch.cat([hr, hr[:rebuilt]]), g)
         latent = F.mse_loss(z_lr.float(), z.float())
         scale = (z.float().square().mean((0, 2, 3)) - 1).square().mean()
         n = stage.batch
@@ -102,7 +106,9 @@ def main() -> None:
         "--lpips", type=Path, required=True, help="folder with alexnet.ckpt, vgg16.ckpt"
     )
     add_run_options(parser, AutoencoderStage(), steps=20000)
-    parser.add_argument("--init", type=Path, help="another run, to start from its averaged weights")
+    parser.add_argument(
+        "--init", type=Path, help="run or checkpoint to start from; of a run, the averaged weights"
+    )
     args = parser.parse_args()
     config, stage = run_config(args, AutoencoderStage)
     device = pick_device(config.device)

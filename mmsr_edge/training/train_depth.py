@@ -1,9 +1,9 @@
-"""Train the depth student on rendered scenes.
+"""Train the depth network on rendered scenes.
 
     python -m mmsr_edge.training.scenes.make --photos DIR --out SCENES
     python -m mmsr_edge.training.train_depth --scenes SCENES --out RUN --minutes 30
 
-No photograph with known depth is seen, and no other network's weights.
+No measured depth and no other network's weights are used.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ class DepthStage:
     scenes: str = "scenes"
     """Folder of rendered scenes."""
     start: str = ""
-    """Folder of a run to start from, such as one on smaller pictures; empty: fresh weights."""
+    """Folder of a run to start from, such as one on smaller pictures; empty: random weights."""
     batch: int = 16
-    """Pictures a step."""
+    """Pictures per step."""
     side: int = 256
-    """Side of the pictures; a smaller one is cheaper, and the network is convolutional."""
+    """Side of the pictures in pixels, a multiple of 64; the network is convolutional, and smaller
+    pictures are cheaper."""
 
 
 def train(run: Run, stage: DepthStage, device: torch.device) -> None:
-    """Run the stage; `run.trained["depth"]` learns."""
+    """Run the stage; `run.trained` holds `depth`."""
     scenes = Scenes(Path(stage.scenes), run.config.seed + run.step, stage.side)
     batches = scene_batches(scenes, stage.batch)
     network = run.trained["depth"]

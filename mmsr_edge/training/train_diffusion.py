@@ -3,9 +3,9 @@ r"""Train the denoiser, the connector and the text encoder together.
     python -m mmsr_edge.training.train_diffusion \
         --photos DIR --autoencoder RUN --tokenizer RUN --modalities RUN RUN RUN --out RUN
 
-Classifier-free training as in Sec. 3.1: each modality is replaced by its m∅ with p = 0.1, the text
-too. The target is v = √ᾱ·ε − √(1−ᾱ)·z_0 on a schedule rescaled to zero terminal SNR (Lin et al.
-2023), so that sampling starts from pure noise as training did; z_0 is the residual of
+Classifier-free training as in Sec. 3.1: each modality, text included, is replaced by its m∅ with
+p = 0.1. The target is v = √ᾱ·ε − √(1−ᾱ)·z_0 on a schedule rescaled to zero terminal SNR (Lin et al.
+2023), so that training, like sampling, includes pure noise; z_0 is the residual of
 `models/autoencoder.py`.
 """
 
@@ -37,13 +37,13 @@ class DiffusionStage(PresetConfig, SamplesConfig):
 
 @torch.no_grad()
 def residual_scale(encoder: Encoder, batches: int = 6) -> Tensor:
-    """Standard deviation of z_hr − z_lr per channel, [C]."""
+    """s: the standard deviation of z_hr − z_lr per channel, [C], over batches of 16 crops."""
     parts = [encoder(16) for _ in range(batches)]
     return torch.cat([p.z_hr - p.z_lr for p in parts]).std((0, 2, 3))
 
 
 def train(pool: Pool, run: Run, stage: DiffusionStage, device: torch.device) -> None:
-    """Run the stage; `run.trained["denoiser"]` learns."""
+    """Run the stage; `run.trained` holds `denoiser`."""
     net, g = run.trained["denoiser"], pool.encoder.g
     assert isinstance(net, Denoiser)
     table = alphas(stage.preset, device)
@@ -65,10 +65,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--autoencoder", type=Path, required=True, help="run of train_autoencoder")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="run of train_tokenizer")
+    parser.add_argument(
+        "--autoencoder", type=Path, required=True, help="run of train_autoencoder, or a checkpoint"
+    )
+    parser.add_argument(
+        "--tokenizer", type=Path, required=True, help="run of train_tokenizer, or a checkpoint"
+    )
     add_modality_networks(parser)
-    parser.add_argument("--init", type=Path, help="another run, to start from its averaged weights")
+    parser.add_argument(
+        "--init", type=Path, help="run or checkpoint to start from; of a run, the averaged weights"
+    )
     add_run_options(parser, DiffusionStage(), steps=3000, learning_rate=3e-4, warmup=100, ema=0.998)
     args = parser.parse_args()
     config, stage = run_config(args, DiffusionStage)
@@ -88,9 +94,11 @@ def main() -> None:
         net.load_state_dict(load_states(args.init)["denoiser"])
     run = Run(args.out, config, stage, {"denoiser": net})
     text = preset(stage.preset).text_spec()
-    seen = load_modality_networks(args.modalities, stage.preset, device)
+    modalities = load_modality_networks(args.modalities, stage.preset, device)
     seed = config.seed + run.step
-    encoder = Encoder(args.photos, frozen, seen, text, stage.crop, stage.negative, device, seed)
+    encoder = Encoder(
+        args.photos, frozen, modalities, text, stage.crop, stage.negative, device, seed
+    )
     if not net.residual_scale.any():
         net.residual_scale.copy_(residual_scale(encoder))
     train(Pool(encoder, stage.pool, stage.reuse), run, stage, device)

@@ -1,21 +1,21 @@
-r"""Finish the model through its decoder: what few steps give is judged as a picture.
+r"""Fine-tune denoiser and decoder together, with modalities and losses on pictures.
 
     python -m mmsr_edge.training.train_fine_tuning --photos DIR --lpips DIR \
         --autoencoder RUN --tokenizer RUN --diffusion RUN --modalities RUN RUN RUN --out RUN
 
-Trained on v alone, one step from pure noise gives the mean of all that the LR picture could have
-been: a blur. Here the denoiser and the decoder learn together, the HR encoder being kept, from
+Trained on v alone, one step from pure noise predicts the mean of all HR pictures that fit the LR
+picture, which is blurred. This stage trains the denoiser and the decoder, with E_hr frozen, on
 
     z_t = √ᾱ·z_0 + √(1−ᾱ)·ε,  v̂ = UNet(z_t),  ẑ_0 = √ᾱ·z_t − √(1−ᾱ)·v̂,  x̂ = D(E_lr(y) + s·ẑ_0)
 
-with the picture loss on x̂, against the HR picture and, where `--teacher` is given, against what
-Real-ESRGAN x4plus makes of y (see `real_esrgan`). E_lr learns too where `anchor_weight` is not
-0: that times the mean square of z_0, what it leaves to the diffusion, is added to the loss. Without
-it nothing keeps z_0 small, and v diverges. Few steps start without noise (`start_noise` 0: what one
-step could not remove of it was streaks), and most t are the last one, all that one step sees; the
-rest are the other timesteps of a sampler of `sampler_steps`, which start from what the first step
-gave. On a part of each batch the diffusion's own loss goes on, so that sampling in many steps stays
-possible, and on another the reconstruction D(E(x)).
+with the picture loss of x̂ against the HR picture and, with `--teacher`, against Real-ESRGAN
+x4plus's output for y (see `teachers.real_esrgan`). With an `anchor_weight` above 0, E_lr is trained
+too, and the loss includes the anchor, `anchor_weight` times the mean square of z_0; without it
+nothing keeps z_0 small, and v diverges. Trajectories of few steps start without noise
+(`start_noise` 0; noise that one step did not remove became streaks). Most t are the first of a
+trajectory, T − 1; the others are the later timesteps of a trajectory of `sampler_steps`, which
+start from the estimate of the first step. Further samples train the diffusion's own loss, so that
+sampling in many steps stays possible, and some train the reconstruction D(E(x)).
 """
 
 from __future__ import annotations
@@ -34,14 +34,7 @@ from mmsr_edge.sampler import timesteps
 from mmsr_edge.training.data.photos import to_picture
 from mmsr_edge.training.data.samples import Encoder, Pool, Samples, SamplesConfig, draw_present
 from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse, to_start
-from mmsr_edge.training.losses.picture import (
-    AdversarialConfig,
-    AlexTargetConfig,
-    ContrastConfig,
-    PictureLoss,
-    PictureLossConfig,
-    contrast,
-)
+from mmsr_edge.training.losses.picture import PictureLoss, TeacherLossConfig, contrast
 from mmsr_edge.training.modality_networks import add_modality_networks, load_modality_networks
 from mmsr_edge.training.options import PresetConfig, add_run_options, add_teacher, run_config
 from mmsr_edge.training.run import Run
@@ -51,39 +44,33 @@ from mmsr_edge.training.teachers.real_esrgan import load_real_esrgan
 
 
 @dataclass(frozen=True)
-class FineTuningStage(
-    PresetConfig,
-    SamplesConfig,
-    PictureLossConfig,
-    AdversarialConfig,
-    AlexTargetConfig,
-    ContrastConfig,
-):
-    """Settings of this stage. `batch` counts the samples that are judged as pictures."""
+class FineTuningStage(PresetConfig, SamplesConfig, TeacherLossConfig):
+    """Settings of this stage. `batch` counts the samples with losses on pictures."""
 
     crop: int = 192
     batch: int = 8
     diffused: int = 2
-    """Further samples per step, on which the diffusion's loss goes on; 0: it does not."""
+    """Further samples per step, for the diffusion's loss on v; 0: none."""
     reconstructed: int = 2
-    """Samples of `batch` whose reconstruction is trained too."""
+    """Samples of `batch`, the first, that train the reconstruction too."""
     start_noise: float = 0.0
-    """Standard deviation of the noise that few steps start from; 1: the diffusion's start."""
+    """Standard deviation of the noise that few steps start from; 1: as in the diffusion."""
     later: float = 0.25
-    """Share of `batch` that starts after the first step."""
+    """Share of `batch` that trains a later step, from the estimate of the first."""
     sampler_steps: int = 4
-    """The sampler whose timesteps those are."""
+    """Steps of the trajectory from which the timesteps of those later steps are drawn."""
     absent: float = 0.0
-    """Share of the samples of which no modality at all is known."""
+    """Share of the samples with all four modalities absent."""
     sharp_maps: float = 0.5
-    """Share of the samples whose maps and words are the HR picture's; the others have, as on the
-    device, the LR picture's."""
+    """Share of the samples with maps and words from the HR picture; the others have them, as on the
+    device, from the LR picture."""
     negative: float = 0.05
     noisy: float = 0.0
-    """Share of the samples whose LR pictures are strongly noisy."""
+    """Share of the samples with strongly noisy LR pictures."""
     l1_weight: float = 1.5
     target_share: float = 0.5
-    """Share of L1 that compares with HR where there is a teacher; the rest with its target."""
+    """Share of L1 that compares with the HR picture if there is a teacher (in the steps of
+    `alex_sees_hr`); the rest compares with the teacher target."""
     grid_weight: float = 5.0
     alex_weight: float = 0.6
     alex_sees_hr: float = 1.0
@@ -93,18 +80,18 @@ class FineTuningStage(
     latent_noise: float = 0.05
     """Standard deviation of the noise on E(x) before decoding."""
     context_alone: bool = False
-    """Train only what carries the modalities, and keep everything else as it is."""
+    """Whether to train only the parameters that carry the modalities; see `carries_context`."""
     anchor_weight: float = 0.0
-    """Weight of what E_lr leaves to the diffusion; 0 keeps E_lr as it is."""
+    """Weight of the anchor, the mean square of z_0; 0 freezes E_lr."""
 
     @property
     def later_rows(self) -> int:
-        """How many of `batch`, its first, start after the first step."""
+        """Number of samples of `batch`, the first, that train a later step."""
         return round(self.later * self.batch)
 
 
 def draw_timesteps(stage: FineTuningStage, total: int, g: torch.Generator) -> Tensor:
-    """Timesteps [batch + diffused]: the sampler's for the pictures, any for the diffusion."""
+    """Timesteps [batch + diffused]: a trajectory's for the pictures, any of `total` after them."""
     # Trailing spacing (Lin et al. 2023, Table 2), as the bundle samples.
     table = torch.from_numpy(timesteps(total, stage.sampler_steps, "trailing")).to(g.device)
     rows = torch.randint(1, stage.sampler_steps, (stage.batch,), generator=g, device=g.device)
@@ -114,12 +101,16 @@ def draw_timesteps(stage: FineTuningStage, total: int, g: torch.Generator) -> Te
 
 
 def encode_lr(encoder: nn.Module | None, batch: Samples, scale: Tensor) -> tuple[Samples, Tensor]:
-    """The batch with z_lr as E_lr gives it now, and the mean square of z_0 = (z_hr − z_lr)/s.
+    """Encode the LR pictures anew, and compute the anchor, the mean square of (z_hr − z_lr) / s.
 
     Args:
-        encoder: E_lr as it learns; None: it does not, and the mean square is not wanted.
-        batch: with z_lr as the frozen E_lr gave it.
+        encoder: E_lr in training; None: E_lr is frozen, `batch` is returned as it is, and the
+            anchor is 0.
+        batch: samples, with z_lr of the frozen E_lr.
         scale: s, standard deviation of the residual, [C, 1, 1].
+
+    Returns:
+        The samples with z_lr of the current E_lr, and the anchor.
     """
     if encoder is None:
         return batch, torch.zeros((), device=batch.z_lr.device)
@@ -127,28 +118,35 @@ def encode_lr(encoder: nn.Module | None, batch: Samples, scale: Tensor) -> tuple
     return replace(batch, z_lr=z_lr), ((batch.z_hr - z_lr) / scale).square().mean()
 
 
-def aims(batch: Samples, n: int, kept: int) -> tuple[Tensor, Tensor | None]:
-    """What `n` pictures and `kept` reconstructions are judged by: HR, and a teacher's if any.
+def loss_targets(batch: Samples, n: int, rebuilt: int) -> tuple[Tensor, Tensor | None]:
+    """HR pictures and teacher targets (None without a teacher) of `n` pictures and reconstructions.
 
-    A reconstruction sees the HR picture itself, so the teacher has no say in it.
+    The target of the `rebuilt` reconstructions, which come last, is the HR picture in both.
     """
-
-    again = to_picture(batch.target[:kept])
+    again = to_picture(batch.target[:rebuilt])
     target = torch.cat([to_picture(batch.target[:n]), again])
     if batch.teacher_target is None:
         return target, None
     return target, torch.cat([to_picture(batch.teacher_target[:n]), again])
 
 
-def first_guess(
+def first_estimate(
     net: Denoiser, batch: Samples, noise: Tensor, present: Tensor, table: Tensor, rows: int
 ) -> Tensor:
-    """ẑ_0 of the first `rows` samples, in one step from the start, [rows, C, h, w].
+    """ẑ_0 of the first `rows` samples after the first step, [rows, C, h, w], without gradient.
 
-    The later steps of a sampler start from it, with the same noise (DDIM with η = 0), not from
-    z_0: a denoiser that was trained on z_0 alone trusts what it gave itself too much.
+    The later steps of a trajectory start from this estimate, with the same noise (DDIM with η = 0).
+    A denoiser trained on the true z_0 alone relies too much on its own estimate.
+
+    Args:
+        net: the denoiser.
+        batch: the samples.
+        noise: noise at the start, [B, C, h, w].
+        present: [B, 4], 1 for each modality given and 0 for each absent.
+        table: ᾱ_t, [T].
+        rows: number of samples.
     """
-    # Cut off at the end, not under no_grad: the counter of FLOP hooks into the gradients.
+    # Detached at the end, not under no_grad: the FLOP counter hooks into the gradients.
     last = torch.full((rows,), len(table) - 1, device=noise.device)
     a = table[last][:, None, None, None]
     with autocast(noise.device):
@@ -159,14 +157,18 @@ def first_guess(
 def train(
     pool: Pool, picture: PictureLoss, run: Run, stage: FineTuningStage, device: torch.device
 ) -> None:
-    """Run the stage; `run.trained` holds `denoiser`, `decoder`, `discriminator`, and E_lr if it learns."""
+    """Run the stage.
+
+    `run.trained` holds `denoiser`, `decoder`, with an adversarial loss `discriminator`, and with an
+    anchor `lr_encoder`.
+    """
     net, g = run.trained["denoiser"], pool.encoder.g
     assert isinstance(net, Denoiser)
     decoder = run.trained["decoder"]
     table = alphas(stage.preset, device)
     scale = net.residual_scale[:, None, None]
-    n, kept, fold = stage.batch, stage.reconstructed, torch.channels_last
-    draw = torch.Generator().manual_seed(run.step)  # on the CPU, which need not wait for it
+    n, rebuilt, layout = stage.batch, stage.reconstructed, torch.channels_last
+    draw = torch.Generator().manual_seed(run.step)  # on the CPU: no synchronization
     for _ in run:
         batch = pool.batch(n + stage.diffused)
         t = draw_timesteps(stage, len(table), g)
@@ -174,39 +176,39 @@ def train(
         noise = torch.randn(batch.z_hr.shape, generator=g, device=device)
         noise[:n] *= stage.start_noise
         present = draw_present(batch.soft, stage.drop, g, absent=stage.absent)
-        target, teacher_target = aims(batch, n, kept)
+        target, teacher_target = loss_targets(batch, n, rebuilt)
         with autocast(device):
             batch, anchor = encode_lr(run.trained.get("lr_encoder"), batch, scale)
         z0 = (batch.z_hr - batch.z_lr.detach()) / scale
         if later := stage.later_rows:
-            z0[:later] = first_guess(net, batch, noise, present, table, later)
+            z0[:later] = first_estimate(net, batch, noise, present, table, later)
         noisy, v = diffuse(z0, a, noise)
         with autocast(device):
             prediction = net(noisy, t.float(), batch, present).float()
             start = to_start(noisy, prediction, a)[:n]
-            blur = torch.randn(batch.z_hr[:kept].shape, generator=g, device=device)
+            extra = torch.randn(batch.z_hr[:rebuilt].shape, generator=g, device=device)
             latents = torch.cat(
-                [batch.z_lr[:n] + scale * start, batch.z_hr[:kept] + stage.latent_noise * blur]
+                [batch.z_lr[:n] + scale * start, batch.z_hr[:rebuilt] + stage.latent_noise * extra]
             )
-            lr = to_picture(torch.cat([batch.lr[:n], batch.lr[:kept]]))
-            image = decoder(latents.contiguous(memory_format=fold), lr)
-            textured = (
+            lr = to_picture(torch.cat([batch.lr[:n], batch.lr[:rebuilt]]))
+            image = decoder(latents.contiguous(memory_format=layout), lr)
+            against_hr = (
                 teacher_target is None or float(torch.rand((), generator=draw)) < stage.alex_sees_hr
             )
-            terms = picture(image, target if textured else teacher_target, g, teacher_target)
-        missing = contrast(image[:n], target[:n], stage.contrast_first).mean()
+            terms = picture(image, target if against_hr else teacher_target, g, teacher_target)
+        flatness = contrast(image[:n], target[:n], stage.contrast_first).mean()
         diffusion = (prediction - v)[n:].square().sum() / max(v[n:].numel(), 1)
         run.update(
             terms.total()
             + diffusion
-            + stage.contrast_weight * missing
+            + stage.contrast_weight * flatness
             + stage.anchor_weight * anchor,
             l1=terms.l1[:n].mean(),
             grid=terms.grid.mean(),
             perceptual=terms.perceptual[:n].mean(),
-            contrast=missing,
+            contrast=flatness,
             statistics=terms.statistics[:n].mean(),
-            reconstruction=(terms.l1 + terms.perceptual)[n:].sum() / max(kept, 1),
+            reconstruction=(terms.l1 + terms.perceptual)[n:].sum() / max(rebuilt, 1),
             adversarial=terms.adversarial,
             discriminator=terms.discriminator,
             diffusion=diffusion,
@@ -215,21 +217,21 @@ def train(
 
 
 def carries_context(name: str) -> bool:
-    """Whether a denoiser's parameter is one of what carries the modalities.
+    """Whether a parameter of the denoiser, by its name, carries the modalities.
 
-    Those are the text encoder, the connector and the UNet's attention to the context; `diffusers`
-    calls a transformer block's cross-attention `attn2`.
+    Those of the text encoder, of the connector and of the UNet's attention to the context do;
+    `diffusers` calls the cross-attention of a transformer block `attn2`.
     """
     return name.startswith(("text_encoder.", "connector.")) or ".attn2." in name
 
 
 def take_context(net: Denoiser, states: dict[str, Tensor]) -> None:
-    """Give `net` what carries the context in another denoiser's state dict."""
+    """Load into `net` the parameters that carry the context, from another denoiser's state dict."""
     net.load_state_dict({k: v for k, v in states.items() if carries_context(k)}, strict=False)
 
 
 def keep_all_but_context(net: Denoiser, decoder: nn.Module) -> None:
-    """Freeze all but what carries the context."""
+    """Freeze the decoder and all parameters of `net` but those that carry the context."""
     decoder.requires_grad_(False)
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(carries_context(name))
@@ -244,15 +246,15 @@ def main() -> None:
     add_modality_networks(parser)
     add_teacher(parser, required=False)
     parser.add_argument(
-        "--context", type=Path, help="run or checkpoint whose way with the modalities to begin with"
+        "--context", type=Path, help="run or checkpoint to take the context's parameters from"
     )
     add_run_options(parser, FineTuningStage(), steps=3000, learning_rate=1e-4, warmup=50, ema=0.998)
     args = parser.parse_args()
     config, stage = run_config(args, FineTuningStage)
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
-    parts = load_stage_networks(args, stage.preset, device)
-    networks, net, discriminator = parts.networks, parts.denoiser, parts.discriminator
+    loaded = load_stage_networks(args, stage.preset, device)
+    networks, net, discriminator = loaded.networks, loaded.denoiser, loaded.discriminator
     decoder = networks.pop("decoder")
     if args.context:
         take_context(net, load_states(args.context)["denoiser"])
@@ -267,11 +269,11 @@ def main() -> None:
         trained["lr_encoder"] = copy.deepcopy(networks["lr_encoder"]).requires_grad_(True).train()
     run = Run(args.out, config, stage, trained)
     text = preset(stage.preset).text_spec()
-    seen = load_modality_networks(args.modalities, stage.preset, device)
+    modalities = load_modality_networks(args.modalities, stage.preset, device)
     encoder = Encoder(
         args.photos,
         networks,
-        seen,
+        modalities,
         text,
         stage.crop,
         stage.negative,

@@ -1,12 +1,13 @@
 """Train the segmentation network on DeepLab's classes and on materials.
 
-    python -m mmsr_edge.training.teachers.labels --teacher regions --photos DIR --teachers DIR --out LABELS
+    python -m mmsr_edge.training.teachers.labels --teacher regions --photos DIR --teachers DIR \\
+        --out LABELS
     python -m mmsr_edge.training.teachers.materials --regions LABELS --out MATERIALS
     (look at MATERIALS/sheet.png and write MATERIALS/names.json)
     python -m mmsr_edge.training.train_segmentation --photos LABELS --materials MATERIALS \\
         --out RUN --minutes 30
 
-Writes `labels.json`, the names of the classes, into the run.
+Writes the names of the classes to `labels.json` in the run's folder.
 """
 
 from __future__ import annotations
@@ -41,23 +42,40 @@ class SegmentationStage:
     """Settings of this stage."""
 
     batch: int = 16
-    """Views a step."""
+    """Views per step."""
     crop: int = 128
-    """Smallest side that a view is cut to."""
+    """Smallest side in pixels of the squares that are cut out of the 256×256 views."""
     rare: float = 0.3
-    """Power of a class's share by which its loss is divided: 0 treats all pixels alike."""
+    """Exponent: the loss of a class is divided by this power of its share; 0: no weighting."""
 
 
 def class_weights(labels: Array, classes: int, power: float) -> Array:
-    """Weight of each class [classes], 1 on average over all pixels; 0 where it never occurs."""
+    """Weights of the classes, [classes], with mean 1 over all pixels; 0 for a class without pixels.
+
+    Args:
+        labels: classes of pixels, of any shape.
+        classes: number of classes.
+        power: see `SegmentationStage.rare`.
+    """
     share = np.bincount(labels.ravel(), minlength=classes) / labels.size
-    # Below a thousandth of all pixels a class is taken to be as rare as that: it may be an error.
+    # The share is taken as at least a thousandth: a rarer class may be an error of the labels.
     weights = np.where(share > 0, np.maximum(share, 1e-3) ** -power, 0)
     return np.asarray(weights / (weights * share).sum(), np.float32)
 
 
 def cut(images: Tensor, labels: Tensor, smallest: int) -> tuple[Tensor, Tensor]:
-    """The same random square of pictures [B, 3, 256, 256] and labels [B, 64, 64], at full size."""
+    """Cut the same random square out of pictures and labels, and resize it to full size.
+
+    Half of the batches are mirrored.
+
+    Args:
+        images: [B, 3, 256, 256].
+        labels: [B, 64, 64].
+        smallest: smallest side of the square, in pixels of the pictures.
+
+    Returns:
+        Pictures [B, 3, 256, 256] and labels [B, 64, 64].
+    """
     step = MAP_SIDE // LABEL_SIDE
     side = int(torch.randint(smallest // step, LABEL_SIDE + 1, ()))
     top, left = (int(torch.randint(LABEL_SIDE - side + 1, ())) for _ in range(2))
@@ -73,7 +91,7 @@ def cut(images: Tensor, labels: Tensor, smallest: int) -> tuple[Tensor, Tensor]:
 def train(
     arrays: tuple[Array, Array], run: Run, stage: SegmentationStage, device: torch.device
 ) -> None:
-    """Run the stage; `run.trained["segmentation"]` learns."""
+    """Run the stage on `arrays` (views, labels); `run.trained` holds `segmentation`."""
     network = run.trained["segmentation"]
     assert isinstance(network, Segmentation)
     views = Views(arrays[0], device, run.config.seed + run.step)
@@ -95,8 +113,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--materials", type=Path, required=True, help="named clusters")
-    parser.add_argument("--trunk", type=Path, help="run of the tagger, whose trunk to start from")
+    parser.add_argument(
+        "--materials",
+        type=Path,
+        required=True,
+        help="folder of teachers.materials, with names.json",
+    )
+    parser.add_argument("--trunk", type=Path, help="run of train_tagger to take the trunk from")
     add_run_options(
         parser, SegmentationStage(), steps=2000, learning_rate=2e-3, warmup=50, ema=0.995
     )
@@ -108,8 +131,8 @@ def main() -> None:
     views, labels, _ = region_labels(args.photos, args.materials, held_out=False)
     network = build_segmentation(SegmentationConfig(len(names)))
     if args.trunk:
-        taught = load_run(args.trunk)["captioner"]
-        trunk = {k.removeprefix("trunk."): v for k, v in taught.items() if k.startswith("trunk.")}
+        tagger = load_run(args.trunk)["captioner"]
+        trunk = {k.removeprefix("trunk."): v for k, v in tagger.items() if k.startswith("trunk.")}
         start_from({"trunk": network.trunk}, {"trunk": trunk})
     network = network.to(device, memory_format=torch.channels_last).train()
     run = Run(args.out, config, stage, {"segmentation": network})

@@ -1,10 +1,12 @@
-"""Teach the decoder's compact enlarger c alone: c(y) ≈ teacher(y).
+"""Distil the compact super-resolution network c of the decoder alone: c(y) ≈ teacher(y).
 
-    python -m mmsr_edge.training.train_super_resolution --photos DIR --lpips DIR --teacher DIR --out RUN
+    python -m mmsr_edge.training.train_super_resolution \\
+        --photos DIR --lpips DIR --teacher DIR --out RUN
 
-It starts from Real-ESRGAN's compact network for drawings, which knows noise and edges, and learns
-photographs from the large one (x4plus), as `train_distillation` does: but a step takes a fraction of the
-time, for neither E_lr nor the UNet is run. `train_distillation --super-resolution RUN` goes on with all of them.
+The network starts from Real-ESRGAN's compact one for drawings (realesr-animevideov3), which handles
+noise and edges, and learns photographs from the large one (x4plus), as in `train_distillation`. A
+step takes a fraction of the time, because E_lr and the UNet are not run. Continue with all networks
+by `train_distillation --super-resolution RUN`.
 """
 
 from __future__ import annotations
@@ -54,8 +56,8 @@ def train(
         lr, hr, target = pool.batch(stage.batch)
         with autocast(device):
             image = network(lr)
-            textured = float(torch.rand((), generator=pool.g, device=device)) < stage.alex_sees_hr
-            terms = picture(image, hr if textured else target, pool.g, target)
+            against_hr = float(torch.rand((), generator=pool.g, device=device)) < stage.alex_sees_hr
+            terms = picture(image, hr if against_hr else target, pool.g, target)
         run.update(
             terms.total(),
             l1=terms.l1.mean(),
@@ -74,7 +76,9 @@ def main() -> None:
     parser.add_argument(
         "--lpips", type=Path, required=True, help="folder with alexnet.ckpt, vgg16.ckpt"
     )
-    parser.add_argument("--init", type=Path, help="another run, to start from its averaged weights")
+    parser.add_argument(
+        "--init", type=Path, help="run of this stage, to start from its averaged weights"
+    )
     add_run_options(
         parser, SuperResolutionStage(), steps=6000, learning_rate=2e-4, warmup=50, ema=0.998
     )
@@ -82,7 +86,7 @@ def main() -> None:
     config, stage = run_config(args, SuperResolutionStage)
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
-    network = load_realesr_animevideo(args.teacher)  # the same folder has realesr-animevideov3-x4
+    network = load_realesr_animevideo(args.teacher)  # its files are in the same folder
     if args.init:
         start_from({"super_resolution": network}, load_run(args.init))
     network.to(device, memory_format=torch.channels_last).train()

@@ -1,12 +1,13 @@
-"""Train the tagger on what an ImageNet classifier says of photographs.
+"""Distil the tagger from an ImageNet classifier.
 
-    python -m mmsr_edge.training.teachers.labels --teacher tags --photos DIR --teachers DIR --out LABELS
+    python -m mmsr_edge.training.teachers.labels --teacher tags --photos DIR --teachers DIR \\
+        --out LABELS
     python -m mmsr_edge.training.train_tagger --photos LABELS --out RUN --minutes 30
 
-Distillation (Hinton et al. 2015): the targets are the teacher's probabilities, all of its classes
-that hardly occur in the photographs being one, "something else". The teacher's last features are
-learnt beside them, through a projection that is thrown away: they say more than the probabilities.
-Writes `labels.json`, the names of the tags, into the run.
+The targets are the teacher's probabilities (Hinton et al. 2015); classes that hardly occur in the
+photographs are joined as one, "something else". The teacher's last features, which carry more than
+its probabilities, are targets too, through a projection that is discarded. Writes the names of the
+tags to `labels.json` in the run's folder.
 """
 
 from __future__ import annotations
@@ -42,34 +43,34 @@ class TaggerStage:
     """Settings of this stage."""
 
     tags: int = 240
-    """T at most: those with the most of the teacher's probability over all training views."""
+    """Largest number of tags, T: those of the greatest mean probability over all training views."""
     least: float = 5e-4
-    """Share of the probability below which a tag is not kept."""
+    """Least mean probability of a tag, in [0, 1]."""
     batch: int = 24
-    """Views a step."""
+    """Views per step."""
     features: float = 2.0
-    """Weight of the teacher's features."""
+    """Weight of the distance of the features from the teacher's."""
     mix: float = 0.5
-    """Share of the batches whose views are mixed: few photographs are soon known by heart."""
+    """Share of the batches with mixup of the views, against overfitting to few photographs."""
     crop: int = 160
-    """Smallest side that a view is cut to, so that the student sees it shifted and enlarged."""
+    """Smallest side in pixels, a multiple of 8, of the squares that are cut out of the views."""
 
 
 def softmax(logits: Array) -> Array:
-    """Probabilities over the last axis."""
+    """Softmax over the last axis."""
     e = np.exp(logits - logits.max(-1, keepdims=True))
     return np.asarray(e / e.sum(-1, keepdims=True))
 
 
 def by_name(probabilities: Array, names: list[str]) -> tuple[Array, list[str]]:
-    """Join classes that have the same name.
+    """Join classes of the same name by adding their probabilities.
 
     Args:
         probabilities: [N, classes].
-        names: of the classes.
+        names: names of the classes.
 
     Returns:
-        [N, names] and the names, each once, in the order of first appearance.
+        Probabilities [N, names] and the different names, in the order of first appearance.
     """
     once = list(dict.fromkeys(names))
     joined = np.zeros((len(probabilities), len(once)), probabilities.dtype)
@@ -79,12 +80,12 @@ def by_name(probabilities: Array, names: list[str]) -> tuple[Array, list[str]]:
 
 
 def choose_tags(probabilities: Array, most: int, least: float) -> Array:
-    """Classes to keep, in the teacher's order.
+    """Indices of the classes to keep as tags, in ascending order.
 
     Args:
-        probabilities: [N, classes]; class 0 is the teacher's "none" and never kept.
-        most: how many at most.
-        least: mean probability below which a class is not kept.
+        probabilities: [N, classes]; class 0, the teacher's "none", is never kept.
+        most: largest number of classes.
+        least: least mean probability of a class.
     """
     mass = probabilities.mean(0)
     mass[0] = 0
@@ -93,7 +94,7 @@ def choose_tags(probabilities: Array, most: int, least: float) -> Array:
 
 
 def restrict(probabilities: Array, kept: Array) -> Array:
-    """Probabilities [N, T + 1] of the kept classes and of everything else together."""
+    """Probabilities [N, T + 1] of the kept classes and, last, of all others together."""
     inside = probabilities[:, kept]
     return np.concatenate([inside, 1 - inside.sum(1, keepdims=True)], 1).clip(0, 1)
 
@@ -101,12 +102,19 @@ def restrict(probabilities: Array, kept: Array) -> Array:
 def read_tagging(
     labels: Path, stage: TaggerStage, tags: Sequence[str] | None = None
 ) -> tuple[dict[str, Array], list[str]]:
-    """Training `views`, `targets` [N, T + 1] and `features` [N, F], and the tags' names.
+    """Training data of the tagger, and the names of the tags.
 
     Args:
-        labels: what the teacher said.
-        stage: how many tags to keep.
-        tags: those to keep instead, of a run that goes on.
+        labels: folder that `teachers.labels` wrote.
+        stage: number of tags and their least probability.
+        tags: names of the tags of a run that is resumed; None: they are chosen.
+
+    Returns:
+        Arrays `views` [N, 256, 256, 3], `targets` [N, T + 1] and `features` [N, F] of unit length,
+        and the names of the tags.
+
+    Raises:
+        OptionError: there are no labels, or no class is probable enough.
     """
     arrays, _ = read_labels(labels, held_out=False)
     everything = json.loads((labels / "names.json").read_text())
@@ -116,15 +124,17 @@ def read_tagging(
     else:
         kept = choose_tags(probabilities, stage.tags, stage.least)
     if not len(kept):
-        raise OptionError(f"no tag has a share of {stage.least} of the labels; give a lower least")
+        raise OptionError(
+            f"no tag has a mean probability of {stage.least} or more; give a lower least"
+        )
     arrays["targets"] = restrict(probabilities, kept)
-    # Unit length, so that the weight means the same for every teacher.
+    # At unit length the weight has the same meaning for every teacher.
     arrays["features"] /= np.linalg.norm(arrays["features"], axis=1, keepdims=True) + 1e-6
     return arrays, [names[i] for i in kept]
 
 
 def train(arrays: dict[str, Array], run: Run, stage: TaggerStage, device: torch.device) -> None:
-    """Run the stage; `run.trained["captioner"]` and its `projection` learn."""
+    """Run the stage; `run.trained` holds `captioner` and `projection`."""
     views = Views(arrays["views"], device, run.config.seed + run.step)
     targets, features = (torch.from_numpy(arrays[k]).to(device) for k in ("targets", "features"))
     tagger, projection = run.trained["captioner"], run.trained["projection"]
@@ -136,23 +146,26 @@ def train(arrays: dict[str, Array], run: Run, stage: TaggerStage, device: torch.
         images = images[:, :, top : top + side, left : left + side]
         if torch.rand(()) < 0.5:
             images = images.flip(-1)
-        truth, like = targets[rows], features[rows]
+        truth, teacher_features = targets[rows], features[rows]
         if torch.rand(()) < stage.mix:
-            # mixup (Zhang et al. 2018), each view with another of the batch.
+            # Mixup (Zhang et al. 2018): each view with the one before it in the batch.
             share = float(torch.rand(()))
-            images, truth, like = (
-                share * x + (1 - share) * x.roll(1, 0) for x in (images, truth, like)
+            images, truth, teacher_features = (
+                share * x + (1 - share) * x.roll(1, 0) for x in (images, truth, teacher_features)
             )
         with autocast(device):
             h = tagger.features(images.contiguous(memory_format=torch.channels_last))
-            logits, seen = tagger.head(h), projection(h)
+            logits, student_features = tagger.head(h), projection(h)
         divergence = (
             F.cross_entropy(logits.float(), truth) + torch.xlogy(truth, truth).sum(1).mean()
         )
-        apart = 1 - F.cosine_similarity(seen.float(), like).mean()
-        same = (logits.argmax(1) == truth.argmax(1)).float().mean()
+        distance = 1 - F.cosine_similarity(student_features.float(), teacher_features).mean()
+        agreement = (logits.argmax(1) == truth.argmax(1)).float().mean()
         run.update(
-            divergence + stage.features * apart, divergence=divergence, apart=apart, top1=same
+            divergence + stage.features * distance,
+            divergence=divergence,
+            apart=distance,
+            top1=agreement,
         )
 
 
@@ -161,7 +174,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--start", type=Path, help="run whose weights to start from, all that fit")
+    parser.add_argument(
+        "--start", type=Path, help="run to start from; tensors of another shape stay fresh"
+    )
     add_run_options(parser, TaggerStage(), steps=2000, learning_rate=2e-3, warmup=50, ema=0.995)
     args = parser.parse_args()
     config, stage = run_config(args, TaggerStage)

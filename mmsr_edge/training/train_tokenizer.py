@@ -1,10 +1,10 @@
 """Train the VQ tokenizer of modality maps (Sec. 3.1).
 
-    python -m mmsr_edge.training.train_tokenizer --photos DIR --out RUN --minutes 8
+    python -m mmsr_edge.training.train_tokenizer --photos DIR --modalities RUN RUN RUN --out RUN
 
-A vector-quantized autoencoder (van den Oord et al. 2017). Codebooks of this width collapse when
-trained from the start, so the first `warm` steps are continuous; then the codebook is placed by
-k-means on the encoder's features, and codes that fall out of use are moved onto fresh features.
+A vector-quantized autoencoder (van den Oord et al. 2017). Codebooks of this width collapse if they
+are trained from the start, so the first `warm` steps have no quantization. Then the codebook is set
+by k-means on the encoder's features, and unused codes are regularly moved to current features.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ class TokenizerStage(PresetConfig):
     """Settings of this stage."""
 
     crop: int = 256
-    """HR pixels of the crop whose maps are made."""
+    """Side in HR pixels of the crops that maps are made of."""
     side: int = 128
-    """Side of the piece of a 256×256 map that is trained on; the network is convolutional."""
+    """Side in pixels of the piece of a 256×256 map that is trained on."""
     batch: int = 4
-    """Crops a step; each gives three maps."""
+    """Crops per step; each has three maps."""
     warm: int = 120
-    """Steps before quantization starts."""
+    """Number of first steps without quantization."""
     revive_every: int = 50
-    """Steps between searches for unused codes."""
+    """Steps between replacements of unused codes."""
 
 
 def map_batches(
     photos: Photos, modalities: ModalityNetworks, stage: TokenizerStage, seed: int
 ) -> Iterator[Tensor]:
-    """Pieces of depth, segmentation and edge maps: [3·batch, 3, side, side]."""
+    """Endless batches of pieces of depth, segmentation and edge maps, [3·batch, 3, side, side]."""
     maker = MapMaker(photos, modalities, seed)
     g = torch.Generator(photos.device).manual_seed(seed)
     while True:
@@ -66,7 +66,7 @@ def map_batches(
 
 @torch.no_grad()
 def place_codebook(tokenizer: Tokenizer, batches: Iterator[Tensor], seed: int) -> None:
-    """Put the codes at the k-means centres of the encoder's features."""
+    """Set the codes to the k-means centres of the encoder's features, over 24 batches."""
     codebook = tokenizer.vq.quantize.embedding.weight
     rows = torch.cat([tokenizer.features(next(batches)).flatten(0, 1) for _ in range(24)])
     means = MiniBatchKMeans(len(codebook), batch_size=4096, n_init=1, random_state=seed)
@@ -75,7 +75,13 @@ def place_codebook(tokenizer: Tokenizer, batches: Iterator[Tensor], seed: int) -
 
 @torch.no_grad()
 def revive(codebook: Tensor, counts: Tensor, features: Tensor) -> int:
-    """Move codes that were not used onto features drawn at random; how many were moved."""
+    """Set unused codes to features drawn at random; returns the number of these codes.
+
+    Args:
+        codebook: [codes, D], changed in place.
+        counts: uses of each code, [codes].
+        features: [N, D].
+    """
     dead = (counts == 0).nonzero().flatten()
     drawn = features[torch.randint(len(features), (len(dead),), device=features.device)]
     codebook[dead] = drawn.to(codebook.dtype)
@@ -83,7 +89,7 @@ def revive(codebook: Tensor, counts: Tensor, features: Tensor) -> int:
 
 
 def train(batches: Iterator[Tensor], run: Run, stage: TokenizerStage, device: torch.device) -> None:
-    """Run the stage; `run.trained["tokenizer"]` learns."""
+    """Run the stage; `run.trained` holds `tokenizer`."""
     tokenizer = run.trained["tokenizer"]
     assert isinstance(tokenizer, Tokenizer)
     vq = tokenizer.vq
@@ -103,7 +109,7 @@ def train(batches: Iterator[Tensor], run: Run, stage: TokenizerStage, device: to
                 counts += torch.bincount(indices, minlength=len(codebook))
                 codes = torch.nn.functional.embedding(indices, codebook)
                 codes = codes.reshape(h.shape[0], *h.shape[2:], -1).permute(0, 3, 1, 2)
-                # VQ-VAE, Eq. 3: the codebook moves to the features, and they commit to it.
+                # VQ-VAE, Eq. 3: codes move to the features, and features, less, to the codes.
                 commitment = (codes - h.detach()).square().mean() + 0.25 * (
                     codes.detach() - h
                 ).square().mean()
@@ -125,7 +131,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_modality_networks(parser)
-    parser.add_argument("--init", type=Path, help="a run or checkpoint to start from")
+    parser.add_argument("--init", type=Path, help="run or checkpoint to start from")
     add_run_options(parser, TokenizerStage(), steps=600, learning_rate=5e-4, warmup=50, ema=0.99)
     args = parser.parse_args()
     config, stage = run_config(args, TokenizerStage)
@@ -139,8 +145,8 @@ def main() -> None:
     run = Run(args.out, config, stage, {"tokenizer": network.train()})
     seed = config.seed + run.step
     photos = Photos(args.photos, device, seed=seed)
-    seen = load_modality_networks(args.modalities, stage.preset, device)
-    train(map_batches(photos, seen, stage, seed), run, stage, device)
+    modalities = load_modality_networks(args.modalities, stage.preset, device)
+    train(map_batches(photos, modalities, stage, seed), run, stage, device)
 
 
 if __name__ == "__main__":

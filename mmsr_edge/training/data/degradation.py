@@ -1,8 +1,8 @@
 """Second-order degradation after Real-ESRGAN (Wang et al. 2021), as batched torch on any device.
 
-HR → [blur → resize → noise → JPEG] twice, the second JPEG before or after a resize to LR with a
-sinc filter. Kernel, noise and JPEG quality are drawn per picture, a resize's factor per batch. A
-share of each batch is left clean: bicubic downscaling alone, which is what good cameras deliver.
+HR → [blur → resize → noise → JPEG] twice; the second JPEG comes before or after a resize to LR with
+a sinc filter. Kernel, noise and JPEG quality are drawn per picture, the resize factor per batch. A
+share of the pictures is clean: only downscaled, bicubic, as pictures of good cameras are.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from mmsr_edge.training.data.jpeg import jpeg
 
 @dataclass(frozen=True)
 class StageConfig:
-    """Ranges of one round of degradation; the defaults are Real-ESRGAN's first."""
+    """Ranges of one round of degradation; the defaults are Real-ESRGAN's first round."""
 
     blur_probability: float = 1.0
-    """Chance that the round blurs at all."""
+    """Chance of a blur, per picture."""
     blur_sigma: tuple[float, float] = (0.2, 3.0)
-    """Standard deviations of the Gaussian kernel, in pixels of the round's input."""
+    """Range of the Gaussian kernel's standard deviations, in pixels of the round's input."""
     resize: tuple[float, float] = (0.15, 1.5)
-    """Range of the resize factor."""
+    """Range of the resize factor, relative to the HR size (first round) or the LR size (second)."""
     resize_up_down_keep: tuple[float, float, float] = (0.2, 0.7, 0.1)
-    """Chances to enlarge, shrink, keep the size."""
+    """Chances of enlarging, shrinking and keeping the size."""
     gaussian: tuple[float, float] = (1.0, 30.0)
-    """Standard deviation of Gaussian noise, in 1/255."""
+    """Range of the standard deviation of Gaussian noise, in 1/255."""
     poisson: tuple[float, float] = (0.05, 3.0)
-    """Scale of Poisson noise."""
+    """Range of the scale s of Poisson noise; its variance is s²·value/255 for values in [0, 1]."""
     jpeg: tuple[float, float] = (30.0, 95.0)
-    """JPEG quality."""
+    """Range of the JPEG quality, 1 to 100."""
 
 
 FIRST = StageConfig()
@@ -50,20 +50,20 @@ SECOND = StageConfig(
 
 @dataclass(frozen=True)
 class DegradeConfig:
-    """The whole degradation."""
+    """Settings of the whole degradation."""
 
     scale: int = 4
-    """HR pixels per LR pixel."""
+    """HR pixels per LR pixel, along a side."""
     clean: float = 0.25
-    """Share of pictures that are only downscaled, bicubic."""
+    """Share of pictures that are clean: only downscaled, bicubic."""
     grey_noise: float = 0.4
-    """Chance that noise is the same in R, G and B."""
+    """Chance that the noise is the same in R, G and B, per picture."""
     sinc: float = 0.8
-    """Chance of the sinc filter near the end, per picture."""
+    """Chance of the sinc filter at the end, per picture."""
     first: StageConfig = FIRST
-    """First round."""
+    """Ranges of the first round."""
     second: StageConfig = SECOND
-    """Second round."""
+    """Ranges of the second round."""
 
 
 NOISY = DegradeConfig(
@@ -73,8 +73,8 @@ NOISY = DegradeConfig(
         SECOND, resize=(0.6, 1.2), gaussian=(8.0, 35.0), poisson=(0.8, 3.5), jpeg=(50.0, 95.0)
     ),
 )
-"""A picture taken in the dark: noise that survives to the end, which Real-ESRGAN's own ranges leave
-in one of fifty pictures. Beside fine edges it is easily taken for detail."""
+"""Degradation of strongly noisy pictures. With Real-ESRGAN's own ranges, one picture in fifty is as
+noisy at the end. Noise beside fine edges is easily mistaken for detail."""
 
 
 def _uniform(n: int, low: float, high: float, g: torch.Generator, device: torch.device) -> Tensor:
@@ -82,7 +82,10 @@ def _uniform(n: int, low: float, high: float, g: torch.Generator, device: torch.
 
 
 def gaussian_kernels(sigma_x: Tensor, sigma_y: Tensor, angle: Tensor, size: int = 21) -> Tensor:
-    """Anisotropic Gaussians [B, size, size], each summing to one; `sigma_*`, `angle` [B]."""
+    """Anisotropic Gaussian kernels [B, size, size] that sum to 1.
+
+    `sigma_x` and `sigma_y` [B] are in pixels, `angle` [B] in radians.
+    """
     r = torch.arange(size, device=angle.device, dtype=torch.float32) - size // 2
     y, x = torch.meshgrid(r, r, indexing="ij")
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
@@ -92,9 +95,11 @@ def gaussian_kernels(sigma_x: Tensor, sigma_y: Tensor, angle: Tensor, size: int 
 
 
 def sinc_kernels(cutoff: Tensor, size: int = 21) -> Tensor:
-    """Circular low-pass kernels [B, size, size] with `cutoff` [B] in radians a pixel, up to π.
+    """Circular low-pass kernels [B, size, size] that sum to 1.
 
-    2-D sinc: ω/(2πr)·J₁(ωr), which rings and overshoots as cheap sharpening does.
+    `cutoff` [B] is in radians per pixel, at most π.
+
+    The 2-D sinc ω/(2πr)·J₁(ωr), which rings and overshoots as simple sharpening does.
     """
     r = torch.arange(size, device=cutoff.device, dtype=torch.float32) - size // 2
     radius = torch.sqrt(r[:, None] ** 2 + r[None, :] ** 2)
@@ -106,7 +111,7 @@ def sinc_kernels(cutoff: Tensor, size: int = 21) -> Tensor:
 
 
 def pulse(kernel: Tensor) -> Tensor:
-    """The kernel [size, size] that changes nothing."""
+    """The identity kernel, of the shape [size, size] of `kernel`."""
     out = torch.zeros_like(kernel)
     out[len(out) // 2, len(out) // 2] = 1
     return out
@@ -115,7 +120,7 @@ def pulse(kernel: Tensor) -> Tensor:
 def filter_each(image: Tensor, kernels: Tensor) -> Tensor:
     """Correlate picture b of [B, C, H, W] with kernel b of [B, k, k], edges reflected.
 
-    By way of the Fourier transform: at k = 21 it takes a fraction of a convolution's time.
+    Computed by Fourier transform, which takes a fraction of a convolution's time at k = 21.
     """
     h, w = image.shape[-2:]
     pad = kernels.shape[-1] // 2
@@ -134,7 +139,7 @@ def _resize(image: Tensor, size: tuple[int, int], g: torch.Generator) -> Tensor:
 
 
 def bicubic_down(image: Tensor, scale: int) -> Tensor:
-    """Clean LR picture: antialiased bicubic, as Pillow does it."""
+    """Clean LR picture [B, C, H/scale, W/scale] in [0, 1]: antialiased bicubic, as in Pillow."""
     size = (image.shape[-2] // scale, image.shape[-1] // scale)
     return F.interpolate(image, size, mode="bicubic", antialias=True).clamp(0, 1)
 
@@ -146,8 +151,8 @@ def _noise(image: Tensor, stage: StageConfig, grey: float, g: torch.Generator) -
     same = torch.randn((b, 1, h, w), generator=g, device=device).expand(b, c, h, w)
     is_grey = (torch.rand(b, generator=g, device=device) < grey)[:, None, None, None]
     draw = torch.where(is_grey, same, draw)
-    # Poisson noise of scale s has variance s²·image/255 in the picture's units: a Gaussian of that
-    # variance is what remains of it at these counts, and torch draws it on every device.
+    # Poisson noise of scale s has variance s²·image/255 in the picture's units. At these counts it
+    # is nearly a Gaussian of that variance, which torch draws on every device.
     gaussian = _uniform(b, *stage.gaussian, g, device)[:, None, None, None] / 255
     scale = _uniform(b, *stage.poisson, g, device)[:, None, None, None]
     shot = scale * (image.clamp(0, 1) / 255).sqrt()
@@ -158,7 +163,7 @@ def _noise(image: Tensor, stage: StageConfig, grey: float, g: torch.Generator) -
 def _stage(
     image: Tensor, hr: tuple[int, int], stage: StageConfig, grey: float, g: torch.Generator
 ) -> Tensor:
-    """Blur, resize and noise."""
+    """One round without its JPEG: blur, resize to a drawn factor of `hr` (height, width), noise."""
     b, device = image.shape[0], image.device
     low, high = stage.blur_sigma
     sx = _uniform(b, low, high, g, device)
@@ -180,16 +185,17 @@ def _stage(
 
 
 def draw_config(base: DegradeConfig, noisy: float, g: torch.Generator) -> DegradeConfig:
-    """`NOISY` for a share `noisy` of the draws, else `base`."""
-    dark = float(torch.rand((), generator=g, device=g.device)) < noisy
-    return NOISY if dark else base
+    """`NOISY` with the chance `noisy`, else `base`."""
+    strong = float(torch.rand((), generator=g, device=g.device)) < noisy
+    return NOISY if strong else base
 
 
 def degrade(hr: Tensor, config: DegradeConfig, g: torch.Generator) -> Tensor:
     """Draw an LR picture for each HR picture.
 
     Args:
-        hr: [B, 3, H, W], RGB in [-1, 1]; H and W multiples of `config.scale`.
+        hr: [B, 3, H, W], RGB in [-1, 1]; H and W are multiples of `config.scale`.
+        config: ranges of the degradation.
         g: generator on `hr`'s device; the same state gives the same pictures.
 
     Returns:
@@ -203,7 +209,7 @@ def degrade(hr: Tensor, config: DegradeConfig, g: torch.Generator) -> Tensor:
 
     y = _stage(x, (h, w), config.first, config.grey_noise, g)
     y = jpeg(y, _uniform(b, *config.first.jpeg, g, device))
-    # The second JPEG is the last one below: one more would take away most of the noise.
+    # The second JPEG is the one below; a third would remove most of the noise.
     y = _stage(y, size, config.second, config.grey_noise, g)
     sinc = sinc_kernels(_uniform(b, math.pi / 3, math.pi, g, device))
     without = torch.rand(b, generator=g, device=device) >= config.sinc

@@ -1,8 +1,8 @@
-"""Distillation targets: LR pictures and what a published super-resolution network makes of them.
+"""Teacher targets: the outputs of a published super-resolution network for LR pictures.
 
-A stage makes its own while it trains, or starts with those of `--targets FILE`, which
-`training.make_targets` writes: the teacher's target for an LR picture is the same every time, and
-costs more than a training step.
+A stage makes targets while it trains, or starts with those of `--targets FILE`, which
+`training.make_targets` writes. A target costs more than a training step and never changes, so each
+is used many times.
 """
 
 from __future__ import annotations
@@ -28,74 +28,76 @@ from mmsr_edge.training.data.degradation import (
 from mmsr_edge.training.data.photos import Photos, to_bytes, to_picture
 
 GROUP = 8
-"""Pictures that the teacher sees together."""
+"""Pictures per batch of the teacher."""
 Pictures = tuple[Tensor, Tensor, Tensor]
-"""LR [N, 3, h, w], HR and teacher target [N, 3, 4h, 4w] as uint8."""
+"""LR pictures [N, 3, h, w], HR pictures and teacher targets [N, 3, 4h, 4w], all uint8."""
 
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """Settings of stages that learn from a teacher's targets."""
+    """Settings of the stages that draw from a `DistillationPool`."""
 
     teacher_crop: int = 224
-    """HR pixels of a side of the crops that the teacher sees."""
+    """Side in HR pixels of the crops that the teacher is given."""
     crop: int = 128
-    """HR pixels of a side of the pieces of them that are trained on."""
+    """Side in HR pixels of the pieces that are cut from them and trained on."""
     batch: int = 8
     """Pieces per step."""
     pool: int = 4096
-    """Teacher targets held."""
+    """Teacher targets held; more if `--targets` has more."""
     reuse: float = 32.0
-    """Pieces drawn from each; 1 where the teacher is cheap, `inf` to make none beside those of
-    `--targets`."""
+    """Pieces drawn per target, on average; 1 if the teacher is cheap, `inf` to make no targets
+    beside those of `--targets`."""
     clean: float = 0.25
-    """Share of LR pictures that are only downscaled."""
+    """Share of the LR pictures that are only downscaled, in groups that are not strongly noisy."""
     noisy: float = 0.0
-    """Share of the draws whose LR pictures are all strongly noisy."""
+    """Share of the groups of `GROUP` pictures that are all strongly noisy."""
 
 
 CLEAN = 1 / 127.5
-"""An LR picture this near to the downscaled HR picture, everywhere, is that and no more."""
+"""Largest difference from the downscaled HR picture up to which an LR picture counts as clean."""
 
 
 @torch.no_grad()
 def make_targets(
     photos: Photos, teacher: nn.Module, side: int, degradation: DegradeConfig, g: torch.Generator
 ) -> Pictures:
-    """New pictures; where the LR picture is clean, the HR picture is the answer.
+    """Draw `GROUP` crops and make their LR pictures and targets.
+
+    The target of a clean LR picture is the HR picture.
 
     Args:
-        photos: where crops come from.
-        teacher: enlarges [B, 3, h, w] in [-1, 1].
-        side: HR pixels of a side.
-        degradation: what LR pictures are made by.
-        g: draws the degradations.
+        photos: source of the crops.
+        teacher: network from [B, 3, h, w] to [B, 3, 4h, 4w], both in [-1, 1].
+        side: side of the HR pictures in pixels.
+        degradation: degradation that makes the LR pictures.
+        g: generator of the degradations.
     """
     hr, _ = photos.batch(GROUP, side)
     lr = degrade(hr, degradation, g)
     with autocast(photos.device):
         target = teacher(lr.contiguous(memory_format=torch.channels_last))
-    # Of a picture that was only downscaled more is known than the teacher shows.
-    known = (bicubic_down((hr + 1) / 2, SCALE) * 2 - 1 - lr).abs().amax((1, 2, 3)) < CLEAN
-    target = torch.where(known[:, None, None, None], hr, target)
+    # For a picture that was only downscaled, the HR picture is the better target.
+    clean = (bicubic_down((hr + 1) / 2, SCALE) * 2 - 1 - lr).abs().amax((1, 2, 3)) < CLEAN
+    target = torch.where(clean[:, None, None, None], hr, target)
     return to_bytes(lr), to_bytes(hr), to_bytes(target)
 
 
 def join(parts: Sequence[Pictures]) -> Pictures:
-    """Pictures of one size, in one."""
+    """Concatenate pictures of equal size."""
     lr, hr, target = (torch.cat(x) for x in zip(*parts, strict=True))
     return lr, hr, target
 
 
 def cut(pictures: Tensor, rows: Tensor, corner: Tensor, side: int, turns: Tensor) -> Tensor:
-    """Squares of some pictures, turned, all at once: on a GPU one by one takes longer than a step.
+    """Cut squares out of pictures and turn them, as one gather: one by one is slower than a step.
 
     Args:
         pictures: [N, C, H, W].
-        rows: [B], of which picture.
-        corner: [B, 2], top and left.
-        side: of the squares.
-        turns: [B, 3] of bool: upside down, mirrored, and then rows for columns.
+        rows: index of each square's picture, [B].
+        corner: top and left of each square, [B, 2].
+        side: side of the squares in pixels.
+        turns: whether to flip vertically, flip horizontally, and then transpose, [B, 3], bool.
 
     Returns:
         [B, C, side, side].
@@ -111,14 +113,14 @@ def cut(pictures: Tensor, rows: Tensor, corner: Tensor, side: int, turns: Tensor
 
 
 class DistillationPool:
-    """LR pictures, HR pictures and the teacher's answers, refreshed a few at a time.
+    """LR pictures, HR pictures and teacher targets in memory, replaced a few at a time.
 
     Args:
-        photos: where crops come from.
-        teacher: enlarges [B, 3, h, w] in [-1, 1].
-        stage: sizes.
-        seed: of everything random.
-        held: pictures to start with; none: they are made.
+        photos: source of the crops.
+        teacher: network from [B, 3, h, w] to [B, 3, 4h, 4w], both in [-1, 1].
+        stage: sizes, `reuse` and degradation.
+        seed: seed of all random draws.
+        held: pictures to start with; None: they are made.
     """
 
     def __init__(
@@ -128,7 +130,7 @@ class DistillationPool:
         self.photos, self.teacher, self.stage = photos, teacher, stage
         self.g = torch.Generator(photos.device).manual_seed(seed)
         self.count = 0
-        """Pictures held."""
+        """Number of pictures held."""
         self.next, self.owed = 0, 0.0
         first = held or self._make()
         room = max(stage.pool, len(first[0]))
@@ -139,12 +141,12 @@ class DistillationPool:
 
     @property
     def held(self) -> Pictures:
-        """The pictures."""
+        """The pictures held."""
         lr, hr, target = (x[: self.count] for x in self.room)
         return lr, hr, target
 
     def _put(self, new: Pictures) -> None:
-        """Keep new pictures, in the place of the oldest where there is no more room."""
+        """Add new pictures; if the pool is full, they replace the oldest."""
         size = len(self.room[0])
         at = (torch.arange(len(new[0])) + self.next) % size
         for kept, pictures in zip(self.room, new, strict=True):
@@ -167,10 +169,10 @@ class DistillationPool:
         return torch.randint(limit, shape, generator=self.g, device=self.g.device)
 
     def batch(self, count: int) -> list[Tensor]:
-        """Random squares of random pictures, in all three versions, turned the same way.
+        """Random squares of random pictures; the three versions of one are cut and turned alike.
 
         Returns:
-            LR [B, 3, h, w], HR and teacher target [B, 3, 4h, 4w], in [-1, 1].
+            LR pictures [B, 3, h, w], HR pictures and teacher targets [B, 3, 4h, 4w], in [-1, 1].
         """
         self._refresh(count)
         side = self.stage.crop // SCALE
@@ -184,11 +186,11 @@ class DistillationPool:
 
 
 def read_targets(files: Iterable[Path], stage: DistillationConfig) -> Pictures | None:
-    """The pictures in `files`; None: there are no files.
+    """The pictures in `files`, joined; None if there are no files.
 
     Raises:
-        OptionError: a file is missing or other than `write_targets` makes it, or its pictures are
-            smaller than the pieces that the stage cuts.
+        OptionError: a file is missing, was not written by `write_targets`, or has pictures smaller
+            than the stage's `crop`.
     """
     held: list[Pictures] = []
     for path in files:
@@ -202,7 +204,7 @@ def read_targets(files: Iterable[Path], stage: DistillationConfig) -> Pictures |
         if hr.shape[-1] < stage.crop:
             raise OptionError(
                 f"the pictures in {str(path)!r} have {hr.shape[-1]} pixels a side, and crop is "
-                f"{stage.crop}"
+                f"{stage.crop}; give larger pictures or a smaller crop"
             )
         held.append((lr, hr, target))
     return join(held) if held else None

@@ -1,6 +1,6 @@
-"""JPEG's loss (ITU-T T.81) as batched torch: YCbCr, 4:2:0 chroma, 8×8 DCT, quantization tables.
+"""Lossy part of JPEG (ITU-T T.81) as batched torch: YCbCr, 4:2:0 chroma, 8×8 DCT, quantization.
 
-Entropy coding is lossless and left out. Quality is per picture and may be a fraction.
+Entropy coding is lossless and left out. The quality is per picture and may be fractional.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def _dct() -> Tensor:
 
 
 def table_scale(quality: Tensor) -> Tensor:
-    """The factor on the tables that libjpeg makes of a quality from 1 to 100."""
+    """libjpeg's factor on the quantization tables for a quality from 1 to 100."""
     return torch.where(quality < 50, 50 / quality.clamp_min(1), 2 - quality / 50)
 
 
 def _code(plane: Tensor, table: Tensor, scale: Tensor) -> Tensor:
-    """Quantize the 8×8 DCT of `plane` [B, H, W], about [-128, 127]; H and W multiples of 8."""
+    """Quantize the 8×8 DCT of `plane` [B, H, W], in about [-128, 127]; H and W multiples of 8."""
     b, h, w = plane.shape
     d = _dct().to(plane)
     q = (table.to(plane) * scale[:, None, None]).round().clamp(1, 255)[:, None, None]

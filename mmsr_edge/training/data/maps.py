@@ -1,10 +1,10 @@
-"""Modality maps and words for training crops, from the networks that the device will run.
+"""Modality maps and words for training crops, from the modality networks of the device.
 
-The device looks at a whole picture and cuts a tile's maps out of what it sees (Sec. 3). So does
-training: around each crop lies a window, a random part of the photograph; the networks see the
-window squeezed to a square, and the crop's maps are cut from theirs. A share of the windows is seen
-at full quality, as the paper's training does, and the rest degraded, as they will be on the device;
-the edges, Canny's, come from the crop itself at either quality.
+The device runs the modality networks on the whole picture and cuts the maps of a tile out of their
+output (Sec. 3). Training does the same with a window, a random part of the photograph around each
+crop: the networks run on the window squeezed to a square, and the crop's maps are cut from their
+output. Part of the windows have full quality, as in the paper's training; the others are degraded,
+as on the device. Edges are Canny's, from the crop itself in the quality of its window.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ from mmsr_edge.training.data.degradation import DegradeConfig, degrade
 from mmsr_edge.training.data.photos import Crop, Photos
 
 WIDEST = 4.0
-"""Largest side of a window in sides of its crop."""
+"""Largest side of a window, relative to that of its crop."""
 DEGRADED = 2 * MAP_SIDE
-"""Side of a window when it is degraded by a factor of four; the networks see the result doubled."""
+"""Side of a window before it is degraded by a factor of 4; the result is enlarged to `MAP_SIDE`."""
 
 
 @dataclass(frozen=True)
 class ModalityNetworks:
-    """The networks, and what their numbers stand for."""
+    """The modality networks, and the names of their classes and tags."""
 
     networks: dict[str, nn.Module]
-    """By name of `models.networks.MODALITY_NETWORKS`."""
+    """The networks, by name in `models.networks.MODALITY_NETWORKS`."""
     labels: dict[str, tuple[str, ...]]
-    """Names of classes and tags, of those networks that have them."""
+    """Names of classes and tags, by network."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What is known of a batch of crops besides their pixels."""
+class CropConditions:
+    """Maps and words of a batch of crops."""
 
     maps: Tensor
     """[B, 3, 3, 256, 256] in [-1, 1]: crop, map, channel, row, column."""
     words: list[str]
-    """Tags and computed words, as the device writes them."""
+    """Tags and computed words of each crop, as the device writes them into the prompt."""
 
 
 def draw_window(crop: Crop, shape: tuple[int, int], rng: np.random.Generator) -> Crop:
-    """A square of 1 to `WIDEST` times the crop's side around it, within a photo of `shape`."""
+    """A random square around a crop, 1 to `WIDEST` times its side, in a photo of `shape` [h, w]."""
     side = min(round(crop.size * rng.uniform(1, WIDEST)), *shape)
     top, left = (
         int(rng.integers(max(0, start + crop.size - side), min(start, length - side) + 1))
@@ -65,7 +65,10 @@ def draw_window(crop: Crop, shape: tuple[int, int], rng: np.random.Generator) ->
 
 
 def cut(map: NDArray[np.generic], crop: Crop, window: Crop, how: Image.Resampling) -> Image.Image:
-    """The part of a window's map [MAP_SIDE, MAP_SIDE] under `crop`, at the same size, mirrored with it."""
+    """The part of a window's map [MAP_SIDE, MAP_SIDE] under `crop`, at the same size.
+
+    Mirrored if the crop is.
+    """
     scale = MAP_SIDE / window.size
     left, top = (crop.left - window.left) * scale, (crop.top - window.top) * scale
     box = (left, top, left + crop.size * scale, top + crop.size * scale)
@@ -74,13 +77,13 @@ def cut(map: NDArray[np.generic], crop: Crop, window: Crop, how: Image.Resamplin
 
 
 class MapMaker:
-    """Makes the maps and words of crops.
+    """Makes the maps and words of training crops.
 
     Args:
-        photos: where the crops come from.
-        modalities: the networks that look at them, on the photos' device.
-        seed: of everything random.
-        sharp: share of the windows that are seen at full quality.
+        photos: source of the crops.
+        modalities: the modality networks, on the photos' device.
+        seed: seed of all random draws.
+        sharp: share of the windows with full quality, in [0, 1].
     """
 
     def __init__(
@@ -93,13 +96,13 @@ class MapMaker:
         self.workers = ThreadPoolExecutor()
 
     @torch.no_grad()
-    def __call__(self, crops: Sequence[Crop], hr: Tensor, lr: Tensor) -> Seen:
-        """Look at a batch of crops.
+    def __call__(self, crops: Sequence[Crop], hr: Tensor, lr: Tensor) -> CropConditions:
+        """Maps and words of a batch of crops.
 
         Args:
-            crops: where they were taken.
-            hr: their pixels [B, 3, H, W] in [-1, 1].
-            lr: the degraded ones [B, 3, H/4, W/4].
+            crops: places of the crops.
+            hr: HR pixels of the crops, [B, 3, H, W] in [-1, 1].
+            lr: LR pixels of the crops, [B, 3, H/4, W/4] in [-1, 1].
         """
         shapes = [tuple(self.photos.images[crop.photo].shape[1:]) for crop in crops]
         windows = [draw_window(c, s, self.rng) for c, s in zip(crops, shapes, strict=True)]
@@ -110,9 +113,9 @@ class MapMaker:
         scores = self.networks["captioner"](views).float().cpu().numpy()
         pixels = views.permute(0, 2, 3, 1).cpu().numpy()
         fine, coarse = hr.cpu(), lr.cpu()
-        seen = [fine[i] if sharp[i] else coarse[i] for i in range(len(crops))]
-        maps = self.workers.map(self._maps, crops, windows, depth, classes, seen)
-        return Seen(
+        pictures = [fine[i] if sharp[i] else coarse[i] for i in range(len(crops))]
+        maps = self.workers.map(self._maps, crops, windows, depth, classes, pictures)
+        return CropConditions(
             torch.stack(list(maps)).to(hr.device),
             [
                 write_prompt(choose_tags(s, self.tags), describe(p, window.size / MAP_SIDE))
@@ -121,7 +124,7 @@ class MapMaker:
         )
 
     def _views(self, windows: Sequence[Crop], sharp: NDArray[np.bool_]) -> Tensor:
-        """Windows as the networks see them, [B, 3, MAP_SIDE, MAP_SIDE] in [-1, 1]."""
+        """The networks' input: windows [B, 3, MAP_SIDE, MAP_SIDE] in [-1, 1]."""
         views = []
         for window, fine in zip(windows, sharp, strict=True):
             part = self.photos.take(window)[None].float() / 127.5 - 1
@@ -140,11 +143,11 @@ class MapMaker:
         window: Crop,
         depth: NDArray[np.float32],
         classes: NDArray[np.uint8],
-        seen: Tensor,
+        picture: Tensor,
     ) -> Tensor:
         near = np.asarray(cut(depth, crop, window, Image.Resampling.BILINEAR))
         colours = PALETTE[np.asarray(cut(classes, crop, window, Image.Resampling.NEAREST))]
-        pixels = seen.permute(1, 2, 0).numpy()
+        pixels = picture.permute(1, 2, 0).numpy()
         edges = edge_map(detect_edges(pixels, MAP_SIDE / len(pixels)))
         planes = [
             np.repeat(near[..., None] * 2 - 1, 3, axis=-1),

@@ -1,9 +1,8 @@
-"""Photographs as training crops: a folder in memory, crops drawn where there is something to see.
+"""Training crops from a folder of photographs in memory, drawn where gradients are strong.
 
-Photos stay uint8, on the training device, at full size and halved some times: at full size many are
-smooth, and a crop of a shrunk photo is a sharper lesson. Test sets of super-resolution are small
-pictures full of detail; the noise on them has to be told from foliage, which smooth crops don't
-teach.
+The photos are held as uint8 on the training device, at full size and halved a few times. Crops at
+full size are often smooth; those of downscaled photos have more detail, like the small pictures of
+the test sets of super-resolution, in which noise must be distinguished from foliage.
 """
 
 from __future__ import annotations
@@ -20,24 +19,25 @@ from torch import Tensor
 from mmsr_edge.errors import OptionError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"}
+"""Suffixes of the files that are read, in lower case."""
 
 HALVINGS = 2
-"""Smaller copies of each photo for pictures that are judged by eye: at full size most is smooth."""
+"""Downscaled copies of each photo in the stages that train on pictures, each half the last."""
 
 
 def to_bytes(pictures: Tensor) -> Tensor:
-    """[-1, 1] to uint8."""
+    """Pictures in [-1, 1] as uint8, of the same shape."""
     return ((pictures + 1) * 127.5).round().to(torch.uint8)
 
 
 def to_picture(values: Tensor) -> Tensor:
-    """uint8 [B, C, h, w] to float32 in [-1, 1], channels last."""
+    """uint8 pictures [B, C, h, w] as float32 in [-1, 1], channels last."""
     return (values.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
 class Crop:
-    """Where a crop was taken."""
+    """Place of a crop: a square of a photo."""
 
     photo: int
     """Index into `Photos.images`."""
@@ -48,18 +48,20 @@ class Crop:
     size: int
     """Side in pixels."""
     flip: bool
-    """Mirrored left to right."""
+    """Whether it is mirrored left to right."""
 
 
 def find_photos(folder: Path) -> list[Path]:
-    """All pictures below `folder`, sorted.
+    """Paths of all pictures below `folder`, sorted.
 
     Raises:
-        OptionError: when there are none.
+        OptionError: there are none.
     """
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not found:
-        raise OptionError(f"no photographs below {str(folder)!r}; looked for {sorted(SUFFIXES)}")
+        raise OptionError(
+            f"no photographs below {str(folder)!r}; give a folder with files of {sorted(SUFFIXES)}"
+        )
     return found
 
 
@@ -71,15 +73,18 @@ def _load(path: Path, halvings: int) -> list[Tensor]:
 
 
 class Photos:
-    """Draws square crops from all photographs of a folder.
+    """Draws square crops from the photographs of a folder.
 
     Args:
-        folder: searched recursively.
-        device: where the photos are kept and the crops are made.
-        seed: of the draw of crops.
-        candidates: crops compared for each one taken; the one with the strongest gradients wins.
-        halvings: copies of each photo that are kept too, at a half of its size, a quarter, …; with
-            more than one, all sizes are drawn equally often, else by their side.
+        folder: folder of the photographs, searched recursively.
+        device: device that holds the photos and makes the crops.
+        seed: seed of the draw of crops.
+        candidates: crops drawn for each one taken; the one with the strongest gradients is taken.
+        halvings: downscaled copies of each photo, at a half, a quarter, … of its size. With more
+            than one, all copies are drawn equally often; otherwise in proportion to their side.
+
+    Raises:
+        OptionError: there are no photographs below `folder`.
     """
 
     def __init__(
@@ -114,16 +119,16 @@ class Photos:
         return float(grey.diff(dim=0).abs().mean() + grey.diff(dim=1).abs().mean()), crop
 
     def draw(self, size: int) -> Crop:
-        """Choose where the next crop is taken."""
+        """Draw the place of the next crop, of `size` pixels a side."""
         return max((self._draw(size) for _ in range(self.candidates)), key=lambda c: c[0])[1]
 
     def take(self, crop: Crop) -> Tensor:
-        """The pixels of a crop: uint8 [3, size, size]."""
+        """Pixels of a crop, uint8 [3, size, size]."""
         image = self.images[crop.photo]
         out = image[:, crop.top : crop.top + crop.size, crop.left : crop.left + crop.size]
         return out.flip(-1) if crop.flip else out
 
     def batch(self, count: int, size: int) -> tuple[Tensor, list[Crop]]:
-        """`count` crops as [count, 3, size, size], RGB in [-1, 1], and where they come from."""
+        """`count` crops [count, 3, size, size], RGB in [-1, 1], and their places."""
         crops = [self.draw(size) for _ in range(count)]
         return torch.stack([self.take(c) for c in crops]).float() / 127.5 - 1, crops

@@ -1,4 +1,4 @@
-"""Rendered scenes as training batches: cropped, recoloured, and spoilt as LR pictures are."""
+"""Training batches of rendered scenes: cropped, recoloured and degraded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ from mmsr_edge.training.data.jpeg import jpeg
 
 
 def recolour(image: Tensor, g: torch.Generator) -> Tensor:
-    """Contrast, gamma, saturation, cast and grey, drawn per picture; [B, 3, H, W] in [0, 1]."""
+    """Change gamma, saturation, contrast, colour cast and brightness at random, per picture.
+
+    Args:
+        image: [B, 3, H, W] in [0, 1].
+        g: generator on its device.
+
+    Returns:
+        [B, 3, H, W] in [0, 1]; a tenth of the pictures is grey.
+    """
     b = image.shape[0]
 
     def draw(low: float, high: float, channels: int = 1) -> Tensor:
@@ -34,11 +42,13 @@ def recolour(image: Tensor, g: torch.Generator) -> Tensor:
 
 
 def spoil(image: Tensor, side: int, g: torch.Generator) -> Tensor:
-    """Shrink, blur, add noise and compress, then resize to `side`; half of them is only resized.
+    """Degrade pictures: shrink, blur, add noise, compress, and resize to `side`.
+
+    Two fifths of the batches, and a fifth of the pictures in the others, are only resized.
 
     Args:
         image: [B, 3, H, W] in [0, 1].
-        side: of the result.
+        side: side of the result in pixels.
         g: generator on its device.
 
     Returns:
@@ -49,7 +59,9 @@ def spoil(image: Tensor, side: int, g: torch.Generator) -> Tensor:
     def draw(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(b, generator=g, device=device)
 
-    if torch.rand((), generator=g, device=device) < 0.4:  # a whole batch: this costs nothing
+    if (
+        torch.rand((), generator=g, device=device) < 0.4
+    ):  # for the whole batch, which saves its degradation
         return F.interpolate(image, (side, side), mode="bilinear", antialias=True)
     lr = 16 * int(torch.randint(5, 13, (), generator=g, device=device))  # 80 … 192
     small = F.interpolate(image, (lr, lr), mode="bilinear", antialias=True)
@@ -64,21 +76,22 @@ def spoil(image: Tensor, side: int, g: torch.Generator) -> Tensor:
 
 
 class Scenes:
-    """Draws training batches from files that `scenes.make` wrote.
+    """Draws training batches from the files that `scenes.make` wrote.
 
     Args:
-        folder: of the files.
-        seed: of the draws.
-        side: of the pictures in a batch.
+        folder: folder of the files.
+        seed: seed of all random draws.
+        side: side of the pictures in a batch, in pixels.
 
     Raises:
-        OptionError: when there are too few files.
+        OptionError: there are no files beside the held-out ones.
     """
 
     HELD_OUT = 2
-    """The first files, left out of training."""
+    """Number of files, the first, that are held out of training."""
     CELL = 4
-    """Pixels of a picture per cell of its depth: the network's output before it is enlarged."""
+    """Pixels of a picture per cell of its depth map, along a side. The network's output before its
+    last enlargement has the same factor."""
 
     def __init__(self, folder: Path, seed: int = 0, side: int = 256) -> None:
         files = sorted(folder.glob("*.npz"))[self.HELD_OUT :]
@@ -94,18 +107,18 @@ class Scenes:
 
     @classmethod
     def held_out_files(cls, folder: Path) -> list[Path]:
-        """Files that training does not see."""
+        """The files that are held out of training."""
         return sorted(folder.glob("*.npz"))[: cls.HELD_OUT]
 
     @staticmethod
     def load(path: Path) -> tuple[Tensor, Tensor]:
-        """uint8 [n, 3, S, S] and float16 [n, 1, S, S] of one file."""
+        """Pictures, uint8 [n, 3, S, S], and inverse depth, float16 [n, 1, S, S], of one file."""
         with np.load(path) as file:
             rgb, inverse = file["rgb"], file["inverse"]
         return torch.from_numpy(rgb).permute(0, 3, 1, 2), torch.from_numpy(inverse)[:, None]
 
     def batch(self, count: int) -> tuple[Tensor, Tensor]:
-        """Pictures [count, 3, S, S] in [-1, 1], inverse depth [count, 1, S/4, S/4]; S = `side`."""
+        """Pictures [count, 3, S, S] in [-1, 1], inverse depth [count, 1, S/4, S/4]; S is `side`."""
         n, _, side, _ = self.rgb.shape
         rgbs, inverses = [], []
         for _ in range(count):
@@ -134,5 +147,5 @@ class _Batches(IterableDataset):
 
 
 def scene_batches(scenes: Scenes, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of `count`, made by a process beside the training's."""
+    """Endless batches of `count` (see `Scenes.batch`), made by a second process."""
     return iter(DataLoader(_Batches(scenes, count), batch_size=None, num_workers=1))

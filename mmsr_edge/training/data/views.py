@@ -1,8 +1,8 @@
-"""Labelled views of photographs as training batches, degraded as the device's pictures are.
+"""Training batches of labelled views of photographs, degraded like the pictures on the device.
 
-The teacher saw the clean view; the student mostly gets a degraded one. Degrading costs as much as
-a training step of a small network, so each view's last degraded copy is kept, and renewed now and
-then.
+The teacher labelled the clean view; the student is mostly given a degraded one. Degrading costs as
+much as a training step of a small network, so each view's last degraded copy is kept and sometimes
+renewed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from mmsr_edge.bundle import MAP_SIDE
 from mmsr_edge.training.data.degradation import FIRST, SECOND, DegradeConfig, degrade
 
 SIDES = (112, 128, 160, 192)
-"""Sides that a low-resolution picture may have; larger ones come closer to clean, for squeezing
-them to 256 averages what was added to them."""
+"""Sides of the LR picture that a view is reduced to and enlarged from, in pixels."""
 AT_LR = DegradeConfig(
     scale=1,
     clean=0.1,
@@ -29,19 +28,19 @@ AT_LR = DegradeConfig(
     ),
     second=replace(SECOND, blur_sigma=(0.1, 0.8), resize=(0.5, 1.2)),
 )
-"""Degradation at the low resolution itself, which costs a fraction: in its pixels blurs are
-narrower, and the first round's noise is halved, as shrinking does."""
+"""Degradation at the LR size, for a fraction of the cost at the HR size. Blurs are narrower, in LR
+pixels, and the first round's noise is halved, as by a reduction."""
 
 
 class Views:
-    """Views on one device.
+    """Draws batches of views, clean or degraded.
 
     Args:
         views: uint8 [N, 256, 256, 3].
-        device: where batches are wanted.
-        seed: of everything random.
-        renew: share of a batch that is degraded afresh.
-        clean: share of a batch that is as the teacher saw it.
+        device: device of the views and the batches.
+        seed: seed of all random draws.
+        renew: share of a batch that is degraded anew.
+        clean: share of a batch that is clean.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class Views:
         return torch.rand(shape, generator=self.g, device=self.device)
 
     def batch(self, count: int) -> tuple[Tensor, Tensor]:
-        """Row numbers [count] and their pictures [count, 3, 256, 256], RGB in [-1, 1]."""
+        """Indices of random views [count] and their pictures [count, 3, 256, 256] in [-1, 1]."""
         rows = torch.randint(len(self.views), (count,), generator=self.g, device=self.device)
         fresh = rows[: round(count * self.renew)]
         if len(fresh):
@@ -77,7 +76,7 @@ class Views:
         return to_pixels(F.interpolate(lr, (MAP_SIDE, MAP_SIDE), mode="bilinear"))
 
     def _jitter(self, images: Tensor) -> Tensor:
-        """Other exposures, contrasts and white balances."""
+        """Change exposure, contrast and white balance at random, per picture."""
         b = len(images)
         gain = 1 + 0.25 * (2 * self._rand(b, 1, 1, 1) - 1) + 0.1 * (2 * self._rand(b, 3, 1, 1) - 1)
         offset = 0.2 * (2 * self._rand(b, 1, 1, 1) - 1)
@@ -85,10 +84,10 @@ class Views:
 
 
 def to_images(pixels: Tensor) -> Tensor:
-    """uint8 [B, H, W, 3] to [B, 3, H, W] in [-1, 1]."""
+    """Views, uint8 [B, H, W, 3], as pictures [B, 3, H, W] in [-1, 1]."""
     return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """[B, 3, H, W] in [-1, 1] to uint8 [B, H, W, 3]."""
+    """Pictures [B, 3, H, W] in [-1, 1] as views, uint8 [B, H, W, 3]."""
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

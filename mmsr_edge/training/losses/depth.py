@@ -1,7 +1,7 @@
 """Losses for relative depth, after MiDaS (Ranftl et al. 2020) and its ranking forerunners.
 
-A single picture tells depth up to scale and shift of its inverse, so the main terms compare maps
-that were shifted and scaled to a common frame first.
+A single picture determines inverse depth only up to scale and shift, so the main terms compare maps
+after shifting and scaling both to a common range.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class DepthWeights:
-    """Shares of the terms."""
+    """Weights of the terms of `depth_loss`."""
 
     invariant: float = 0.3
-    """Scale- and shift-invariant distance."""
+    """Weight of the scale- and shift-invariant distance; see `invariant_loss`."""
     gradient: float = 0.3
-    """Gradients of the aligned difference, at four sizes."""
+    """Weight of the gradients of the aligned difference; see `gradient_loss`."""
     rank: float = 0.6
-    """Order of random pairs."""
+    """Weight of the order of random pairs; see `rank_loss`."""
     plain: float = 2.0
-    """Distance without alignment: it fixes the output's range."""
+    """Weight of the distance without alignment, which fixes the range of the output."""
 
 
 def nearness(inverse: Tensor) -> Tensor:
-    """The target: inverse depth [B, 1, H, W] (0 = sky) → [B, 1, H, W] in [0, 1].
+    """Target of the network: nearness in [0, 1] from inverse depth (0 = sky), both [B, 1, H, W].
 
-    Scaled to the picture's 2nd and 98th percentile; then the square root, since most of a wide
-    scene lies in the lowest tenth of its inverse depth.
+    Inverse depth is scaled so that the picture's 2nd and 98th percentiles become 0 and 1. The
+    square root follows, because most of a wide scene lies in the lowest tenth of its inverse depth.
     """
     flat = inverse.flatten(1)
     low, high = torch.quantile(flat, torch.tensor([0.02, 0.98], device=flat.device), dim=1)
@@ -40,12 +40,12 @@ def nearness(inverse: Tensor) -> Tensor:
 
 
 LEAST_SPREAD = 0.12
-"""Smallest mean |d − median| that is divided by: where most is sky, the little else would count for
-a hundred other pictures."""
+"""Smallest divisor in `aligned`. Without it, a picture that is nearly all sky would weigh as much
+as a hundred others."""
 
 
 def aligned(depth: Tensor) -> Tensor:
-    """(d − median) / mean |d − median| of each picture: MiDaS, Eqs. 5 and 6."""
+    """(d − median) / mean |d − median| of each picture (MiDaS, Eqs. 5 and 6)."""
     flat = depth.flatten(1)
     centre = flat - flat.median(1, keepdim=True).values
     spread = centre.abs().mean(1, keepdim=True).clamp_min(LEAST_SPREAD)
@@ -53,12 +53,12 @@ def aligned(depth: Tensor) -> Tensor:
 
 
 def invariant_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Mean distance of the aligned maps; the far tail counts little (Charbonnier, capped slope)."""
+    """Mean distance of the aligned maps: quadratic below 0.1, linear above (smooth L1)."""
     return F.smooth_l1_loss(aligned(predicted), aligned(target), beta=0.1)
 
 
 def gradient_loss(predicted: Tensor, target: Tensor, scales: int = 4) -> Tensor:
-    """Gradients of R = aligned(d) − aligned(d*): MiDaS, Eq. 11, at `scales` sizes."""
+    """Mean absolute gradients of R = aligned(d) − aligned(d*) at `scales` sizes (MiDaS, Eq. 11)."""
     r = aligned(predicted) - aligned(target)
     total = r.new_zeros(())
     for i in range(scales):
@@ -70,14 +70,14 @@ def gradient_loss(predicted: Tensor, target: Tensor, scales: int = 4) -> Tensor:
 def rank_loss(
     predicted: Tensor, inverse: Tensor, pairs: int = 3000, ratio: float = 1.05, width: float = 0.1
 ) -> Tensor:
-    """Softplus of how wrongly random pairs are ordered.
+    """Ranking loss of random pairs of points: softplus of the difference in the wrong direction.
 
     Args:
-        predicted: [B, 1, H, W], larger is nearer.
-        inverse: [B, 1, H, W] inverse depth, 0 = sky.
-        pairs: drawn for each picture.
-        ratio: pairs whose depths differ by less do not count.
-        width: the difference in prediction that is clearly in order.
+        predicted: nearness, [B, 1, H, W]; larger is nearer.
+        inverse: inverse depth, [B, 1, H, W]; 0 = sky.
+        pairs: number of pairs per picture.
+        ratio: smallest ratio of the depths of a pair that counts.
+        width: difference in prediction from which a pair is clearly ordered.
     """
     p, t = predicted.flatten(1), inverse.flatten(1)
     i, j = torch.randint(p.shape[1], (2, pairs), device=p.device)
@@ -90,7 +90,7 @@ def rank_loss(
 def depth_loss(
     predicted: Tensor, inverse: Tensor, weights: DepthWeights
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The whole loss and its terms; `predicted` and `inverse` [B, 1, H, W]."""
+    """The weighted loss and its unweighted terms; `predicted` and `inverse` are [B, 1, H, W]."""
     target = nearness(inverse)
     terms = {
         "invariant": invariant_loss(predicted, target),

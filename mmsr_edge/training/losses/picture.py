@@ -1,4 +1,4 @@
-"""The loss of a picture: L1, LPIPS over AlexNet and VGG, and an adversarial term."""
+"""Loss of a picture: L1, grid, LPIPS on AlexNet and VGG16, statistics, adversarial and contrast."""
 
 from __future__ import annotations
 
@@ -16,85 +16,91 @@ from mmsr_edge.training.losses.perceptual import LPIPS, shifted, statistics, uni
 
 @dataclass(frozen=True)
 class PictureLossConfig:
-    """Weights of the terms of `PictureLoss`; a network whose weight is 0 is not loaded."""
+    """Weights of the terms of `PictureLoss`. A feature network with weight 0 is not loaded."""
 
     l1_weight: float = 2.0
     """Weight of the mean absolute difference."""
     grid_weight: float = 2.0
-    """Weight of the part of it that repeats from latent cell to latent cell; see `periodic`."""
+    """Weight of the error that repeats from latent cell to latent cell; see `periodic`."""
     alex_weight: float = 0.5
-    """Weight of LPIPS-Alex, at a random phase."""
+    """Weight of LPIPS on AlexNet, at a random phase; see `shifted`."""
     vgg_weight: float = 0.5
-    """Weight of LPIPS-VGG."""
+    """Weight of LPIPS on VGG16; the statistics and the adversarial loss need it above 0."""
     vgg_taps: int = 3
-    """Feature maps of VGG that are compared; 5 where there is a GPU."""
+    """Number of VGG16 feature maps that are compared, 1 to 5; the adversarial loss needs 4."""
     vgg_crop: int = 96
-    """Side in HR pixels of the piece of a picture that VGG sees."""
+    """Side in HR pixels of the piece of a picture that VGG16 is given; at most the picture's."""
     statistics_weight: float = 0.0
-    """Weight of the distance between the statistics of VGG's features."""
+    """Weight of the distance between the statistics of VGG16's features; see `statistics`."""
 
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """Setting of stages that have a discriminator."""
+    """Setting of the stages that can train with a discriminator."""
 
     adversarial_weight: float = 0.0
-    """Weight of the adversarial loss; 0: there is no discriminator."""
+    """Weight of the adversarial loss; with 0 no discriminator is trained."""
 
 
 @dataclass(frozen=True)
 class AlexTargetConfig:
-    """Setting of stages that have a teacher's target beside the HR picture."""
+    """Setting of the stages that have teacher targets beside HR pictures."""
 
     alex_sees_hr: float = 0.0
-    """Share of steps in which LPIPS-Alex compares with the HR picture, for texture that the teacher
-    leaves out; in the others it compares with the teacher's target."""
+    """Share of steps in which the terms that are not tied to the teacher target (LPIPS on AlexNet,
+    grid, statistics) compare with the HR picture, for texture that the teacher leaves out. In the
+    other steps they compare with the teacher target too."""
 
 
 @dataclass(frozen=True)
 class ContrastConfig:
-    """Settings of stages that train on `contrast`."""
+    """Settings of the stages that train on `contrast`."""
 
     contrast_weight: float = 0.0
-    """Weight of the distance between the contrast of a picture's bands and the HR picture's."""
+    """Weight of the contrast loss, always against the HR picture; see `contrast`."""
     contrast_first: int = 1
-    """Finest band; 0: periods of 2 to 4 pixels."""
+    """k of the finest band, 0 to 3; band 0 has periods of 2 to 4 pixels, band 1 of 4 to 8."""
+
+
+@dataclass(frozen=True)
+class TeacherLossConfig(PictureLossConfig, AdversarialConfig, AlexTargetConfig, ContrastConfig):
+    """Settings of stages whose pictures are compared with a teacher's target and the HR picture."""
 
 
 @dataclass(frozen=True)
 class PictureTerms:
-    """What `PictureLoss` gives; all of it is added up to train on."""
+    """Terms of `PictureLoss`, weighted; `total` is the loss."""
 
     l1: Tensor
-    """[B], weighted mean absolute difference."""
+    """[B], mean absolute difference."""
     grid: Tensor
-    """[B], weighted periodic difference; see `periodic`."""
+    """[B], grid loss; see `periodic`."""
     perceptual: Tensor
-    """[B], weighted LPIPS terms."""
+    """[B], sum of the LPIPS terms."""
     statistics: Tensor
-    """[B], weighted distance of the statistics of VGG's features."""
+    """[B], distance between the statistics of VGG16's features."""
     adversarial: Tensor
-    """Scalar, weighted: how far the pictures are from convincing the discriminator."""
+    """Scalar, adversarial loss of the pictures."""
     discriminator: Tensor
-    """Scalar: how far the discriminator is from telling them apart. It trains the discriminator alone."""
+    """Scalar, loss of the discriminator, unweighted; it trains the discriminator alone."""
 
     def total(self) -> Tensor:
-        """The sum of the batch's means."""
+        """The loss: the sum of all terms, averaged over the batch."""
         pictures = self.l1 + self.grid + self.perceptual + self.statistics
         return pictures.mean() + self.adversarial + self.discriminator
 
 
 def periodic(error: Tensor, period: int = 8, cells: int = 4) -> Tensor:
-    """How far an error repeats itself from one latent cell to the next, [B].
+    """Grid loss: the mean absolute error that repeats from latent cell to latent cell, [B].
 
-    A decoder that shuffles channels into pixels leaves a faint grid: the same error in every cell,
-    too small for L1 to mind and to the taste of classifiers' features, but the eye sees it. The
-    mean over `cells`² neighbouring cells, place by place, keeps what repeats and averages out the
-    rest; an error of the whole neighbourhood's mean is no grid.
+    A decoder that shuffles channels into pixels leaves a faint grid: the same error in every cell.
+    It is visible, but too small to matter to L1 or to classifiers' features. The mean over `cells`²
+    neighbouring cells, position by position, keeps the error that repeats and averages out the
+    rest. The neighbourhood's mean error is subtracted, because it is not a grid.
 
     Args:
         error: [B, 3, H, W]; rows and columns beyond the last whole neighbourhood are left out.
-        period: side of a cell in pixels; the decoder's factor.
+        period: side of a cell in pixels, the decoder's factor.
         cells: side of a neighbourhood in cells.
     """
     side = period * cells
@@ -109,22 +115,22 @@ def periodic(error: Tensor, period: int = 8, cells: int = 4) -> Tensor:
 def contrast(
     image: Tensor, target: Tensor, first: int = 1, last: int = 3, window: int = 32
 ) -> Tensor:
-    """How far the contrast of pictures is from what it should be, by band and place, [B].
+    """Contrast loss: difference of the rms of Laplacian bands, by band and window, [B].
 
-    L1 is least where detail in doubt is drawn fainter than it is, and LPIPS brings features to one
-    length before it compares them: neither minds a picture that is all a little too flat. Of the
-    bands of a Laplacian pyramid (Burt & Adelson 1983), B_k = x_k - up(x_{k+1}), each an octave,
+    L1 is least if uncertain detail is drawn too faint, and LPIPS normalizes features before it
+    compares them, so neither penalizes a picture that is slightly too flat. With the bands of a
+    Laplacian pyramid (Burt & Adelson 1983), B_k = x_k − up(x_{k+1}), an octave each, the loss is
 
-        Σ_k mean over windows of |rms(B_k(image)) - rms(B_k(target))|
+        Σ_k mean over windows of |rms(B_k(image)) − rms(B_k(target))|
 
-    in which detail may lie anywhere in its window.
+    and does not depend on where in its window detail lies.
 
     Args:
-        image: [B, 3, H, W]; its gradient is that of its contrast alone.
-        target: what it should be like, [B, 3, H, W].
+        image: [B, 3, H, W].
+        target: picture to compare with, [B, 3, H, W].
         first: k of the finest band; B_0 has periods of 2 to 4 pixels, B_1 of 4 to 8.
-        last: k of the coarsest.
-        window: side of a window in pixels; a multiple of 2^(last + 1).
+        last: k of the coarsest band.
+        window: side of a window in pixels, a multiple of 2^(last + 1).
     """
     total = torch.zeros(len(image), device=image.device)
     fine = F.avg_pool2d(torch.cat([image.float(), target.float()]), 1 << first)
@@ -140,21 +146,22 @@ def contrast(
 
 
 class PictureLoss(nn.Module):
-    """Weighted sum of L1, its periodic part, LPIPS-Alex, LPIPS-VGG, statistics and an adversarial term.
+    """Weighted L1, grid loss, LPIPS on AlexNet and VGG16, statistics and adversarial loss.
 
-    AlexNet is cheap and is shown nearly all of the picture; VGG costs fifteen times as much and is
-    shown a piece of it; the statistics are those of its features, and the discriminator judges them.
+    AlexNet is cheap and is given nearly the whole picture; VGG16 costs fifteen times as much and is
+    given a piece. The statistics and the discriminator use VGG16's features of that piece.
 
     Args:
-        folder: of the LPIPS weights; see `perceptual`.
-        config: weights of the terms, and what VGG sees.
-        discriminator: learns to tell pictures apart; needed where `adversarial_weight` is not 0.
+        folder: folder of the LPIPS weights; see `perceptual`.
+        config: weights of the terms, and size of VGG16's piece.
+        discriminator: the discriminator; without one there is no adversarial loss.
         adversarial_weight: weight of the adversarial loss.
-        target_share: share of L1 that compares with `target` where there is a teacher's target; the
-            rest compares with the teacher's.
+        target_share: share of L1, in [0, 1], that compares with `target` if there is a teacher
+            target; the rest compares with the teacher target.
 
     Raises:
-        OptionError: an adversarial loss without the four VGG feature maps that it is computed on.
+        OptionError: an adversarial loss without the four VGG16 feature maps that it needs, or the
+            LPIPS weights cannot be read.
     """
 
     def __init__(
@@ -189,8 +196,10 @@ class PictureLoss(nn.Module):
         """Compare `image` with `target`, both [B, 3, H, W] in [-1, 1].
 
         Args:
-            g: draws the pieces that LPIPS sees.
-            teacher_target: [B, 3, H, W], a teacher's target: LPIPS-VGG and the discriminator
+            image: picture to train.
+            target: picture to compare with.
+            g: generator of the pieces for LPIPS.
+            teacher_target: teacher target, [B, 3, H, W]. LPIPS on VGG16 and the discriminator
                 compare with it alone, and L1 with both. The other terms compare with `target`.
         """
         perceptual = character = torch.zeros(len(image), device=image.device)
@@ -202,25 +211,27 @@ class PictureLoss(nn.Module):
             )
         if self.vgg is not None:
             sharp = target if teacher_target is None else teacher_target
-            piece, near, model = shifted([image, target, sharp], self.config.vgg_crop, g)
+            piece, target_piece, sharp_piece = shifted(
+                [image, target, sharp], self.config.vgg_crop, g
+            )
             maps = self.vgg.features(piece)
             with torch.no_grad():
-                known = self.vgg.features(model)
+                known = self.vgg.features(sharp_piece)
             fake, real = unit(maps), unit(known)
             perceptual = perceptual + self.config.vgg_weight * self.vgg.compare(fake, real)
             if self.config.statistics_weight:
                 if teacher_target is not None:
                     with torch.no_grad():
-                        known = self.vgg.features(near)
-                told = statistics([piece, *maps], [near, *known])
-                character = self.config.statistics_weight * told
+                        known = self.vgg.features(target_piece)
+                distance = statistics([piece, *maps], [target_piece, *known])
+                character = self.config.statistics_weight * distance
             for network in self._discriminator:
                 adversarial = self.adversarial_weight * network.generator_loss(fake)
                 discriminator = network.discriminator_loss(fake, real)
         error = image.float() - target
-        missed = error.abs()
+        absolute = error.abs()
         if teacher_target is not None:
-            missed = missed.lerp((image.float() - teacher_target).abs(), 1 - self.target_share)
-        l1 = self.config.l1_weight * missed.mean((1, 2, 3))
+            absolute = absolute.lerp((image.float() - teacher_target).abs(), 1 - self.target_share)
+        l1 = self.config.l1_weight * absolute.mean((1, 2, 3))
         grid = self.config.grid_weight * periodic(error)
         return PictureTerms(l1, grid, perceptual, character, adversarial, discriminator)

@@ -1,4 +1,4 @@
-"""Random materials by what they are for, and random cameras and lights."""
+"""Random materials by role, random cameras and random lights."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ ROLES: dict[str, tuple[tuple[str, ...], tuple[float, float]]] = {
     "skin": (("plain", "noise"), (0.3, 1.0)),
     "books": (("books", "books", "photo"), (0.3, 0.9)),
 }
-"""What a material is for: the groups of textures it is drawn from, and the metres one spans."""
+"""Roles of materials: groups that the texture is drawn from, and the range of metres it spans."""
 
 
 class Palette:
-    """Draws materials for one scene.
+    """Draws materials, cameras and lights for one scene.
 
     Args:
-        textures: the atlas.
-        rng: the scene's.
+        textures: the textures.
+        rng: random numbers of the scene.
     """
 
     def __init__(self, textures: Textures, rng: np.random.Generator) -> None:
         self.textures, self.rng = textures, rng
 
     def material(self, role: str, gloss: float = 0.0) -> Material:
-        """A material for `role`, a key of `ROLES`."""
+        """A random material for `role`, a key of `ROLES`; a quarter have a random gloss."""
         groups, (low, high) = ROLES[role]
         rng = self.rng
         tint = rng.uniform(0.5, 1.2) * rng.uniform(0.75, 1.25, 3)
@@ -68,7 +68,13 @@ class Palette:
     def picture(
         self, half: tuple[float, float, float], *groups: str, glow: float = 0.0
     ) -> Material:
-        """A material that fits one copy of a texture to a shape's faces: posters, screens."""
+        """A material with one copy of a texture on each face of a shape, for posters and screens.
+
+        Args:
+            half: half sizes of the shape.
+            groups: groups of textures to draw from; `photo` if none are given.
+            glow: share of the colour that needs no light.
+        """
         rng = self.rng
         return Material(
             self.textures.draw(rng, *(groups or ("photo",))),
@@ -80,7 +86,7 @@ class Palette:
         )
 
     def lamp(self, position: Array, reach: float, closed: bool = True) -> Light:
-        """Lamplight in a room, or (`closed` false) over a table."""
+        """A lamp, indoors (`closed`) or under the sky; `reach` is the place's size in metres."""
         rng = self.rng
         warm = np.array([1.0, rng.uniform(0.7, 1.05), rng.uniform(0.45, 1.15)])
         base = rng.uniform(0.15, 0.9)
@@ -99,7 +105,7 @@ class Palette:
         )
 
     def daylight(self, scale: float, haze_chance: float = 0.4) -> Light:
-        """Sun and sky; `scale` is the metres over which neighbours shade each other."""
+        """Sun and sky; `scale` is the distance in metres within which surfaces shade each other."""
         rng = self.rng
         azimuth, height = rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 1.3)
         sun = np.array([np.cos(azimuth) * np.cos(height), np.sin(azimuth) * np.cos(height),
@@ -133,7 +139,14 @@ class Palette:
         pitch: float,
         width: tuple[float, float] = (42, 85),
     ) -> Camera:
-        """A camera with a drawn field of view (degrees), aspect ratio and slight roll."""
+        """A camera with a random field of view, aspect ratio and slight roll.
+
+        Args:
+            position: [3], metres.
+            yaw: radians; see `Camera`.
+            pitch: radians above the horizon.
+            width: range of the horizontal field of view in degrees.
+        """
         rng = self.rng
         tangent = np.tan(np.radians(rng.uniform(*width)) / 2)
         aspect = rng.choice([4 / 3, 4 / 3, 3 / 2, 16 / 9, 1.0, 3 / 4, 2 / 3])

@@ -1,4 +1,4 @@
-"""Places: rooms, streets, land, and heaps of things close up. Each draws a whole scene."""
+"""Places: rooms, streets, land, heaps of things, portraits. Each function draws a whole scene."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Rng = np.random.Generator
 def _finish(
     rng: Rng, shapes: Shapes, terrain: Terrain | None, light: Light, camera: Camera, blur: float
 ) -> Scene:
-    """Exposure, white balance and, with chance `blur`, a shallow depth of field."""
+    """The scene, with random exposure and white balance and, with chance `blur`, depth of field."""
     focus = None
     if rng.random() < blur:
         focus = (float(np.exp(rng.uniform(np.log(0.3), np.log(4)))), float(rng.uniform(2, 9)))
@@ -32,14 +32,14 @@ def _finish(
 
 
 def _tilt(rng: Rng, mean: float, spread: float) -> float:
-    """A pitch in radians: mostly near `mean` degrees, now and then far up or down."""
+    """A random pitch in radians: mostly near `mean` degrees, sometimes far up or down."""
     if rng.random() < 0.15:
         return float(np.radians(rng.uniform(-75, 50)))
     return float(np.radians(rng.normal(mean, spread)))
 
 
 def _walls(shapes: Shapes, palette: Palette, w: float, d: float, h: float) -> None:
-    """Floor, ceiling and four walls around [-w, w] × [-d, d] × [0, h]."""
+    """Add floor, ceiling and four walls around [-w, w] × [-d, d] × [0, h]."""
     t = 0.1
     shapes.add(BOX, (0, 0, -t), (w + t, d + t, t), palette.material("floor"))
     shapes.add(BOX, (0, 0, h + t), (w + t, d + t, t), palette.material("ceiling"))
@@ -110,7 +110,7 @@ def room(textures: Textures, rng: Rng) -> Scene:
         shade = palette.picture((1, 1, 1), "plain", glow=0.9)
         shapes.add(ELLIPSOID, (x, y, h - 0.3), (0.15, 0.15, 0.1), shade)
     eye = np.array([*(rng.uniform(-0.85, 0.85, 2) * (w, d)), rng.uniform(0.5, min(h - 0.3, 2.1))])
-    # Most people photograph the longer way across a room, or a piece of furniture from close by.
+    # Photographs mostly show a room along its longer side, or a piece of furniture from near by.
     target = np.array([*(-eye[:2] * rng.uniform(0.2, 1.2) + rng.normal(0, 0.4, 2)), 0.0])
     pitch, width = _tilt(rng, -12, 13), (45.0, 85.0)
     if rng.random() < 0.4:
@@ -131,18 +131,18 @@ def street(textures: Textures, rng: Rng) -> Scene:
     """A street along x: road, pavements, houses on both sides or one, cars, people, trees."""
     palette, shapes = Palette(textures, rng), Shapes()
     things = Things(shapes, palette)
-    road, walk = rng.uniform(2.5, 8), rng.uniform(1, 5)
+    road, footway = rng.uniform(2.5, 8), rng.uniform(1, 5)
     shapes.add(BOX, (0, 0, -1), (400, 400, 1), palette.material("road"))
     pavement = palette.material("road")
     for side in (-1, 1):
-        shapes.add(BOX, (0, side * (road + walk), 0), (300, walk, 0.14), pavement)
+        shapes.add(BOX, (0, side * (road + footway), 0), (300, footway, 0.14), pavement)
         if rng.random() < 0.15:
             continue
         x = -20.0
         while x < 150:
             width, depth = rng.uniform(3, 12), rng.uniform(4, 10)
             height = rng.uniform(2, 6) if rng.random() < 0.5 else rng.uniform(5, 22)
-            y = side * (road + 2 * walk + depth + rng.uniform(0, 2))
+            y = side * (road + 2 * footway + depth + rng.uniform(0, 2))
             facade = palette.material("facade")
             if rng.random() < 0.85:
                 shapes.add(BOX, (x + width, y, height), (width, depth, height), facade)
@@ -156,19 +156,19 @@ def street(textures: Textures, rng: Rng) -> Scene:
         lane = rng.choice([-1, 1]) * (road - 1.2 if rng.random() < 0.7 else road * 0.4)
         things.car((rng.uniform(3, 60), lane, 0), rng.choice([0, np.pi]) + rng.normal(0, 0.05))
     for _ in range(int(rng.integers(0, 9))):
-        at = (rng.uniform(2, 30), rng.uniform(-1, 1) * (road + 2 * walk), 0.07)
+        at = (rng.uniform(2, 30), rng.uniform(-1, 1) * (road + 2 * footway), 0.07)
         things.person(at, rng.uniform(0, 6.3))
     if rng.random() < 0.6:
         step, side = rng.uniform(6, 18), int(rng.choice([-1, 1]))
         metal, tall = palette.material("thing"), rng.uniform(2, 4)
         for x in np.arange(rng.uniform(2, 8), 90, step):
             if rng.random() < 0.5:
-                things.tree((x, side * (road + walk), 0), 0.0, rng.uniform(3, 10))
+                things.tree((x, side * (road + footway), 0), 0.0, rng.uniform(3, 10))
             else:
                 shapes.add(CYLINDER, (x, side * (road + 0.5), tall), (0.07, 0.07, tall), metal)
     high = rng.random() < 0.2
     z = float(rng.uniform(5, 25) if high else rng.uniform(0.8, 2.4))
-    eye = (-rng.uniform(0, 4), rng.uniform(-0.9, 0.9) * (road + 1.5 * walk), z)
+    eye = (-rng.uniform(0, 4), rng.uniform(-0.9, 0.9) * (road + 1.5 * footway), z)
     yaw = float(rng.normal(0, 0.35) if rng.random() < 0.75 else rng.uniform(-1.4, 1.4))
     camera = palette.camera(eye, yaw, _tilt(rng, -18 if high else 2, 8))
     return _finish(rng, shapes, None, palette.daylight(3.0), camera, 0.1)
@@ -200,7 +200,7 @@ def land(textures: Textures, rng: Rng) -> Scene:
     eye[2] = max(ground, -np.inf if water is None else water) + above
 
     def ahead(near: float, far: float) -> Array:
-        """A point of the ground before the camera."""
+        """A random point of the ground in front of the camera, `near` to `far` metres away."""
         r = np.exp(rng.uniform(np.log(near), np.log(far)))
         a = yaw + rng.normal(0, 0.45)
         p = eye[:2] + r * np.array([np.cos(a), np.sin(a)])
@@ -222,7 +222,7 @@ def land(textures: Textures, rng: Rng) -> Scene:
 
 
 def heap(textures: Textures, rng: Rng) -> Scene:
-    """Things on a table or on the ground, close up; a wall, a room or a blurred distance behind."""
+    """Things on a table or on the ground, close up, with walls or an open distance behind them."""
     palette, shapes = Palette(textures, rng), Shapes()
     things = Things(shapes, palette)
     scale = float(np.exp(rng.uniform(np.log(0.05), np.log(0.6))))
@@ -255,8 +255,8 @@ def heap(textures: Textures, rng: Rng) -> Scene:
     pitch = float(-np.radians(rng.choice([rng.uniform(0, 25), rng.uniform(15, 60), 80])))
     eye = distance * np.array([-np.cos(pitch), 0, -np.sin(pitch)])
     eye += np.array([0, rng.normal(0, 0.2) * distance, scale * rng.uniform(0.3, 1)])
-    aim = float(np.arctan2(-eye[1], -eye[0]) + rng.normal(0, 0.12))
-    camera = palette.camera(eye, aim, pitch + float(rng.normal(0, 0.08)), (30, 70))
+    yaw = float(np.arctan2(-eye[1], -eye[0]) + rng.normal(0, 0.12))
+    camera = palette.camera(eye, yaw, pitch + float(rng.normal(0, 0.08)), (30, 70))
     if closed or rng.random() < 0.4:
         lamp = scale * np.array([rng.uniform(-6, 2), rng.uniform(-6, 6), rng.uniform(4, 15)])
         light = palette.lamp(lamp, 8 * scale, closed=False)
@@ -269,7 +269,7 @@ def heap(textures: Textures, rng: Rng) -> Scene:
 
 
 def portrait(textures: Textures, rng: Rng) -> Scene:
-    """People or one big thing close before the camera, in any of the other places."""
+    """One or two people or groups of things close to the camera, in a room, a street or on land."""
     scene = (room, street, land)[int(rng.integers(3))](textures, rng)
     things = Things(scene.shapes, Palette(textures, rng))
     forward, right, _ = scene.camera.axes()
@@ -294,11 +294,11 @@ PLACES: dict[str, tuple[Callable[[Textures, Rng], Scene], float]] = {
     "heap": (heap, 0.17),
     "portrait": (portrait, 0.10),
 }
-"""Each place and its share of the scenes."""
+"""Places, and their shares of the scenes."""
 
 
 def draw_scene(textures: Textures, rng: Rng) -> Scene:
-    """A scene of a drawn kind."""
+    """Draw a place by its share, and a scene of it."""
     shares = np.array([share for _, share in PLACES.values()])
     name = str(rng.choice(list(PLACES), p=shares / shares.sum()))
     return PLACES[name][0](textures, rng)

@@ -1,4 +1,4 @@
-"""From a scene and a camera to a picture and its depth."""
+"""Rendering of a scene to a picture and its depth."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from mmsr_edge.training.scenes.textures import Material, Textures
 Array = NDArray[Any]
 
 FAR = np.float32(1e5)
-"""Metres beyond which there is only sky."""
+"""Distance in metres beyond which there is only sky."""
 
 
 @dataclass(frozen=True, eq=False)
 class Camera:
-    """A pinhole camera whose picture is squeezed to a square."""
+    """A pinhole camera; its picture is squeezed to a square."""
 
     position: Array
-    """[3]."""
+    """[3], metres."""
     yaw: float
-    """Radians from the x axis, anticlockwise seen from above."""
+    """Radians from the x axis, anticlockwise from above."""
     pitch: float
     """Radians above the horizon."""
     roll: float
-    """Radians."""
+    """Radians about the optical axis."""
     tangents: tuple[float, float]
     """Tangents of half the horizontal and half the vertical field of view."""
 
     def axes(self) -> Array:
-        """[3, 3]: forward, right and up, one in a row."""
+        """Unit vectors forward, right and up, the rows of [3, 3]."""
         (cy, sy), (cp, sp) = ((np.cos(a), np.sin(a)) for a in (self.yaw, self.pitch))
         forward = np.array([cy * cp, sy * cp, sp])
         right = np.array([sy, -cy, 0.0])
@@ -44,9 +44,10 @@ class Camera:
         return np.stack([forward, c * right + s * up, c * up - s * right]).astype(np.float32)
 
     def rays(self, side: int, jitter: np.random.Generator | None = None) -> tuple[Array, Array]:
-        """Unit directions [side², 3] and the cosine to the optical axis [side²].
+        """Unit directions [side², 3] of the pixels' rays, and cosines to the optical axis [side²].
 
-        Planar depth is the distance along the ray times that cosine.
+        Planar depth is the distance along a ray times its cosine. With `jitter`, rays go through
+        random points of the pixels in place of the centres.
         """
         at = (np.arange(side, dtype=np.float32) + 0.5) / side * 2 - 1
         x, y = np.meshgrid(at, -at)
@@ -62,53 +63,53 @@ class Camera:
 
 @dataclass(frozen=True, eq=False)
 class Light:
-    """Where light comes from."""
+    """Light of a scene: a lamp or the sun, ambient light, haze and sky."""
 
     position: Array
-    """[3]; the sun is a far point."""
+    """[3], metres, of the lamp or of the sun, a distant point."""
     colour: Array
-    """[3], linear."""
+    """[3], of the lamp or the sun, linear."""
     falloff: float
-    """Metres at which a lamp has fallen to half; 0: the sun, which does not fall."""
+    """Distance in metres at which a lamp's light has halved; 0: the sun, without falloff."""
     above: Array
-    """[3], light from above, without shadows."""
+    """[3], ambient light from above, linear."""
     below: Array
-    """[3], light from below."""
+    """[3], ambient light from below, linear."""
     occlusion: float
-    """Metres within which neighbours take that light away."""
+    """Distance in metres within which surfaces block ambient light."""
     fog: float
-    """Metres in which the haze takes 63 %; 0: clear."""
+    """Distance in metres over which haze hides 63 %; 0: no haze."""
     haze: Array
-    """[3], colour of the haze and of the sky's horizon."""
+    """[3], colour of the haze and of the sky at the horizon, linear."""
     zenith: Array
-    """[3], colour of the sky above."""
+    """[3], colour of the sky at the zenith, linear."""
     sky: int
-    """Texture of the sky, or -1."""
+    """Index of the sky's texture; -1: none."""
 
 
 @dataclass(eq=False)
 class Scene:
-    """All of it."""
+    """A scene, with its camera and the settings of its development."""
 
     shapes: Shapes
-    """Convex shapes."""
+    """The convex shapes."""
     terrain: Terrain | None
-    """The land, or None."""
+    """The land; None: there is none."""
     light: Light
     """The light."""
     camera: Camera
     """The camera."""
     focus: tuple[float, float] | None = None
-    """Metres of sharp focus, and the blur in pixels of what is infinitely far; None: all sharp."""
+    """Distance of focus in metres, and blur in pixels at infinity; None: everything is sharp."""
     gain: float = 1.0
-    """Exposure: the picture's bright parts land here."""
+    """Exposure: linear value of the picture's 92nd percentile."""
     balance: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """White balance."""
+    """White balance: factors on R, G and B."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Hits:
-    """What the rays met: arrays over the rays that met something."""
+    """Hits of rays: arrays over the rays that hit something."""
 
     point: Array
     normal: Array
@@ -118,9 +119,9 @@ class _Hits:
 
 
 def cast(scene: Scene, direction: Array) -> tuple[Array, NDArray[np.int32]]:
-    """Distance [R] along each ray from the camera (inf: sky) and the shape's index.
+    """Distance [R] along each ray from the camera, inf for the sky, and index [R] of the shape hit.
 
-    -1 is the sky, -2 the land.
+    Index -1 is the sky, -2 the land.
     """
     origin = scene.camera.position.astype(np.float32)
     limit = np.full(len(direction), FAR, np.float32)
@@ -147,7 +148,7 @@ def _gather(scene: Scene, point: Array, index: NDArray[np.int32]) -> tuple[_Hits
             p = point[at]
             normal[at] = land.normal(p[:, 0], p[:, 1])
             local[at] = p
-            facing[at] = np.array([0, 0, 1], np.float32)  # its texture is laid from above
+            facing[at] = np.array([0, 0, 1], np.float32)  # its texture is projected from above
             steep = normal[at][:, 2] < 0.8 + 0.05 * np.sin(p[:, 0] * 1.7)
             material[at] = len(materials) + steep
             continue
@@ -162,13 +163,13 @@ def _gather(scene: Scene, point: Array, index: NDArray[np.int32]) -> tuple[_Hits
 
 
 _PLANES = np.array([[1, 2], [0, 2], [0, 1]])
-"""The two axes that a texture spans on a face whose normal is along x, y, z."""
+"""The two axes that a texture spans, for faces with a normal along x, y, z."""
 
 
 def _albedo(
     textures: Textures, hits: _Hits, materials: list[Material], footprint: Array
 ) -> tuple[Array, Array, Array]:
-    """Colour [n, 3], gloss [n] and glow [n]."""
+    """Colour [n, 3], gloss [n] and glow [n] of the hits."""
     size = np.stack([m.size for m in materials])[hits.material]
     offset = np.stack([m.offset for m in materials])[hits.material]
     tint = np.stack([m.tint for m in materials])[hits.material]
@@ -184,7 +185,7 @@ def _albedo(
 
 
 def _shadow(scene: Scene, hits: _Hits) -> Array:
-    """1 where the light reaches the point, 0 in shadow. Rays run from the light, from one point."""
+    """1 for hits that the light reaches, 0 in shadow, [n]; rays start at the light."""
     to = hits.point + 2e-3 * hits.normal - scene.light.position
     length = np.sqrt(dot(to, to))
     t, _ = scene.shapes.hit(scene.light.position, to / length[:, None], length)
@@ -192,7 +193,7 @@ def _shadow(scene: Scene, hits: _Hits) -> Array:
 
 
 def _openness(scene: Scene, point: Array, normal: Array, rng: np.random.Generator) -> Array:
-    """1 where a random ray over the surface goes free, towards 0 where it is stopped near by."""
+    """Length of a random ray from each point, [n], relative to `occlusion`; 1 for no hit."""
     reach = scene.light.occlusion
     v = rng.standard_normal(point.shape, np.float32)
     v = unit(unit(v) + 1.02 * normal)  # cosine-distributed
@@ -242,7 +243,7 @@ def render(
         fall = 1 / (1 + (distance / light.falloff) ** 2) if light.falloff else 1.0
         half = unit(to - direction[hit])
         shine = gloss[:, None] * np.clip(dot(hits.normal, half), 0, 1)[:, None] ** 30
-        # One ray at every third pixel tells little: average over neighbours.
+        # One ray at every third pixel is noisy: average over neighbours.
         open_, weight = (np.zeros(side * side, np.float32) for _ in range(2))
         some = hit % 3 == (hit // side) % 3
         open_[hit[some]] = _openness(scene, point[some], hits.normal[some], rng)
@@ -254,9 +255,9 @@ def render(
         open_ = open_ / weight
         up = (hits.normal[:, 2:] + 1) / 2
         ambient = light.below * (1 - up) + light.above * up
-        seen = albedo * (ambient * open_ + light.colour * fall * lambert * lit)
-        seen = seen + light.colour * fall * lit * shine
-        colour[hit] = seen * (1 - glow[:, None]) + albedo * glow[:, None]
+        reflected = albedo * (ambient * open_ + light.colour * fall * lambert * lit)
+        reflected = reflected + light.colour * fall * lit * shine
+        colour[hit] = reflected * (1 - glow[:, None]) + albedo * glow[:, None]
     if light.fog:
         clear = np.exp(-np.minimum(t, FAR) / light.fog)[:, None]
         veiled = colour * clear + light.haze * (1 - clear)
@@ -266,7 +267,7 @@ def render(
 
 
 def _develop(scene: Scene, linear: Array, depth: Array) -> NDArray[np.uint8]:
-    """Depth of field, exposure, white balance, gamma."""
+    """Apply depth of field, exposure, white balance and gamma."""
     side = len(depth)
     if scene.focus is not None:
         sharp, most = scene.focus

@@ -1,7 +1,7 @@
-"""Convex shapes and where rays enter them.
+"""Convex shapes, and their intersections with rays.
 
-Each shape is a unit shape (|x|, |y|, |z| ≤ 1) scaled by its half sizes, turned, and moved. A ray is
-taken into the shape's frame, where its parameter t stays what it is in the world.
+A shape is a unit shape (|x|, |y|, |z| ≤ 1) scaled by its half sizes, rotated and moved. Rays are
+transformed into the frame of the unit shape, which does not change their parameter t.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mmsr_edge.training.scenes.textures import Material
 Array = NDArray[Any]
 
 BOX, ELLIPSOID, CYLINDER, ROOF = range(4)
-"""Kinds of shape. A cylinder stands along its z; a roof is a prism whose ridge runs along x."""
+"""Kinds of shape. A cylinder's axis is z; a roof is a prism with its ridge along x."""
 
 ROOF_PLANES = np.array(
     [[1, 0, 0], [-1, 0, 0], [0, 0, -1], [0, 2, 1], [0, -2, 1]], np.float32
@@ -28,7 +28,7 @@ EPSILON = 1e-4
 
 
 def turn(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> Array:
-    """Rotation matrix [3, 3], angles in radians: roll about x, then pitch about y, yaw about z."""
+    """Rotation matrix [3, 3]: roll about x, then pitch about y, then yaw about z, in radians."""
     (cy, sy), (cp, sp), (cr, sr) = ((np.cos(a), np.sin(a)) for a in (yaw, pitch, roll))
     z = np.array([[cy, -sy, 0], [sy, cy, 0], [0, 0, 1]])
     y = np.array([[cp, 0, sp], [0, 1, 0], [-sp, 0, cp]])
@@ -43,17 +43,17 @@ class Shape:
     kind: int
     """`BOX`, `ELLIPSOID`, `CYLINDER` or `ROOF`."""
     centre: Array
-    """[3]."""
+    """[3], metres."""
     half: Array
-    """[3], half sizes along its own axes."""
+    """[3], half sizes along its own axes, in metres."""
     rotation: Array
-    """[3, 3], its axes in its columns."""
+    """[3, 3], its axes in the columns."""
     material: Material
-    """What it looks like."""
+    """Material of its surface."""
 
     @property
     def radius(self) -> float:
-        """Of a sphere about the centre that holds the shape."""
+        """Radius of the bounding sphere about the centre."""
         if self.kind == ELLIPSOID:
             return float(self.half.max())
         if self.kind == CYLINDER:
@@ -67,17 +67,17 @@ def dot(a: Array, b: Array) -> Array:
 
 
 def unit(a: Array) -> Array:
-    """Vectors of length one along the last axis."""
+    """Vectors scaled to unit length, along the last axis."""
     return a / np.sqrt(dot(a, a) + 1e-20)[..., None]
 
 
 def _roots(a: Array, b: Array, c: Array) -> tuple[Array, Array]:
-    """The interval of t in which a·t² + 2b·t + c ≤ 0; empty (inf, -inf) where there is none."""
+    """Interval of t in which a·t² + 2b·t + c ≤ 0; (inf, -inf) if it is empty."""
     d = b * b - a * c
     ok = (d > 0) & (a > 1e-12)
     safe = np.where(ok, a, 1)
     root = np.sqrt(np.where(ok, d, 0))
-    inside = (a <= 1e-12) & (c <= 0)  # parallel to a cylinder's axis, and in it
+    inside = (a <= 1e-12) & (c <= 0)  # parallel to a cylinder's axis, and inside
     far = np.float32(np.inf)
     t0 = np.where(ok, (-b - root) / safe, np.where(inside, -far, far))
     t1 = np.where(ok, (-b + root) / safe, np.where(inside, far, -far))
@@ -85,7 +85,7 @@ def _roots(a: Array, b: Array, c: Array) -> tuple[Array, Array]:
 
 
 def _slabs(o: Array, d: Array) -> tuple[Array, Array]:
-    """The interval of t in which every coordinate of `o + t·d` is in [-1, 1]."""
+    """Interval of t in which every coordinate of `o + t·d` is in [-1, 1]."""
     inverse = 1 / np.where(np.abs(d) < 1e-9, np.float32(1e-9), d)
     low, high = (-1 - o) * inverse, (1 - o) * inverse
     enters, leaves = np.minimum(low, high), np.maximum(low, high)
@@ -96,7 +96,7 @@ def _slabs(o: Array, d: Array) -> tuple[Array, Array]:
 
 
 def enter(shape: Shape, origin: Array, direction: Array) -> Array:
-    """t [R] at which rays enter `shape`; inf where they miss it or start inside."""
+    """t [R] at which rays enter `shape`; inf if they miss it or start inside."""
     to_local = shape.rotation / shape.half  # p' = Rᵀ(p − c) / half, as a row times this matrix
     o = (origin - shape.centre) @ to_local
     d = direction @ to_local
@@ -118,7 +118,7 @@ def enter(shape: Shape, origin: Array, direction: Array) -> Array:
 
 
 def local_normal(kind: int, p: Array) -> Array:
-    """Outward normals [n, 3] of the unit shape at points `p` [n, 3] on it, not normalised."""
+    """Outward normals [n, 3] of a unit shape at surface points `p` [n, 3], not normalized."""
     if kind == ELLIPSOID:
         return p
     if kind == ROOF:
@@ -140,7 +140,7 @@ class Shapes:
     """The shapes of a scene."""
 
     items: list[Shape] = field(default_factory=list)
-    """In no order."""
+    """The shapes, in any order."""
 
     def add(
         self,
@@ -150,7 +150,7 @@ class Shapes:
         material: Material,
         rotation: Array | None = None,
     ) -> None:
-        """Add one shape; sizes are half sizes."""
+        """Add a shape; `half` are its half sizes along its own axes, at least 1e-4 m."""
         self.items.append(
             Shape(
                 kind,
@@ -162,21 +162,21 @@ class Shapes:
         )
 
     def hit(self, origin: Array, direction: Array, limit: Array) -> tuple[Array, NDArray[np.int32]]:
-        """The first shape that each ray enters.
+        """Find the first shape that each ray enters.
 
         Args:
-            origin: [3], common to all, or [R, 3].
+            origin: [3], common to all rays, or [R, 3].
             direction: [R, 3], of unit length.
-            limit: [R], the t beyond which nothing is looked for.
+            limit: [R], the largest t.
 
         Returns:
-            t [R], `limit` where nothing was hit, and the shape's index [R], -1 there.
+            t [R], `limit` for no hit, and index of the shape [R], -1 for no hit.
         """
         best = limit.astype(np.float32).copy()
         index = np.full(len(direction), -1, np.int32)
         common = origin.ndim == 1
         for i, shape in enumerate(self.items):
-            # Rays that pass its bounding sphere are most of them: leave them out first.
+            # Most rays miss the bounding sphere: leave them out first.
             to = shape.centre - origin
             along = direction @ to if common else dot(direction, to)
             square = float(to @ to) if common else dot(to, to)

@@ -1,4 +1,4 @@
-"""A height field, and where rays meet it, by marching and bisection."""
+"""A height field, and its intersections with rays, by marching and bisection."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ STEPS = 72
 
 @dataclass(frozen=True, eq=False)
 class Terrain:
-    """Heights on a square grid that repeats."""
+    """Land as heights on a square grid that repeats."""
 
     heights: Array
-    """[n, n] metres."""
+    """[n, n], metres."""
     cell: float
-    """Metres between samples."""
+    """Metres between neighbouring heights."""
     material: Material
-    """Of flat ground."""
+    """Material of flat ground."""
     steep: Material
-    """Of slopes."""
+    """Material of slopes."""
     reach: float
-    """Metres at which the land ends and the sky begins."""
+    """Distance in metres at which the land ends and the sky begins."""
 
     def height(self, x: Array, y: Array) -> Array:
-        """Bilinear height at points in the plane."""
+        """Heights at points of the plane, bilinear; `x`, `y` and the result have the same shape."""
         n = len(self.heights)
         u, v = x / self.cell, y / self.cell
         i, j = np.floor(u), np.floor(v)
@@ -46,7 +46,7 @@ class Terrain:
         return near * (1 - fv) + far * fv
 
     def normal(self, x: Array, y: Array) -> Array:
-        """Unit normals [n, 3], by central differences over a cell."""
+        """Unit normals [n, 3] at points of the plane [n], by central differences over a cell."""
         e = self.cell / 2
         dx = (self.height(x + e, y) - self.height(x - e, y)) / (2 * e)
         dy = (self.height(x, y + e) - self.height(x, y - e)) / (2 * e)
@@ -54,7 +54,7 @@ class Terrain:
         return unit(n)
 
     def hit(self, origin: Array, direction: Array) -> Array:
-        """t [R] at which rays from the point `origin` meet the land; inf for the sky."""
+        """t [R] at which rays from the point `origin` meet the land; inf if they do not."""
         start = self.cell / 8
         ts = np.geomspace(start, self.reach, STEPS).astype(np.float32)
         found = np.full(len(direction), np.inf, np.float32)

@@ -1,4 +1,4 @@
-"""Textures: pieces of photographs and patterns of our own, in an atlas with mip levels."""
+"""Textures: pieces of photographs and generated patterns, in an atlas with mip levels."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from mmsr_edge.training.data.photos import find_photos
 Array = NDArray[Any]
 
 SIDE = 128
-"""Pixels of a texture's side."""
+"""Side of a texture in pixels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """What a shape looks like."""
+    """Surface of a shape: a texture and how it is laid and lit."""
 
     texture: int
-    """Index into the atlas."""
+    """Index of the texture in the atlas."""
     size: Array
-    """[3] metres that one copy of the texture spans along each of the shape's axes."""
+    """[3], metres that one copy of the texture spans along each of the shape's axes."""
     tint: Array
-    """[3], multiplies the texture (linear light)."""
+    """[3], factors on the texture, in linear light."""
     offset: Array
-    """[2], where in the texture the shape's centre is."""
+    """[2], place of the shape's centre in the texture, in copies."""
     gloss: float = 0.0
     """Strength of the highlight."""
     glow: float = 0.0
-    """Share of the colour that is seen without light."""
+    """Share of the colour that needs no light, in [0, 1]."""
 
 
 def spectral_noise(rng: np.random.Generator, side: int, slope: float) -> Array:
-    """Periodic noise [side, side], amplitude ∝ frequency^−slope, of mean 0 and deviation 1."""
+    """Periodic noise [side, side], amplitude ∝ frequency^−slope, mean 0, standard deviation 1."""
     f = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None])
     f[0, 0] = np.inf
     phase = np.exp(2j * np.pi * rng.random((side, side)))
@@ -47,7 +47,7 @@ def spectral_noise(rng: np.random.Generator, side: int, slope: float) -> Array:
 
 
 def _colour(rng: np.random.Generator) -> Array:
-    """A paint: mostly greyish, sometimes strong; linear light."""
+    """A random colour [3] in linear light, mostly greyish, sometimes strong."""
     grey = rng.uniform(0.05, 0.85)
     return np.clip(
         grey * rng.uniform(0.6, 1.3, 3) ** rng.choice([0.3, 1.0, 3.0], p=[0.5, 0.35, 0.15]), 0.01, 1
@@ -55,7 +55,7 @@ def _colour(rng: np.random.Generator) -> Array:
 
 
 def _pattern(rng: np.random.Generator, kind: str) -> Array:
-    """One texture of our own, [SIDE, SIDE, 3] in linear light."""
+    """A random pattern of a kind of `PATTERNS`, [SIDE, SIDE, 3] in linear light."""
     y, x = np.mgrid[:SIDE, :SIDE] / SIDE
     a, b = _colour(rng), _colour(rng)
     if kind == "plain":
@@ -91,7 +91,7 @@ def _pattern(rng: np.random.Generator, kind: str) -> Array:
         b = _colour(rng) * 0.3
         tone = rng.uniform(0.3, 1.3, (n, n))[(y * n).astype(int), (x * n).astype(int)]
         return np.where(mix[..., None] > 0, b * tone[..., None], a)
-    else:  # "books": upright backs of many colours
+    else:  # "books": upright spines of many colours
         edges = np.sort(rng.random(int(rng.integers(8, 22))))
         which = np.searchsorted(edges, x)
         colours = np.stack([_colour(rng) for _ in range(len(edges) + 1)])
@@ -103,16 +103,17 @@ def _pattern(rng: np.random.Generator, kind: str) -> Array:
 
 
 PATTERNS = ("plain", "noise", "check", "stripe", "brick", "plank", "window", "books")
+"""Kinds of generated patterns."""
 
 
 class Textures:
     """An atlas of textures in linear light.
 
     Args:
-        photos: folder of photographs; None leaves only the patterns.
-        seed: of the draw of pieces and patterns.
-        pieces: pieces of each photograph.
-        patterns: patterns of each kind.
+        photos: folder of photographs; None: patterns alone.
+        seed: seed of the draw of pieces and patterns.
+        pieces: number of pieces per photograph.
+        patterns: number of patterns of each kind.
     """
 
     def __init__(
@@ -148,17 +149,17 @@ class Textures:
         self.levels = [level.astype(np.float16) for level in levels]
 
     def draw(self, rng: np.random.Generator, *groups: str) -> int:
-        """A texture of one of `groups`; of the first of `noise` when none of them has any."""
+        """Index of a random texture of one of `groups`; of `noise` if none of them has textures."""
         have = [g for g in groups if self.groups.get(g)] or ["noise"]
         return int(rng.choice(self.groups[have[int(rng.integers(len(have)))]]))
 
     def look_up(self, texture: NDArray[np.int64], uv: Array, footprint: Array) -> Array:
-        """Colours [n, 3] at `uv` [n, 2], in copies that are mirrored alternately.
+        """Colours [n, 3] of textures at points `uv`; every second copy is mirrored.
 
         Args:
-            texture: [n] indices.
-            uv: one copy spans [0, 1].
-            footprint: [n], share of the copy that a pixel covers; picks the mip level.
+            texture: [n], indices of the textures.
+            uv: [n, 2], points, in copies of the texture.
+            footprint: [n], share of a copy that a pixel covers; chooses the mip level.
         """
         fold = 1 - np.abs(1 - np.mod(uv, 2))
         level = np.clip(np.log2(np.maximum(footprint * SIDE, 1e-6)), 0, len(self.levels) - 1)
@@ -183,10 +184,10 @@ class Textures:
 
 
 def _piece(rng: np.random.Generator, image: Image.Image) -> tuple[str, Array]:
-    """A square piece of a photograph, and what it can serve as.
+    """Group and texture of a random square piece of a photograph.
 
-    By place and colour: `sky` from the top, smooth and bluish or bright; `leaves` green and
-    busy; `ground` from the bottom; otherwise `photo`.
+    The group depends on place and colour: `sky` for smooth, bluish or bright pieces at the top,
+    `leaves` for green, detailed ones, `ground` for detailed ones at the bottom, otherwise `photo`.
     """
     w, h = image.size
     side = int(rng.uniform(0.12, 0.7) * min(w, h))

@@ -16,11 +16,11 @@ Point: TypeAlias = Sequence[float] | NDArray[Any]
 
 
 class Things:
-    """Adds things to a scene; each stands at a point of the floor, turned by a yaw.
+    """Adds things to a scene, each at a point of the floor and turned by a yaw in radians.
 
     Args:
-        shapes: what is added to.
-        palette: materials, and the scene's random numbers.
+        shapes: the scene's shapes, added to in place.
+        palette: source of the materials and of the scene's random numbers.
     """
 
     def __init__(self, shapes: Shapes, palette: Palette) -> None:
@@ -37,13 +37,31 @@ class Things:
         tilt: float = 0.0,
         roll: float = 0.0,
     ) -> None:
-        """One shape at `offset` in the axes of a thing that stands at `at`, turned by `yaw`."""
+        """Add a shape at `offset` in the axes of a thing at `at`, turned by `yaw`.
+
+        Args:
+            kind: kind of shape; see `shapes`.
+            at: place of the thing, [3].
+            yaw: radians about z.
+            offset: centre of the shape in the axes of the thing, [3].
+            half: half sizes of the shape, [3].
+            material: its material.
+            tilt: radians about the shape's y axis.
+            roll: radians about its x axis.
+        """
         centre = np.asarray(at, np.float32) + turn(yaw) @ np.asarray(offset, np.float32)
         x, y, z = half
         self.shapes.add(kind, centre, (x, y, z), material, turn(yaw, tilt, roll))
 
     def clutter(self, at: Point, spread: tuple[float, float], count: int, size: float) -> None:
-        """Small things on a surface at `at`: boxes, balls, bottles, in a heap or scattered."""
+        """Boxes, balls and bottles on a surface at `at`.
+
+        Args:
+            at: centre, [3].
+            spread: half sizes of the area along x and y.
+            count: number of things.
+            size: their typical size in metres.
+        """
         rng = self.rng
         for _ in range(count):
             s = size * rng.uniform(0.4, 1.3)
@@ -61,7 +79,7 @@ class Things:
             self.shapes.items[-1].centre[:] = np.asarray(at) + np.asarray(offset)
 
     def table(self, at: Point, yaw: float) -> None:
-        """Top, four legs, and things on it."""
+        """A table: top, four legs, and things on it."""
         rng, m = self.rng, self.palette.material("wood")
         w, d, h = rng.uniform(0.3, 1.0), rng.uniform(0.25, 0.5), rng.uniform(0.35, 0.9)
         self.part(BOX, at, yaw, (0, 0, h), (w, d, 0.02), m)
@@ -75,7 +93,7 @@ class Things:
         self.clutter(top, (w * 0.6, d * 0.6), int(rng.integers(0, 7)), 0.12)
 
     def chair(self, at: Point, yaw: float) -> None:
-        """Seat, back, legs."""
+        """A chair: seat, back and legs."""
         rng, m = self.rng, self.palette.material("wood")
         w, h = rng.uniform(0.19, 0.26), rng.uniform(0.4, 0.5)
         self.part(BOX, at, yaw, (0, 0, h), (w, w, rng.uniform(0.02, 0.06)), m)
@@ -85,7 +103,7 @@ class Things:
                 self.part(BOX, at, yaw, (sx * w * 0.9, sy * w * 0.9, h / 2), (0.02, 0.02, h / 2), m)
 
     def sofa(self, at: Point, yaw: float) -> None:
-        """Seat, back, arms, cushions; without arms and back it is a bed."""
+        """A sofa: seat, back, arms and cushions; or a bed, without back and arms."""
         rng, m = self.rng, self.palette.material("cloth")
         w, d, h = rng.uniform(0.4, 1.1), rng.uniform(0.38, 0.5), rng.uniform(0.18, 0.25)
         self.part(BOX, at, yaw, (0, 0, h), (d, w, h), m)
@@ -100,7 +118,7 @@ class Things:
             self.part(kind, at, yaw, offset, half, self.palette.material("cloth"), tilt=-0.4)
 
     def shelf(self, at: Point, yaw: float) -> None:
-        """A case of boards with rows of books and things; its back is towards -x."""
+        """A shelf: boards with rows of books and things; its back is towards -x."""
         rng, m = self.rng, self.palette.material("wood")
         w, d, h = rng.uniform(0.3, 0.9), rng.uniform(0.12, 0.22), rng.uniform(0.4, 1.1)
         self.part(BOX, at, yaw, (-d, 0, h), (0.01, w, h), m)
@@ -121,7 +139,7 @@ class Things:
                 self.clutter(base, (d * 0.4, d * 0.4), int(rng.integers(1, 3)), gap * 0.3)
 
     def cabinet(self, at: Point, yaw: float) -> None:
-        """A box with doors drawn by thin plates, and things on it."""
+        """A cabinet: a box with thin plates as doors, and things on it."""
         rng, m = self.rng, self.palette.material("wood")
         w, d = rng.uniform(0.25, 0.9), rng.uniform(0.2, 0.35)
         h = rng.choice([rng.uniform(0.2, 0.5), rng.uniform(0.8, 1.1)])
@@ -139,7 +157,7 @@ class Things:
         self.clutter(top, (d * 0.5, w * 0.5), int(rng.integers(0, 5)), 0.12)
 
     def floor_lamp(self, at: Point, yaw: float) -> None:
-        """A pole and a shade."""
+        """A floor lamp: a pole and a shade."""
         rng = self.rng
         h = rng.uniform(0.5, 0.9)
         self.part(CYLINDER, at, yaw, (0, 0, h), (0.015, 0.015, h), self.palette.material("thing"))
@@ -147,7 +165,7 @@ class Things:
         self.part(CYLINDER, at, yaw, (0, 0, 2 * h), (0.18, 0.18, 0.13), shade)
 
     def plant(self, at: Point, yaw: float) -> None:
-        """A pot and a bush of leaves."""
+        """A plant: a pot and leaves."""
         rng, m = self.rng, self.palette.material("leaves")
         self.part(
             CYLINDER, at, yaw, (0, 0, 0.15), (0.14, 0.14, 0.15), self.palette.material("thing")
@@ -158,7 +176,7 @@ class Things:
             self.part(ELLIPSOID, at, rng.uniform(0, 6), offset, half, m, rng.uniform(-1, 1))
 
     def person(self, at: Point, yaw: float) -> None:
-        """Legs, trunk, arms, head; standing, of drawn height."""
+        """A standing person of random height: legs, trunk, arms and head."""
         rng, p = self.rng, self.palette
         s = rng.uniform(0.75, 1.1)
         skin, top, trousers = p.material("skin"), p.material("cloth"), p.material("cloth")
@@ -176,7 +194,7 @@ class Things:
         self.part(ELLIPSOID, at, yaw, hair, (0.1 * s, 0.1 * s, 0.11 * s), p.material("bark"))
 
     def tree(self, at: Point, yaw: float, height: float) -> None:
-        """A trunk and a crown: of many clumps, or a conifer's narrowing tiers."""
+        """A tree of `height` metres: a trunk, and a crown of clumps or of a conifer's tiers."""
         rng = self.rng
         bark, leaves = self.palette.material("bark"), self.palette.material("leaves")
         r = height * rng.uniform(0.015, 0.04)
@@ -194,7 +212,7 @@ class Things:
             self.part(ELLIPSOID, at, rng.uniform(0, 6), offset, half, leaves, rng.uniform(-1, 1))
 
     def car(self, at: Point, yaw: float) -> None:
-        """Body, cabin, wheels."""
+        """A car: body, cabin and wheels."""
         rng, p = self.rng, self.palette
         paint, glass, tyre = p.material("skin", 0.5), p.material("skin", 0.6), p.material("thing")
         paint.tint[:] = rng.uniform(0.05, 1.2, 3)
@@ -212,7 +230,7 @@ class Things:
                 self.part(CYLINDER, at, yaw, (sx * length, sy, 0.32), half, tyre, roll=np.pi / 2)
 
     def house(self, at: Point, yaw: float) -> None:
-        """Walls and a roof."""
+        """A house: walls and a roof."""
         rng, p = self.rng, self.palette
         w, d, h = rng.uniform(2, 8), rng.uniform(2, 6), rng.uniform(1.2, 5)
         self.part(BOX, at, yaw, (0, 0, h), (w, d, h), p.material("facade"))
@@ -221,7 +239,7 @@ class Things:
         self.part(ROOF, at, yaw, (0, 0, 2 * h + rise), half, p.material("rock"))
 
     def rock(self, at: Point, size: float) -> None:
-        """A boulder of a few overlapping bodies."""
+        """A rock of about `size` metres: one to three overlapping bodies."""
         rng, m = self.rng, self.palette.material("rock")
         for _ in range(int(rng.integers(1, 4))):
             half = size * rng.uniform(0.4, 1.0, 3)

@@ -1,1 +1,1 @@
-"""Teachers: published networks, and what they say of photographs."""
+"""Teachers: published networks, and the labels that they give photographs."""

