@@ -1,8 +1,8 @@
-"""The layers: what may import what, held over the import graph of the whole tree.
+"""The layers: rules on imports, checked on the import graph of the whole tree.
 
-The graph maps `runtimes/`, `converters/` and `calib/` to where they are installed, and counts
-every import: at module level, inside a function, and for types only. Each rule is asked of the
-tree, and of a planted violation.
+The graph maps `runtimes/`, `converters/` and `calib/` to their places in the package, and counts
+every import: at module level, inside a function, and for types only. Each rule is checked on the
+tree, and on a planted violation.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TORCH_SIDE = ("calib.record", "converters", "models", "training")
 """Rooms and modules that import torch when they are imported."""
 
 LAZY = ("runtimes.pytorch",)
-"""Device-side modules that reach the torch side inside a function, after they have checked for it."""
+"""Device-side modules that import the torch side inside a function, after a check for it."""
 
 
 def room(module: str) -> str:
@@ -43,7 +43,7 @@ def room(module: str) -> str:
 
 
 def inside(module: str, places: tuple[str, ...]) -> bool:
-    """Whether a module is one of `places` or below one."""
+    """Whether a module is one of `places` or below one of them."""
     return any(module == place or module.startswith(f"{place}.") for place in places)
 
 
@@ -95,7 +95,7 @@ def forbidden(graph: Graph) -> set[str]:
 
 
 def circles(graph: Graph) -> set[frozenset[str]]:
-    """Groups of modules each of which imports, by way of others, itself (Tarjan 1972)."""
+    """Groups of modules that import each other in a circle (Tarjan 1972)."""
     order: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -143,14 +143,14 @@ def graph() -> Graph:
     return import_graph(ROOT)
 
 
-def test_the_graph_is_that_of_the_tree(graph: Graph) -> None:
+def test_the_graph_has_every_kind_of_import(graph: Graph) -> None:
     assert {"", "upscaler", "runtimes.ov", "converters.mil.table", "calib.record"} <= set(graph)
     assert "settings" in graph["upscaler"]  # from mmsr_edge.settings import resolve
     assert "runtimes.base" in graph["upscaler"]  # a mapped folder, and types only
     assert "models" in graph["runtimes.pytorch"]  # inside a function
 
 
-def test_nothing_imports_what_it_must_not(graph: Graph) -> None:
+def test_the_tree_has_no_forbidden_imports(graph: Graph) -> None:
     assert forbidden(graph) == set()
 
 

@@ -1,11 +1,12 @@
-"""The layout's guards: what must hold of the tree as a whole.
+"""Guards of the layout: rules for the tree as a whole.
 
-Each guard is a function that lists violations. One test asks it of the tree, others plant
-violations and see that they are found: a guard that cannot fail guards nothing.
+Each guard is a function that lists violations. One test applies it to the tree; others plant
+violations and check that they are found.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import pkgutil
@@ -17,6 +18,7 @@ import venv
 import zipfile
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -26,7 +28,7 @@ MAPPED = ("calib", "converters", "runtimes")
 """Top-level folders that are installed inside mmsr_edge."""
 
 TORCH_SIDE = ("calib/record.py", "converters", "mmsr_edge/models", "mmsr_edge/training")
-"""What may import torch."""
+"""Files and folders that may import torch."""
 
 LIBRARIES = (
     "coremltools",
@@ -40,7 +42,7 @@ LIBRARIES = (
     "torch",
     "transformers",
 )
-"""What importing the device side must not need."""
+"""Libraries that the device side must not import."""
 
 
 def package_files(root: Path) -> list[Path]:
@@ -50,14 +52,14 @@ def package_files(root: Path) -> list[Path]:
 
 
 def installed_path(path: Path) -> Path:
-    """Where a file of the tree is after installation."""
+    """Path of a file of the tree after installation."""
     return Path("mmsr_edge", path) if path.parts[0] in MAPPED else path
 
 
 def run_python(
     code: str, *options: str, cwd: Path | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run code in a fresh interpreter, away from the checkout unless `cwd` says otherwise."""
+    """Run code in a fresh interpreter, by default outside the checkout."""
     command = [sys.executable, *options, "-c", code]
     cwd = cwd or Path(sys.prefix)
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
@@ -68,7 +70,7 @@ def run_python(
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of all that goes into the wheel, to build in and to spoil."""
+    """A copy of all that goes into the wheel, to build and to damage."""
     copy = tmp_path / "tree"
     copy.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
@@ -115,7 +117,7 @@ def test_a_package_folder_left_out_is_found(tree: Path) -> None:
     assert missing_from_wheel(tree, build_wheel(tree)) == expected
 
 
-def test_the_distribution_says_what_it_is() -> None:
+def test_metadata_of_the_distribution() -> None:
     about = metadata.metadata("mmsr-edge")
     extras = {"onnx", "openvino", "coreml", "torch", "convert", "train", "web", "peers"}
     extras |= {"dev", "docs", "lint"}
@@ -166,7 +168,7 @@ def test_a_module_that_shadows_is_found(path: str, found: str, tmp_path: Path) -
 
 
 def test_a_script_beside_a_shadow_breaks(tmp_path: Path) -> None:
-    # What the guard is for, on the standard library's own `select`.
+    # The failure that the guard prevents, with the standard library's `select`.
     (tmp_path / "select.py").touch()
     (tmp_path / "script.py").write_text(
         "import subprocess; subprocess.run(['true'], capture_output=True)"
@@ -179,14 +181,14 @@ def test_a_script_beside_a_shadow_breaks(tmp_path: Path) -> None:
 
 
 def device_modules() -> list[str]:
-    """Import names of all that a device may import."""
+    """Import names of all device-side modules."""
     paths = [p for p in package_files(ROOT) if not p.as_posix().startswith(TORCH_SIDE)]
     modules = [".".join(installed_path(path).with_suffix("").parts) for path in paths]
     return [module.removesuffix(".__init__") for module in modules]
 
 
 def needing_a_library(modules: list[str], folder: Path | None = None) -> dict[str, str]:
-    """Modules that cannot be imported while every one of `LIBRARIES` is absent, and why."""
+    """Modules that cannot be imported without `LIBRARIES`, and the errors."""
     code = f"""
 import importlib, json, sys
 sys.path[:0] = {[str(folder)] if folder else []}
@@ -263,7 +265,7 @@ def test_the_tree_keeps_the_import_rules() -> None:
         ("calib/record.py", "import torch", set()),
     ],
 )
-def test_the_import_rules_bite(name: str, code: str, rules: set[str]) -> None:
+def test_broken_import_rules_are_found(name: str, code: str, rules: set[str]) -> None:
     assert ruff_rules(name, code + "\n") == rules
 
 
@@ -275,6 +277,31 @@ def test_importing_loads_no_library() -> None:
     result = run_python(code)
     assert result.returncode == 0, result.stderr
     assert set(json.loads(result.stdout)).isdisjoint({*LIBRARIES, "numpy", "PIL", "tqdm"})
+
+
+@pytest.fixture(scope="module")
+def house_rules() -> ModuleType:
+    """The module of rules that the lint session runs."""
+    spec = importlib.util.spec_from_file_location("house_rules", ROOT / ".ci" / "house_rules.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_house_rules_are_kept(house_rules: ModuleType) -> None:
+    assert house_rules.violations(ROOT, timed=False) == []
+
+
+def test_a_broken_house_rule_is_found(house_rules: ModuleType, tmp_path: Path) -> None:
+    package = tmp_path / "mmsr_edge"
+    package.mkdir()
+    (package / "__init__.py").write_text("import time, tqdm; time.sleep(0.2)\n")
+    (package / "planted.py").write_text("\n" * (house_rules.MAX_LINES + 1))
+    long, slow, heavy = house_rules.violations(tmp_path)
+    assert long.startswith(f"mmsr_edge/planted.py has {house_rules.MAX_LINES + 1} lines")
+    assert "import mmsr_edge takes 0.2" in slow
+    assert "import mmsr_edge imports tqdm" in heavy
 
 
 def test_every_public_name_is_there() -> None:
@@ -297,10 +324,10 @@ IN_PLACE = (
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a fresh virtual environment, which sees this one's libraries but not us.
+    """Python of a fresh virtual environment with this one's libraries, but without the package.
 
-    A path in a .pth file is searched, but its own .pth files are not read, and these are what an
-    editable installation consists of. Nothing is fetched.
+    A folder in a .pth file is searched for modules, but its own .pth files, which make an editable
+    installation, are not read. Nothing is downloaded.
     """
     folder = tmp_path_factory.mktemp("fresh") / "venv"
     venv.create(folder, with_pip=True)
@@ -312,7 +339,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text=True,
         check=True,
     ).stdout.strip()
-    # Python 3.11 brings a setuptools of its own, too old for us and found first.
+    # The setuptools that Python 3.11 installs is too old, and would be found first.
     command = [python, "-m", "pip", "uninstall", "--yes", "--quiet", "setuptools"]
     subprocess.run(command, check=True, capture_output=True)
     (Path(site) / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -320,7 +347,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def in_place(python: Path, root: Path) -> list[str]:
-    """What the two commands print in the folder `root`."""
+    """Output of the two commands of `IN_PLACE` in the folder `root`."""
     outputs = []
     for command in IN_PLACE:
         result = subprocess.run(
@@ -335,7 +362,7 @@ WORKS = ["Upscaler", f"mmsr-edge {metadata.version('mmsr-edge')}"]
 
 @pytest.mark.parametrize("editable", [False, True], ids=["plain", "editable"])
 def test_it_imports_in_its_own_folder(environment: Path, tree: Path, editable: bool) -> None:
-    """As after the README's first command: in the checkout, with the package installed from it."""
+    """In the checkout and elsewhere, with the package installed as by the README."""
     install = [environment, "-m", "pip", "install", "--no-deps", "--no-build-isolation"]
     install += ["--no-index", "--quiet", *(["--editable"] if editable else []), "."]
     subprocess.run(install, cwd=tree, check=True)
@@ -359,10 +386,10 @@ def test_it_imports_in_a_checkout_that_is_not_installed(environment: Path, tree:
     assert "No module named 'mmsr_edge.planted'" in result.stderr
 
 
-def test_a_checkout_that_lacks_a_folder_says_so(environment: Path, tree: Path) -> None:
+def test_a_checkout_without_a_folder_names_it(environment: Path, tree: Path) -> None:
     shutil.rmtree(tree / "runtimes")
     for line in in_place(environment, tree):
-        assert "runtimes should lie beside it. Run `pip install .`" in line
+        assert "runtimes must be beside it. Run `pip install .`" in line
 
 
 def test_static_checkers_find_the_mapped_folders() -> None:

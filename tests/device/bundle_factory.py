@@ -1,7 +1,7 @@
-"""A bundle of tiny real ONNX graphs, true to the contract's names and shapes, made without torch.
+"""A bundle of tiny ONNX graphs with the contract's names and shapes, made without torch.
 
-Every graph is simple enough to be written again in numpy, which is what `reference` offers: the
-tests compare the pipeline with it, not with itself.
+Each graph is simple enough to be written again in numpy, as `reference`: tests compare the pipeline
+with that, not with itself.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ SAMPLER = SamplerSpec(
 
 
 class _Graph:
-    """Collects nodes; every method returns the name of what it made."""
+    """Nodes and constants of a graph; each method returns the name of its result."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
@@ -158,15 +158,15 @@ def _connector(g: _Graph) -> None:
     for i, name in enumerate(("text", "depth_tokens", "segmentation_tokens", "edge_tokens")):
         mean = g.op("ReduceMean", name, g.constant([1]), keepdims=1)
         one = g.op("Slice", strength, g.constant([i]), g.constant([i + 1]), g.constant([1]))
-        # Each modality lands in its own two rows, so that a mix-up of them shows.
+        # Each modality has two rows of its own, so that swapped modalities change the result.
         means += [g.op("Mul", mean, g.op("Unsqueeze", one, g.constant([2])))] * 2
     g.op("Concat", *means, to="context", axis=1)
 
 
 def _unet(g: _Graph) -> None:
     ramp = g.constant(np.linspace(1, 2, LATENT_TOKENS, dtype=np.float32)[:, None])
-    seen = g.op("ReduceMean", g.op("Mul", "context", ramp), g.constant([1]), keepdims=0)
-    shift = g.op("MatMul", seen, g.constant(W["condition"]))
+    mean = g.op("ReduceMean", g.op("Mul", "context", ramp), g.constant([1]), keepdims=0)
+    shift = g.op("MatMul", mean, g.constant(W["condition"]))
     noise_level = g.op("Div", "timestep", g.constant(np.array([1000], np.float32)))
     shift = g.op("Add", shift, g.op("Mul", noise_level, g.constant(W["clock"])))
     shift = g.op("Reshape", shift, g.constant([1, CHANNELS, 1, 1]))
@@ -181,19 +181,19 @@ def _decoder(g: _Graph) -> None:
 
 
 def _depth(g: _Graph) -> None:
-    """Bright is near."""
+    """Depth by brightness: bright is near."""
     grey = g.op("ReduceMean", "image", g.constant([1]), keepdims=1)
     half = g.constant(np.array([0.5], np.float32))
     g.op("Add", g.op("Mul", grey, half), half, to="depth")
 
 
 def _segmentation(g: _Graph) -> None:
-    """The class is the strongest of red, green and blue."""
+    """Class of a pixel: the strongest of red, green and blue."""
     g.op("ArgMax", "image", to="classes", axis=1, keepdims=0)
 
 
 def _captioner(g: _Graph) -> None:
-    """The surest tag is that of the strongest of red, green and blue."""
+    """Score of a tag: largest for the strongest of red, green and blue."""
     mean = g.op("ReduceMean", "image", g.constant([2, 3]), keepdims=0)
     g.op("Softmax", g.op("Mul", mean, g.constant(np.array([4], np.float32))), to="scores", axis=1)
 
@@ -222,7 +222,7 @@ def _specs(tensors: dict[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
 def make_manifest(
     components: dict[str, ComponentSpec], sampler: SamplerSpec, text: TextSpec
 ) -> Manifest:
-    """The manifest around `components`."""
+    """Manifest of a bundle with these components."""
     return Manifest(
         name="tiny",
         version="1",
@@ -272,7 +272,7 @@ def make_bundle(root: Path, *, optional: bool = False, **sampler: Any) -> Path:
 
 
 class reference:  # noqa: N801 - a namespace
-    """The same networks in numpy, float64 inside."""
+    """The same networks in numpy, computed in float64."""
 
     @staticmethod
     def lr_encoder(lr: Array) -> Array:
@@ -300,8 +300,8 @@ class reference:  # noqa: N801 - a namespace
 
     @staticmethod
     def unet(latent: Array, timestep: Array | float, context: Array) -> Array:
-        seen = (context * np.linspace(1, 2, LATENT_TOKENS)[:, None]).mean(axis=1)
-        shift = seen @ W["condition"] + timestep / 1000 * W["clock"]
+        mean = (context * np.linspace(1, 2, LATENT_TOKENS)[:, None]).mean(axis=1)
+        shift = mean @ W["condition"] + timestep / 1000 * W["clock"]
         mixed = np.einsum("oi,bihw->bohw", W["unet"], latent)
         prediction: Array = mixed + shift[..., None, None]
         return prediction

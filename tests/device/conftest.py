@@ -1,4 +1,4 @@
-"""A bundle to spoil: complete and consistent, with files that no runtime has to open."""
+"""A complete, consistent bundle to damage; its model files are placeholders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mmsr_edge.bundle import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-# No deadline: a busy machine is slow, which is no finding.
+# No deadline: a slow example on a busy machine is not a failure.
 settings.register_profile("busy", deadline=None, max_examples=50)
 settings.load_profile("busy")
 

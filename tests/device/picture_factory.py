@@ -14,7 +14,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def signed(values: np.ndarray) -> np.ndarray:
-    """What uint8 pixels should become."""
+    """Pixels in [0, 255] mapped to [-1, 1]."""
     return values.astype(np.float64) / 127.5 - 1
 
 

@@ -1,4 +1,4 @@
-"""Colour profiles, as small as the standard allows, to read and to compare with LittleCMS."""
+"""The smallest valid colour profiles, to read and to compare with LittleCMS."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PROPHOTO = ((0.79767, 0.28804, 0.0), (0.13519, 0.71188, 0.0), (0.03134, 0.00009,
 
 
 def curve(*values: int) -> bytes:
-    """A tone curve: of none, the straight line; of one, a gamma in 1/256; of more, a table."""
+    """A tone curve: a straight line without values, a gamma in 1/256 with one, else a table."""
     return b"curv\0\0\0\0" + struct.pack(f">I{len(values)}H", len(values), *values)
 
 
 def parametric(kind: int, *parameters: float) -> bytes:
-    """A tone curve by formula."""
+    """A parametric tone curve."""
     fixed = [round(value * 65536) for value in parameters]
     return b"para\0\0\0\0" + struct.pack(f">HH{len(fixed)}i", kind, 0, *fixed)
 
@@ -45,7 +45,7 @@ def _profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
 def rgb_profile(
     colorants: Sequence[Sequence[float]] = ADOBE, tone: bytes = curve(563), **extra: bytes
 ) -> bytes:
-    """A profile by curve and matrix; 563 is the gamma of Adobe RGB."""
+    """An RGB profile of tone curve and matrix; 563 is the gamma of Adobe RGB."""
     tags = {b"wtpt": _xyz(D50)}
     tags |= {
         name: _xyz(xyz) for name, xyz in zip((b"rXYZ", b"gXYZ", b"bXYZ"), colorants, strict=True)
@@ -55,5 +55,5 @@ def rgb_profile(
 
 
 def linear_grey_profile(tone: bytes = curve()) -> bytes:
-    """For grey proportional to light, or by another curve."""
+    """A grey profile: proportional to light, or with another tone curve."""
     return _profile(b"GRAY", {b"wtpt": _xyz(D50), b"kTRC": tone})

@@ -1,4 +1,4 @@
-"""The ablations: every variant of every picture, and what each switches on."""
+"""Ablations: the variants of a picture, and the modalities that each switches on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmsr_edge import Upscaler
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 TILES = 4
-"""Of 32 pixels, to cover the 56 of a picture."""
+"""Tiles of 32 pixels in a picture of 56."""
 NAMES = ("text", "depth", "segmentation", "edges")
 
 
@@ -48,7 +48,7 @@ def run(*arguments: object) -> str:
     return done.stdout
 
 
-def test_each_modality_is_on_alone_off_alone_and_anothers_alone(ablation: Any) -> None:
+def test_variants_use_one_modality_omit_one_or_take_anothers(ablation: Any) -> None:
     others = {"prompt": "x", "depth": "d", "segmentation": "s", "edges": "e"}
     variants = ablation.modalities(others)
     assert len(variants) == 2 + 3 * len(NAMES)
@@ -58,7 +58,7 @@ def test_each_modality_is_on_alone_off_alone_and_anothers_alone(ablation: Any) -
     assert variants["edges of another"] == {"prompt": "auto", "edges": "e"}
 
 
-def test_a_pictures_modalities_can_be_given_to_it_again(ablation: Any, tmp_path: Path) -> None:
+def test_computed_modalities_can_be_given_back(ablation: Any, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     upscaler = Upscaler(make_bundle(tmp_path / "tiny", optional=True), "onnxruntime", threads=1)
     photo = load_sample_image("china.jpg")[100:164, 200:264]
@@ -66,7 +66,7 @@ def test_a_pictures_modalities_can_be_given_to_it_again(ablation: Any, tmp_path:
     again = upscaler(photo, **ablation.own_modalities(upscaler, first))
     assert again.caption == first.caption
     difference = np.asarray(first.image).astype(int) - np.asarray(again.image)
-    assert np.abs(difference).max() <= 2  # maps went through 8 bits
+    assert np.abs(difference).max() <= 2  # maps were rounded to 8 bits
 
 
 def test_modalities_report(test_set: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Bundles: what is intact opens and reads back equal; what is spoilt is named."""
+"""Bundles: intact ones open and read back equal; damage is named."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DIGEST = hashlib.sha256(b"").hexdigest()
 
 
 def spoil(bundle: Bundle, change: Callable[[dict[str, Any]], object]) -> str:
-    """Change the manifest's JSON in place and return the message of the error on reading it."""
+    """Change the manifest's JSON, and return the message of the error on reading it."""
     data = json.loads(bundle.manifest.to_json())
     change(data)
     with pytest.raises(BundleError) as caught:
@@ -158,7 +158,7 @@ def test_roles_are_known_and_complete(bundle: Bundle) -> None:
     assert "component 'vae' is unknown" in spoil(
         bundle, lambda d: d["components"].update(vae=d["components"]["decoder"])
     )
-    assert "component 'depth' calls itself 'decoder'" in spoil(
+    assert "component 'depth' has the name 'decoder'" in spoil(
         bundle, lambda d: d["components"].update(depth=d["components"]["decoder"])
     )
 
@@ -182,12 +182,12 @@ def test_a_decoder_may_take_the_lr_picture_at_its_size(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"manifest"'])
-def test_what_is_no_manifest_is_a_bundle_error(text: str) -> None:
+def test_text_that_is_no_manifest_is_refused(text: str) -> None:
     with pytest.raises(BundleError):
         Manifest.from_json(text)
 
 
-def test_infinity_is_refused_where_it_is_written(bundle: Bundle) -> None:
+def test_infinity_is_refused_on_writing(bundle: Bundle) -> None:
     unet = bundle.component("unet")
     card = replace(unet.artifacts[0], parity={"psnr_db": math.inf})
     manifest = replace(
@@ -243,7 +243,7 @@ def test_missing_altered_and_resized_files_are_named(bundle: Bundle) -> None:
     content = path.read_bytes()
 
     path.write_bytes(content[::-1])
-    os.utime(path, ns=(1, 1))  # another time than when it was first hashed
+    os.utime(path, ns=(1, 1))  # not the time that the hash was stored with
     with pytest.raises(BundleError, match=r"decoder\.fp32\.onnx.*altered.*again"):
         open_bundle(bundle.root)
     path.write_bytes(content + b"!")
@@ -279,7 +279,7 @@ def test_a_file_is_hashed_once_until_it_changes(
     assert hashed == [path]
 
 
-def test_a_bundle_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_and_unreadable_bundles(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"no bundle .*nowhere.*shipped model"):
         open_bundle(tmp_path / "nowhere")
     (tmp_path / "manifest.json").write_bytes(b"\xff\xfe")
@@ -315,7 +315,7 @@ def test_shipped_bundles_are_intact(name: str) -> None:
     assert open_bundle(name).manifest.name == name
 
 
-def test_describe_file_states_what_is_there(tmp_path: Path) -> None:
+def test_describe_file_has_digest_and_size(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b.bin").write_bytes(b"abc")
     assert describe_file(tmp_path, "a/b.bin") == FileSpec(
@@ -324,7 +324,7 @@ def test_describe_file_states_what_is_there(tmp_path: Path) -> None:
 
 
 def with_forms(bundle: Bundle, *forms: tuple[str, str]) -> Bundle:
-    """The same bundle, its UNet in these (format, precision)."""
+    """The bundle with artifacts of these (format, precision) for its UNet."""
     unet = bundle.component("unet")
     file = unet.artifacts[0].files
     artifacts = tuple(Artifact(f, p, file) for f, p in forms)  # type: ignore[arg-type]
@@ -347,7 +347,7 @@ def with_forms(bundle: Bundle, *forms: tuple[str, str]) -> Bundle:
         (["openvino", "onnx"], "fp32", ("openvino", "fp32")),
     ],
 )
-def test_the_choice_of_an_artifact(
+def test_choice_of_an_artifact(
     bundle: Bundle, formats: list[str], precision: str, expected: tuple[str, str]
 ) -> None:
     forms = ("onnx", "fp32"), ("openvino", "fp32"), ("openvino", "fp16"), ("onnx", "int8")
@@ -355,7 +355,7 @@ def test_the_choice_of_an_artifact(
     assert (chosen.format, chosen.precision) == expected
 
 
-def test_a_file_made_for_a_backend_is_the_one_it_gets(bundle: Bundle) -> None:
+def test_an_artifact_made_for_a_backend_is_chosen_for_it_alone(bundle: Bundle) -> None:
     forms = ("onnx", "int8"), ("onnx", "fp32"), ("onnx", "fp16")
     several = with_forms(bundle, *forms)
     unet = several.component("unet")
@@ -377,7 +377,7 @@ def test_a_file_made_for_a_backend_is_the_one_it_gets(bundle: Bundle) -> None:
         alone.artifact("unet", ["onnx"], backend="openvino")
 
 
-def test_no_artifact_will_do(bundle: Bundle) -> None:
+def test_no_suitable_artifact(bundle: Bundle) -> None:
     with pytest.raises(BundleError, match="'unet' as onnx int8, onnx fp32; needed: coreml"):
         bundle.artifact("unet", ["coreml"])
     with pytest.raises(BundleError, match="as onnx int8; needed: onnx at fp16 or better"):
@@ -389,7 +389,7 @@ def test_no_artifact_will_do(bundle: Bundle) -> None:
 
 
 def test_every_field_is_documented() -> None:
-    # The docstring under a field is not kept at run time: read the source.
+    # A docstring below a field exists in the source only.
     import ast
     import inspect
 

@@ -21,14 +21,14 @@ def scene(size: int = 120, noise: float = 0.02, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize(
     ("sigma", "low", "high"), [(1.4, 0.1, 0.2), (0.8, 0.05, 0.3), (2.5, 0, 0.1)]
 )
-def test_edges_are_scikit_images(noise: float, sigma: float, low: float, high: float) -> None:
+def test_edges_agree_with_scikit_image(noise: float, sigma: float, low: float, high: float) -> None:
     feature = pytest.importorskip("skimage.feature")
     grey = scene(noise=noise)
     expected = feature.canny(
         grey, sigma=sigma, low_threshold=low, high_threshold=high, mode="reflect"
     )
     ours = canny(grey * 2 - 1, sigma, low, high) > 0
-    # Exact but for ties, which float32 and float64 decide differently; clean shapes have many.
+    # Equal but for ties, which float32 and float64 break differently; clean shapes have many.
     both, either = (ours & expected).sum(), (ours | expected).sum()
     assert either > 100
     assert both / either > (0.99 if noise else 0.95)
@@ -75,7 +75,7 @@ def test_edges_of_a_picture_are_found_at_map_resolution() -> None:
     assert edges.shape == (120, 120)
     assert set(np.unique(edges)) == {0, 1}
     assert detect_edges(picture[:7, :5], 2.5).shape == (18, 12)
-    # The disc's outline lies where it is in the picture, twice as far from the corner.
+    # The disc's outline, at twice its distance from the picture's corner.
     y, x = np.nonzero(edges)
     circle = np.abs(np.hypot(x + 0.5 - 81, y + 0.5 - 101) - 50) < 1.5
     assert circle.sum() > 60

@@ -1,4 +1,4 @@
-"""Greedy captions on networks written in numpy, whose captions are known."""
+"""Greedy captions, with stand-in networks in numpy that write known captions."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def decoder_spec(**shapes: tuple[int, ...]) -> ComponentSpec:
 
 
 class Networks:
-    """Writes a given caption, and checks that the decoder is fed what it should be.
+    """Stand-in networks: they write a given caption and check the decoder's inputs.
 
-    A column holds its id and position, so that the past can be read back.
+    A column encodes its id and position, so that the past can be checked.
     """
 
     def __init__(self, caption: str) -> None:
@@ -77,12 +77,12 @@ class Networks:
 IMAGE = np.full((1, 3, 8, 8), 0.5, np.float32)
 
 
-def test_the_caption_is_the_decoders_choice_at_every_step() -> None:
+def test_the_caption_takes_the_likeliest_id_at_every_step() -> None:
     networks = Networks("a dog on the snow </s>")
     captioner = GreedyCaptioner(networks, decoder_spec(), VOCABULARY)
     assert captioner.caption(IMAGE) == "a dog on the snow"
     assert networks.calls == ["captioner", *["caption_decoder"] * 6]
-    assert captioner.ids(IMAGE) == [0, 2, 3, 5, 6, 8, 1]  # nothing is left of the one before
+    assert captioner.ids(IMAGE) == [0, 2, 3, 5, 6, 8, 1]  # no state is left from the first caption
 
 
 def test_a_caption_ends_at_its_length() -> None:
@@ -98,7 +98,7 @@ def test_an_empty_caption_is_empty() -> None:
     assert captioner.caption(IMAGE) == ""
 
 
-def test_scores_that_are_not_finite_are_no_caption() -> None:
+def test_scores_that_are_not_finite_are_refused() -> None:
     def run(component: str, feeds: dict[str, Array]) -> dict[str, Array]:
         results = Networks("dog dog dog dog")(component, feeds)
         if component == "caption_decoder":
@@ -111,9 +111,9 @@ def test_scores_that_are_not_finite_are_no_caption() -> None:
 
 def test_a_decoder_that_does_not_fit_its_vocabulary_is_refused() -> None:
     networks = Networks("dog")
-    with pytest.raises(BundleError, match="remembers 7 ids; captions of 9 need 8"):
+    with pytest.raises(BundleError, match="has a cache of 7 ids; captions of 9 ids need 8"):
         GreedyCaptioner(networks, decoder_spec(), replace(VOCABULARY, length=9))
-    with pytest.raises(BundleError, match="chooses among 12 ids, and its vocabulary has 9"):
+    with pytest.raises(BundleError, match="scores 12 ids, but its vocabulary has 9"):
         GreedyCaptioner(networks, decoder_spec(logits=(1, 12)), VOCABULARY)
 
 
@@ -131,7 +131,7 @@ def test_captioner_and_decoder_must_fit_together(bundle: Bundle) -> None:
         replace(manifest, components={**manifest.components, **components})
 
     check(captioner=captioner_spec(), caption_decoder=decoder_spec())
-    # One that finds tags writes no sentence, and has a name for each.
+    # A tagger has no decoder, and a label for each score.
     tagger = replace(captioner_spec((1, 40), "scores"), labels=tuple(map(str, range(40))))
     check(captioner=tagger)
     with pytest.raises(BundleError, match="has 0 labels for 40 scores"):

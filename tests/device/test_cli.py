@@ -1,4 +1,4 @@
-"""The command line: exit codes, messages, and files that are whole or not there."""
+"""The command line: exit codes, messages, and output files that are complete or absent."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_picture_goes_beside_its_source(run: Run, source: Path, root: Path) ->
     assert sorted(path.name for path in source.parent.iterdir()) == ["in.png", "in_x4.png"]
 
 
-def test_every_option_arrives(run: Run, source: Path, root: Path, tmp_path: Path) -> None:
+def test_every_option_is_passed_on(run: Run, source: Path, root: Path, tmp_path: Path) -> None:
     depth, classes, edges = (tmp_path / f"{name}.png" for name in ("depth", "classes", "edges"))
     grey = np.arange(480, dtype=np.uint8).reshape(20, 24)
     Image.fromarray(grey).save(depth)
@@ -110,11 +110,11 @@ def test_every_option_arrives(run: Run, source: Path, root: Path, tmp_path: Path
         assert picture is not None
         with Image.open(maps / f"in_{name}.png") as written:
             np.testing.assert_array_equal(np.asarray(written), np.asarray(picture))
-    said = json.loads((maps / "in_tags.json").read_text())
-    assert said == {"caption": "a dog, sharp", "tags": {}}
+    saved = json.loads((maps / "in_tags.json").read_text())
+    assert saved == {"caption": "a dog, sharp", "tags": {}}
 
 
-def test_maps_are_switched_off_by_none(run: Run, source: Path, tmp_path: Path) -> None:
+def test_none_switches_a_modality_off(run: Run, source: Path, tmp_path: Path) -> None:
     maps = tmp_path / "maps"
     off = ("--depth", "none", "--segmentation", "none", "--edges", "none", "--prompt", "none")
     assert run("upscale", source, "--save-maps", maps, *off, "--guidance", "none")[0] == 0
@@ -122,12 +122,12 @@ def test_maps_are_switched_off_by_none(run: Run, source: Path, tmp_path: Path) -
     assert json.loads((maps / "in_tags.json").read_text()) == {"caption": "", "tags": {}}
 
 
-def test_quiet_is_quiet_and_warnings_are_not(run: Run, tmp_path: Path) -> None:
+def test_warnings_are_printed_unless_quiet(run: Run, tmp_path: Path) -> None:
     flat = tmp_path / "flat.png"
     Image.new("RGB", (20, 20), "teal").save(flat)
     code, _, err = run("upscale", flat)
     assert code == 0
-    assert err == "mmsr-edge: warning: edges is left out: Canny finds none in this picture\n"
+    assert err == "mmsr-edge: warning: edges is left out: Canny finds no edges in this picture\n"
     assert run("upscale", flat, "--overwrite", "-q") == (0, "", "")
 
 
@@ -144,13 +144,13 @@ def test_an_existing_file_is_replaced_on_request_only(run: Run, source: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (("nowhere.png",), 1, "nowhere.png"),
         (("IN", "-o", "out.xyz"), 1, ".xyz"),
         (("IN", "--model", "no-such-model"), 1, "no-such-model"),
         (("IN", "--depth", "nowhere.png"), 1, "nowhere.png"),
-        (("IN", "--save-maps", "IN"), 1, "cannot be made"),
+        (("IN", "--save-maps", "IN"), 1, "cannot be created"),
         (("IN", "--steps", "0"), 2, "steps is 0; it must be an integer from 1"),
         (("IN", "--guidance", "strong"), 2, "guidance is 'strong'; it must be one of"),
         (("IN", "--temperature", "11"), 2, "temperature is 11.0; it must be a number from 0.4"),
@@ -159,27 +159,27 @@ def test_an_existing_file_is_replaced_on_request_only(run: Run, source: Path) ->
         (("IN", "--backend", "tflite"), 2, "'tflite'"),
     ],
 )
-def test_what_cannot_be_done_has_a_code_and_a_message(
-    run: Run, source: Path, arguments: tuple[str, ...], code: int, said: str
+def test_failures_have_an_exit_code_and_a_message(
+    run: Run, source: Path, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     before = sorted(source.parent.iterdir())
     arguments = tuple(str(source) if argument == "IN" else argument for argument in arguments)
     got, out, err = run("upscale", *arguments)
     assert (got, out) == (code, "")
     assert err.startswith("mmsr-edge: ")
-    assert said in err
+    assert message in err
     assert sorted(source.parent.iterdir()) == before
 
 
 @pytest.mark.parametrize("arguments", [[], ["upscale"], ["upscale", "x", "--steps", "many"]])
-def test_wrong_usage_is_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
     assert "usage: mmsr-edge" in capsys.readouterr().err
 
 
-def test_ctrl_c_leaves_nothing_and_is_130(
+def test_ctrl_c_leaves_no_file_and_exits_with_130(
     run: Run, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = MultimodalPipeline.run
@@ -229,7 +229,9 @@ def test_sizes(
         assert written.size == size
 
 
-def test_more_options_arrive(run: Run, source: Path, root: Path, tmp_path: Path) -> None:
+def test_fidelity_bits_and_first_frame_are_passed_on(
+    run: Run, source: Path, root: Path, tmp_path: Path
+) -> None:
     target = tmp_path / "out.png"
     assert run("upscale", source, "-o", target, "--fidelity", "--bits", 16)[0] == 0
     expected = Upscaler(root, "onnxruntime")(PICTURE, fidelity=True).image
@@ -242,41 +244,41 @@ def test_more_options_arrive(run: Run, source: Path, root: Path, tmp_path: Path)
     assert run("upscale", tmp_path / "in.gif", "--first-frame")[0] == 0
 
 
-def test_a_folder_goes_into_a_folder_and_is_taken_up_again(
+def test_a_folder_is_upscaled_into_a_folder_and_resumed(
     run: Run, folder: Path, tmp_path: Path
 ) -> None:
     out, report = tmp_path / "out", tmp_path / "report.json"
     (folder / "bad.png").write_bytes(b"no picture")
     command = ("upscale", folder, "-o", out, "-r", "-j", 2, "--report", report)
-    code, said, err = run(*command)
+    code, printed, err = run(*command)
     assert code == 1
     assert err.startswith(f"mmsr-edge: {folder / 'bad.png'}: ")
-    lines = said.splitlines()
+    lines = printed.splitlines()
     assert sorted(line.split(":")[0] for line in lines[:-1]) == [
         str(out / name) for name in ("a.png", "b.png", "sub/c.png")
     ]
     assert lines[-1].startswith("3 done, 1 failed; ")
-    told = json.loads(report.read_text())
-    assert [file["status"] for file in told["files"]] == ["done", "done", "failed", "done"]
+    saved = json.loads(report.read_text())
+    assert [file["status"] for file in saved["files"]] == ["done", "done", "failed", "done"]
     (folder / "bad.png").unlink()
-    code, said, err = run(*command)
+    code, printed, err = run(*command)
     assert (code, err) == (0, "")
-    assert said.splitlines()[-1].startswith("3 skipped; ")
+    assert printed.splitlines()[-1].startswith("3 skipped; ")
     assert run(*command, "-q") == (0, "", "")
 
 
 def test_a_dry_run(run: Run, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    code, said, err = run("upscale", f"{folder}/*.png", "-o", out, "--dry-run", "--scale", 3)
+    code, printed, err = run("upscale", f"{folder}/*.png", "-o", out, "--dry-run", "--scale", 3)
     assert (code, err) == (0, "")
-    assert said.splitlines()[0] == f"{folder / 'a.png'} -> {out / 'a.png'}: 24x20 -> 72x60"
-    assert said.splitlines()[-1].startswith("2 planned; ")
+    assert printed.splitlines()[0] == f"{folder / 'a.png'} -> {out / 'a.png'}: 24x20 -> 72x60"
+    assert printed.splitlines()[-1].startswith("2 planned; ")
     assert not out.exists()
-    code, said, _ = run("upscale", folder / "a.png", "--dry-run")
-    assert said.splitlines()[0].endswith("a_x4.png: 24x20 -> 96x80")
+    code, printed, _ = run("upscale", folder / "a.png", "--dry-run")
+    assert printed.splitlines()[0].endswith("a_x4.png: 24x20 -> 96x80")
 
 
-def test_ctrl_c_ends_a_job_and_it_can_be_taken_up(
+def test_a_job_ended_by_ctrl_c_can_be_resumed(
     run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = MultimodalPipeline.run
@@ -294,19 +296,19 @@ def test_ctrl_c_ends_a_job_and_it_can_be_taken_up(
     code, out, err = run(*command)
     assert code == 130
     assert out.splitlines()[-1].startswith("1 done, 2 cancelled; ")
-    assert "takes it up again" in err
+    assert "run the same command again to resume" in err
     assert [path.name for path in (tmp_path / "out").rglob("*.png")] == ["a.png"]
     monkeypatch.undo()
     assert run(*command)[1].splitlines()[-1].startswith("2 done, 1 skipped; ")
 
 
-def test_bars_show_the_time_left_of_each_file_and_of_all(
+def test_bars_show_the_time_left_for_each_file_and_for_all(
     run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = io.StringIO()
     shown.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stderr", shown)
-    # Every step is drawn, on machines too where all is over between two drawings.
+    # Every step is drawn, even on machines that finish between two refreshes.
     drawn = functools.partialmethod(tqdm.__init__, mininterval=0)
     monkeypatch.setattr(tqdm, "__init__", drawn)
     assert run("upscale", folder, "-o", tmp_path / "out", "-r")[0] == 0
@@ -317,7 +319,7 @@ def test_bars_show_the_time_left_of_each_file_and_of_all(
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "said"),
+    ("options", "code", "message"),
     [
         (("IN",), 2, "several pictures need a folder for the results: -o DIR"),
         (("IN", "-o", "FILE"), 1, "is a file; several pictures need a folder"),
@@ -325,24 +327,24 @@ def test_bars_show_the_time_left_of_each_file_and_of_all(
         (("IN", "-o", "OUT", "--format", ".bmp"), 2, "'.bmp' is unknown"),
         (("IN", "-o", "OUT", "--edges", "FILE"), 2, "edges is one picture's map"),
         (("IN", "-o", "OUT", "--jobs", "0"), 2, "workers is 0"),
-        (("IN", "-o", "OUT", "--report", "OUT/no/report.json"), 1, "there is no folder"),
-        (("nothing/*.png", "-o", "OUT"), 2, "no picture is there"),
+        (("IN", "-o", "OUT", "--report", "OUT/no/report.json"), 1, "does not exist; make it first"),
+        (("nothing/*.png", "-o", "OUT"), 2, "no picture found"),
         (("FILE", "--scale", "2", "--width", "50"), 2, "give one of the two"),
         (("FILE", "--scale", "9"), 2, "scale is 9"),
     ],
 )
-def test_what_a_job_cannot_be(
-    run: Run, folder: Path, tmp_path: Path, options: tuple[str, ...], code: int, said: str
+def test_invalid_jobs_are_refused(
+    run: Run, folder: Path, tmp_path: Path, options: tuple[str, ...], code: int, message: str
 ) -> None:
     places = {"IN": folder, "FILE": folder / "a.png", "OUT": tmp_path / "out"}
     given = [str(places.get(option, option)) for option in options]
     got, out, err = run("upscale", *(g.replace("OUT/", f"{tmp_path}/out/") for g in given))
     assert (got, out) == (code, "")
-    assert said in err
+    assert message in err
     assert not (tmp_path / "out").exists()
 
 
-def test_info_says_what_is_there_and_why_the_rest_is_not(run: Run, root: Path) -> None:
+def test_info_lists_the_model_and_the_backends(run: Run, root: Path) -> None:
     code, out, err = run("info")
     assert (code, err) == (0, "")
     assert f"mmsr-edge {mmsr_edge.__version__}" in out
@@ -354,7 +356,7 @@ def test_info_says_what_is_there_and_why_the_rest_is_not(run: Run, root: Path) -
         assert line in out
 
 
-def test_info_for_programs(run: Run, root: Path) -> None:
+def test_info_as_json(run: Run, root: Path) -> None:
     code, out, _ = run("info", "--json")
     report = json.loads(out)
     assert code == 0
@@ -398,12 +400,12 @@ def test_help_documents_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> No
             main(arguments)
         assert caught.value.code == 0
         shown = capsys.readouterr().out
-        for line in ("0    done", "1    it, or one of", "2    wrong usage", "130  cancelled"):
+        for line in ("0    done", "1    failed, or one of", "2    wrong usage", "130  cancelled"):
             assert line in shown
 
 
 def test_the_version_needs_no_array_library() -> None:
-    """`--version` answers at once: numpy, Pillow and the runtimes stay unimported."""
+    """`--version` imports neither numpy nor Pillow nor a runtime."""
     code = (
         "import sys; from mmsr_edge.cli.main import main\n"
         "try: main(['--version'])\n"

@@ -27,7 +27,7 @@ def down(picture: np.ndarray, scale: int = 4) -> np.ndarray:
 
 
 def detail(height: int, width: int) -> np.ndarray:
-    """A fine checkerboard, of which no low-pass should see anything."""
+    """A fine checkerboard, which a low-pass filter removes."""
     y, x = np.mgrid[:height, :width]
     return (0.1 * (-1.0) ** (x + y)).astype(np.float32)[..., None]
 
@@ -51,7 +51,7 @@ def test_a_faithful_output_is_left_as_it_is() -> None:
     )
 
 
-def test_flat_in_flat_out_to_the_border() -> None:
+def test_a_flat_picture_stays_flat_to_the_border() -> None:
     output = np.full((20, 28, 3), 0.5, np.float32)
     reference = np.full((5, 7, 3), -0.25, np.float32)
     fixed = color.match_low_frequencies(output, reference)
@@ -67,7 +67,7 @@ def test_fine_structure_of_the_reference_does_not_pass() -> None:
     assert fixed.std() < 0.12 * noise.std()
 
 
-def test_bands_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_in_bands_equals_work_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     output = np.random.default_rng(0).uniform(-1, 1, (120, 88, 3)).astype(np.float32)
     reference = np.random.default_rng(1).uniform(-1, 1, (30, 22, 3)).astype(np.float32)
     whole = color.match_low_frequencies(output, reference)
@@ -99,7 +99,7 @@ def test_sizes_must_agree() -> None:
         color.delta_e00(np.zeros((2, 2, 3)), np.zeros((2, 3, 3)))
 
 
-def test_blur_is_scipys() -> None:
+def test_blur_agrees_with_scipy() -> None:
     filters = pytest.importorskip("scipy.ndimage")
     rng = np.random.default_rng(0)
     for shape in [(40, 33), (3, 50), (1, 1)]:
@@ -113,10 +113,10 @@ def test_blur_is_scipys() -> None:
     np.testing.assert_array_equal(gaussian_blur(picture, 0), picture.astype(np.float32))
 
 
-def test_colour_difference_is_scikit_images() -> None:
+def test_colour_difference_agrees_with_scikit_image() -> None:
     reference = pytest.importorskip("skimage.color")
     a, b = np.random.default_rng(0).uniform(-1, 1, (2, 60, 70, 3))
-    a[:4] = a[:4, :, :1]  # greys, of which the hue is undefined
+    a[:4] = a[:4, :, :1]  # greys, whose hue is undefined
     b[2:6] = b[2:6, :, :1]
     a[10], b[11] = -1, 1
     lab_a, lab_b = reference.rgb2lab((a + 1) / 2), reference.rgb2lab((b + 1) / 2)

@@ -1,4 +1,4 @@
-"""Options: what is refused and how it is said; what a bundle's defaults make of the rest."""
+"""Options: refusals with their messages, and a bundle's defaults for options left open."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("prompt", 3, "prompt is 3; it must be a string"),
         ("negative_prompt", b"x", "negative_prompt is b'x'; it must be a string"),
@@ -54,10 +54,10 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
         ("stpes", 4, "unknown option 'stpes'; did you mean 'steps'?"),
     ],
 )
-def test_what_is_wrong_is_quoted_with_what_is_allowed(name: str, value: Any, said: str) -> None:
+def test_a_wrong_value_is_quoted_with_the_allowed_ones(name: str, value: Any, message: str) -> None:
     with pytest.raises(OptionError) as caught:
         UpscaleOptions.from_mapping({name: value})
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,8 @@ def test_what_is_wrong_is_quoted_with_what_is_allowed(name: str, value: Any, sai
     ],
 )
 def test_the_ends_of_the_ranges_and_numpy_numbers_are_accepted(options: dict[str, Any]) -> None:
-    UpscaleOptions.from_mapping(options)
+    made = UpscaleOptions.from_mapping(options)
+    assert all(getattr(made, name) is value for name, value in options.items())
 
 
 def test_keywords_are_the_options() -> None:
@@ -89,7 +90,7 @@ def test_a_mistyped_option_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("field", fields(UpscaleOptions), ids=lambda field: field.name)
-def test_options_say_what_they_take(field: Field[Any]) -> None:
+def test_options_document_flag_range_and_example(field: Field[Any]) -> None:
     """Each option has a flag of the command line, a range and an example that is accepted."""
     about = field.metadata
     with_sides = {"width": 8, "height": 8} if field.name == "fit" else {}
@@ -101,7 +102,7 @@ def test_options_say_what_they_take(field: Field[Any]) -> None:
     assert about["flag"] in parser.format_help()
 
 
-def test_what_is_left_open_comes_from_the_bundle(manifest: Manifest) -> None:
+def test_options_left_open_come_from_the_bundle(manifest: Manifest) -> None:
     assert resolve(UpscaleOptions(), manifest) == RunSettings(
         positive="sharp",
         tagged=False,
@@ -117,7 +118,7 @@ def test_what_is_left_open_comes_from_the_bundle(manifest: Manifest) -> None:
     assert resolve(UpscaleOptions(guidance=None), guided).guidance is None
 
 
-def test_what_is_given_wins(manifest: Manifest) -> None:
+def test_given_options_override_the_bundle(manifest: Manifest) -> None:
     options = UpscaleOptions(
         prompt=" a dog ",
         negative_prompt="",
@@ -145,19 +146,19 @@ def test_no_prompt_and_no_suffix_is_no_text(manifest: Manifest) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"steps": 1001}, "steps is 1001; it must be an integer from 1 to 1000"),
         ({"guidance_scale": 3.0}, "guidance_scale is 3.0, which would go unused: guidance is None"),
         ({"guidance": None, "guidance_scale": 3.0}, "which would go unused"),
     ],
 )
-def test_what_only_the_manifest_can_tell(
-    manifest: Manifest, options: dict[str, Any], said: str
+def test_limits_set_by_the_manifest(
+    manifest: Manifest, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(OptionError) as caught:
         resolve(UpscaleOptions(**options), manifest)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_baked_guidance_refuses_guidance(manifest: Manifest) -> None:
@@ -171,18 +172,18 @@ def test_baked_guidance_refuses_guidance(manifest: Manifest) -> None:
         resolve(UpscaleOptions(guidance_scale=2), baked)
 
 
-def test_a_few_taught_steps_refuse_guidance(manifest: Manifest) -> None:
+def test_few_steps_refuse_guidance(manifest: Manifest) -> None:
     few = replace(manifest, sampler=replace(manifest.sampler, guidance="m-cfg", few_steps=4))
     assert resolve(UpscaleOptions(steps=4), few).guidance is None
     assert resolve(UpscaleOptions(steps=5), few).guidance == "m-cfg"
     assert resolve(UpscaleOptions(steps=4, guidance=None), few).guidance_scale == 0
-    with pytest.raises(OptionError, match=r"guidance is 'cfg', but 'tiny' was taught .* 4 steps"):
+    with pytest.raises(OptionError, match=r"guidance is 'cfg', but 'tiny' was trained .* 4 steps"):
         resolve(UpscaleOptions(steps=4, guidance="cfg"), few)
     with pytest.raises(OptionError, match="guidance_scale is 2"):
         resolve(UpscaleOptions(steps=1, guidance_scale=2), few)
 
 
-def test_a_few_taught_steps_take_the_guidance_they_were_taught(manifest: Manifest) -> None:
+def test_few_steps_accept_the_guidance_of_their_distillation(manifest: Manifest) -> None:
     sampler = replace(manifest.sampler, guidance=None, few_steps=4, few_guidance="m-cfg")
     few = replace(manifest, sampler=sampler)
     assert resolve(UpscaleOptions(steps=4), few).guidance is None  # by default a step is one call
@@ -196,7 +197,7 @@ def test_a_few_taught_steps_take_the_guidance_they_were_taught(manifest: Manifes
         resolve(UpscaleOptions(steps=5, guidance_scale=1), few)
 
 
-def test_a_unet_that_takes_w_knows_one_kind_of_guidance(manifest: Manifest) -> None:
+def test_a_unet_with_a_guidance_input_accepts_one_kind_of_guidance(manifest: Manifest) -> None:
     unet = manifest.components["unet"]
     unet = replace(unet, inputs=(*unet.inputs, TensorSpec("guidance", (1,), "float32")))
     components = {**manifest.components, "unet": unet}

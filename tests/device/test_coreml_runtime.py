@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class FakeMLModel:
-    """Computes the reference as Core ML would: no int64, results in their own types."""
+    """The reference with Core ML's types: no int64 inputs, float32 and int32 results."""
 
     opened: tuple[str, str] = ("", "")
 
@@ -69,9 +69,9 @@ def test_core_ml_types_and_package() -> None:
 
 @pytest.mark.usefixtures("core_ml")
 def test_core_ml_refusals() -> None:
-    with pytest.raises(BundleError, match=r"in no \.mlpackage"):
+    with pytest.raises(BundleError, match=r"not in an \.mlpackage"):
         open_model("coreml", Path("toy.mlmodel"), SessionOptions())
-    with pytest.raises(OptionError, match="'npu': Core ML knows auto, all, cpu, gpu, ane"):
+    with pytest.raises(OptionError, match="'npu': Core ML has auto, all, cpu, gpu, ane"):
         open_model("coreml", Path("toy.mlpackage"), SessionOptions(device="npu"))
     spec = replace(SPEC, outputs=SPEC.outputs[:1])
     with pytest.raises(BundleError, match=r"outputs \['best', 'features'\]"):

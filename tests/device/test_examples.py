@@ -1,4 +1,4 @@
-"""Every example runs on the installed package, and stays short."""
+"""The examples run on the installed package, and are short."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_minimal(photo: Path, tmp_path: Path) -> None:
     assert Image.open(out).size == (320, 256)
 
 
-def test_batch_takes_up_where_it_stopped(photo: Path, tmp_path: Path) -> None:
+def test_batch_resumes(photo: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert "done" in run("batch_job.py", photo.parent, out)
     assert Image.open(out / "photo.png").size == (320, 256)
@@ -62,13 +62,13 @@ def test_dials(photo: Path, tmp_path: Path) -> None:
     assert sheet.shape == (5 * 206, 84 + 5 * 192, 3)
     rows = [sheet[y : y + 192, 84:].reshape(192, 5, 192, 3) for y in range(0, 1030, 206)]
     sharp = np.abs(np.diff(rows[0], axis=2)).mean((0, 2, 3))
-    assert (np.diff(sharp) > 0).all()  # guidance: each picture is crisper than the one before
+    assert (np.diff(sharp) > 0).all()  # guidance: each picture is sharper than the one before
     for row in rows[1:]:
-        assert (row[:, 0] == 128).all()  # how the first picture differs from itself
+        assert (row[:, 0] == 128).all()  # difference of the first picture from itself
         assert row[:, 1:].std() > 0
 
 
-def test_they_are_short() -> None:
+def test_examples_are_short() -> None:
     lengths = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
     assert lengths.pop("web_page.py") < 140  # a page has many parts
     assert len(lengths) >= 5 and max(lengths.values()) < 80, lengths

@@ -1,4 +1,4 @@
-"""The one atomic write: whole or not at all, whoever else writes, whatever fails."""
+"""Atomic writes: complete or not at all, with two writers and after failures."""
 
 from __future__ import annotations
 
@@ -14,37 +14,33 @@ from mmsr_edge.files import replacing, write_csv, write_text
 
 
 def test_two_writers_do_not_mix(tmp_path: Path) -> None:
-    """Both fill their drafts at the same time; the file is one of the two, whole."""
-    path = tmp_path / "out.bin"
+    """Both write at the same time, each first in every other round; one complete file is left."""
+    path, errors = tmp_path / "out.bin", list[BaseException]()
     both = threading.Barrier(2)
 
-    def write(byte: bytes) -> None:
-        with replacing(path) as file:
-            for _ in range(64):
-                both.wait(timeout=30)
-                file.write(byte * 4096)
-                file.flush()
+    def write(number: int, byte: bytes) -> None:
+        try:
+            with replacing(path) as file:
+                for turn in range(128):
+                    both.wait(timeout=30)
+                    if (turn // 2 + turn) % 2 == number:
+                        file.write(byte * 4096)
+                        file.flush()
+        except BaseException as error:  # must reach the main thread
+            both.abort()
+            errors.append(error)
 
-    threads = [threading.Thread(target=write, args=(byte,)) for byte in (b"a", b"b")]
+    threads = [threading.Thread(target=write, args=args) for args in enumerate((b"a", b"b"))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    assert errors == []
     assert path.read_bytes() in (b"a" * 64 * 4096, b"b" * 64 * 4096)
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.bin"]
 
 
-def test_a_shared_draft_would_mix(tmp_path: Path) -> None:
-    """What the random name is for: the same two writers through one draft of a fixed name."""
-    draft = tmp_path / "out.bin.part"
-    with draft.open("wb") as one, draft.open("wb") as other:
-        for file, byte in ((one, b"a"), (other, b"b"), (one, b"a")):
-            file.write(byte * 4096)
-            file.flush()
-    assert set(draft.read_bytes()) == {ord("a"), ord("b")}
-
-
-def test_the_draft_is_on_the_disk_before_it_takes_the_place(
+def test_the_draft_is_synced_before_it_replaces_the_target(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     happened: list[str] = []
@@ -66,7 +62,7 @@ def test_the_draft_is_on_the_disk_before_it_takes_the_place(
 
 
 @pytest.mark.parametrize("error", [Cancelled("stop"), MemoryError(), KeyboardInterrupt()])
-def test_a_failure_leaves_what_was_there(tmp_path: Path, error: BaseException) -> None:
+def test_a_failure_leaves_the_old_file(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "a.txt"
     path.write_text("before")
 

@@ -1,4 +1,4 @@
-"""Fuzz: damaged pictures and damaged bundles end in an error of ours or in a result.
+"""Fuzzing: damaged pictures and bundles give a result or one of the package's own errors.
 
 A few hundred seeded cases run in the suite; `MMSR_FUZZ=5000` runs that many of each kind.
 """
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 CASES = int(os.environ.get("MMSR_FUZZ", "240"))
 SECONDS = 10
-"""Longest time of one case."""
+"""Longest time of a case, in seconds."""
 MEGABYTES = 64e6
-"""Most memory of one case; pictures of more than a million pixels are refused."""
+"""Most memory of a case, in bytes; pictures of more than a million pixels are refused."""
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP")
 
@@ -55,6 +55,7 @@ def originals() -> list[bytes]:
     exif[0x8769] = {0xA002: 17, 0xA003: 12, 0xA434: "50 mm"}
     found = []
     for form in FORMATS:
+        before = len(found)
         for mode in ("RGB", "L", "RGBA", "P", "CMYK", "I;16", "F"):
             if mode == "I;16":
                 image = Image.fromarray(values[..., 0].astype(np.uint16) * 257)
@@ -69,11 +70,12 @@ def originals() -> list[bytes]:
             except (OSError, ValueError):  # not in this format
                 continue
             found.append(file.getvalue())
+        assert len(found) > before, form
     return found
 
 
 def spoil_bytes(data: bytes, random: Random, others: list[bytes]) -> bytes:
-    """One to three kinds of damage; in the headers as often as anywhere else."""
+    """Damage in one to three places, half of them in the first 64 bytes."""
     changed = bytearray(data)
     for _ in range(random.randint(1, 3)):
         end = max(len(changed) if random.random() < 0.5 else min(64, len(changed)), 1)
@@ -110,24 +112,24 @@ def read_and_write(path: Path) -> None:
 
 
 def offence(work: Callable[[], object]) -> tuple[str, str | None]:
-    """(what came out, what is wrong with that)."""
-    began, said, wrong = time.perf_counter(), "result", None
+    """Run a case: its outcome, and what is wrong with it, or None."""
+    began, outcome, wrong = time.perf_counter(), "result", None
     tracemalloc.reset_peak()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a library's are its own
+        warnings.simplefilter("ignore")  # those of libraries are not under test
         warnings.filterwarnings("error", module="mmsr_edge")
         try:
             work()
         except MMSRError as error:
-            said = type(error).__name__
+            outcome = type(error).__name__
         except Exception as error:
-            said = wrong = f"{type(error).__name__}: {error}"
+            outcome = wrong = f"{type(error).__name__}: {error}"
     seconds, peak = time.perf_counter() - began, tracemalloc.get_traced_memory()[1]
     if seconds > SECONDS:
         wrong = f"took {seconds:.0f} s"
     if peak > MEGABYTES:
         wrong = f"took {peak / 1e6:.0f} MB"
-    return said, wrong
+    return outcome, wrong
 
 
 def fuzz_pictures(folder: Path, cases: int, seed: int) -> tuple[Counter[str], list[str]]:
@@ -140,8 +142,8 @@ def fuzz_pictures(folder: Path, cases: int, seed: int) -> tuple[Counter[str], li
     try:
         for case in range(cases):
             path.write_bytes(spoil_bytes(random.choice(files), random, files))
-            said, wrong = offence(lambda: read_and_write(path))
-            counts[said] += 1
+            outcome, wrong = offence(lambda: read_and_write(path))
+            counts[outcome] += 1
             if wrong:
                 offences.append(f"picture {case} of seed {seed}: {wrong}")
                 shutil.copy(path, folder / f"offence{case}.bin")
@@ -157,15 +159,13 @@ def test_damaged_pictures(tmp_path: Path) -> None:
     assert counts["ImageError"] > CASES / 10 and counts["result"] > CASES / 50
 
 
-def test_a_readers_own_error_would_be_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unexpected_error_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise struct.error("by the test")
 
     monkeypatch.setattr(image_module, "from_pil", broken)
     _, offences = fuzz_pictures(tmp_path, 60, seed=1)
-    assert offences and all("error: by the test" in said for said in offences)
+    assert offences and all("error: by the test" in line for line in offences)
 
 
 # --- Bundles ------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def spoil_bundle(root: Path, random: Random) -> None:
 def test_damaged_bundles(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     whole, root = make_bundle(tmp_path / "whole", optional=True), tmp_path / "spoilt"
-    cases = CASES if "MMSR_FUZZ" in os.environ else CASES // 5  # one takes a tenth of a second
+    cases = CASES if "MMSR_FUZZ" in os.environ else CASES // 5  # a case takes 0.1 s
     random, picture = Random(2), np.full((8, 8, 3), 90, np.uint8)
     picture[:4] = 10
     counts: Counter[str] = Counter()
@@ -232,8 +232,8 @@ def test_damaged_bundles(tmp_path: Path) -> None:
             shutil.rmtree(root, ignore_errors=True)
             shutil.copytree(whole, root)
             spoil_bundle(root, random)
-            said, wrong = offence(lambda: Upscaler(root, "onnxruntime", threads=1)(picture))
-            counts[said] += 1
+            outcome, wrong = offence(lambda: Upscaler(root, "onnxruntime", threads=1)(picture))
+            counts[outcome] += 1
             if wrong:
                 offences.append(f"bundle {case}: {wrong}")
     finally:
@@ -244,7 +244,7 @@ def test_damaged_bundles(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda text: text.replace('"scale": 4', '"scale": 4, "scale": 4', 1), "'scale' twice"),
         (lambda text: text.replace('"scale": 4', '"scale": ' + "4" * 5000, 1), "not JSON"),
@@ -263,12 +263,12 @@ def test_damaged_bundles(tmp_path: Path) -> None:
     ],
     ids=["twice", "digits", "deep", "float", "surrogate", "timesteps"],
 )
-def test_what_reading_the_code_found(
-    change: Callable[[str], str], said: str, tmp_path: Path
+def test_faults_found_in_code_review(
+    change: Callable[[str], str], message: str, tmp_path: Path
 ) -> None:
     root = make_bundle(tmp_path / "bundle")
     text = (root / MANIFEST_NAME).read_text()
     assert change(text) != text
     (root / MANIFEST_NAME).write_text(change(text))
-    with pytest.raises(BundleError, match=said):
+    with pytest.raises(BundleError, match=message):
         open_bundle(root)

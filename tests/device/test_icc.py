@@ -1,4 +1,4 @@
-"""Colour profiles: against LittleCMS, which knows eight bits, and there and back again."""
+"""Colour profiles: against LittleCMS at 8 bits, and round trips at 16."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def signed(values: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("tone", TONES)
 @pytest.mark.parametrize("colorants", [ADOBE, PROPHOTO], ids=["adobe", "prophoto"])
-def test_what_the_networks_see_is_what_littlecms_makes(tone: str, colorants: tuple) -> None:
+def test_conversion_to_srgb_agrees_with_littlecms(tone: str, colorants: tuple) -> None:
     icc = rgb_profile(colorants, TONES[tone])
     expected = ImageCms.profileToProfile(
         Image.fromarray(COLOURS), io.BytesIO(icc), ImageCms.createProfile("sRGB")
@@ -37,15 +37,15 @@ def test_what_the_networks_see_is_what_littlecms_makes(tone: str, colorants: tup
     profile = parse_profile(icc)
     assert profile is not None
     seen = profile.to_srgb(signed(COLOURS))
-    # LittleCMS goes by tables of 16 bits, which are coarse in the dark.
+    # LittleCMS uses tables of 16 bits, which are coarse in dark tones.
     difference = np.abs(seen - signed(np.asarray(expected))) * 127.5
     assert np.quantile(difference, 0.99) < 1
     assert difference.max() < 3
 
 
 @pytest.mark.parametrize("tone", TONES)
-def test_there_and_back(tone: str) -> None:
-    """Within sRGB nothing is lost, which 16 bits need; what lies beyond is cut off."""
+def test_round_trip(tone: str) -> None:
+    """Colours within sRGB return to within two steps of 16 bits; those beyond are clipped."""
     profile = parse_profile(rgb_profile(ADOBE, TONES[tone]))
     assert profile is not None
     inside = np.random.default_rng(0).uniform(-0.9, 0.9, (150, 9, 3)).astype(np.float32)
@@ -53,7 +53,7 @@ def test_there_and_back(tone: str) -> None:
     np.testing.assert_allclose(profile.to_srgb(own), inside, rtol=0, atol=2 / 65535)
     green = np.array([[[-1, 1, -1]]], np.float32)
     np.testing.assert_allclose(profile.to_srgb(green), [[[-1, 1, -1]]], atol=1e-3)
-    assert profile.from_srgb(profile.to_srgb(green))[0, 0, 0] > -0.5  # less green than it was
+    assert profile.from_srgb(profile.to_srgb(green))[0, 0, 0] > -0.5  # clipped to a paler green
 
 
 def test_grey() -> None:
@@ -65,13 +65,13 @@ def test_grey() -> None:
     np.testing.assert_allclose(profile.from_srgb(seen), grey, atol=1e-5)
 
 
-def test_what_needs_no_conversion_or_allows_none() -> None:
+def test_profiles_that_are_not_converted() -> None:
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     good = rgb_profile()
     assert parse_profile(good) is not None
-    table = rgb_profile(A2B0=b"mft2" + bytes(60))  # by a table of colours, which goes first
-    flat = rgb_profile(tuple([ADOBE[0]] * 3))  # no way back
+    table = rgb_profile(A2B0=b"mft2" + bytes(60))  # a lookup table, which takes precedence
+    flat = rgb_profile(tuple([ADOBE[0]] * 3))  # singular: no inverse
     unknown = rgb_profile(tone=b"weird tag")
     for icc in (None, b"", srgb, good[:140], b"not a profile" * 30, table, flat, unknown):
         assert parse_profile(icc) is None
-    assert parse_profile(linear_grey_profile(TONES["para 3"])) is None  # grey as sRGB has it
+    assert parse_profile(linear_grey_profile(TONES["para 3"])) is None  # sRGB's own tone curve

@@ -1,4 +1,4 @@
-"""Pictures in: every kind that Pillow reads, and every way in which reading can go wrong."""
+"""Reading pictures: every mode that Pillow reads, and damaged or unsuitable files."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_16_bit_grey_is_not_cut_off(suffix: str, tmp_path: Path) -> None:
     loaded = image.load_image(tmp_path / f"in{suffix}")
     expected = np.repeat(values[..., None] / 32767.5 - 1, 3, axis=2)
     np.testing.assert_allclose(loaded.rgb, expected, rtol=0, atol=1e-6)
-    # What older Pillow makes of such a file:
+    # Older versions of Pillow read such a file as int32.
     as_int = Image.fromarray(values.astype(np.int32))
     np.testing.assert_allclose(image.load_image(as_int).rgb, expected, rtol=0, atol=1e-6)
 
@@ -108,7 +108,7 @@ def test_cmyk_jpeg(tmp_path: Path) -> None:
     Image.fromarray(values).convert("CMYK").save(tmp_path / "in.jpg", quality=100)
     loaded = image.load_image(tmp_path / "in.jpg")
     np.testing.assert_allclose(loaded.rgb, signed(values), rtol=0, atol=0.03)
-    # A profile of RGB colours is none of this picture's, nor of the one it becomes.
+    # An RGB profile does not describe CMYK pixels, and is dropped.
     with Image.open(tmp_path / "in.jpg") as picture:
         picture.info["icc_profile"] = SRGB
         again = image.load_image(picture)
@@ -172,14 +172,14 @@ def test_other_types_are_refused() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La", "PA", "RGB+tRNS", "L+tRNS", "P+tRNS"])
-def test_alpha_is_kept_apart_and_hidden_colours_are_those_nearby(mode: str) -> None:
+def test_alpha_is_separate_and_hidden_colours_are_filled_from_nearby(mode: str) -> None:
     picture, _, opacity = with_alpha(mode)
     loaded = image.load_image(picture)
     assert loaded.alpha is not None
     assert loaded.transparent
     assert loaded.alpha.dtype == np.float32
     np.testing.assert_allclose(loaded.alpha, opacity / 255, rtol=0, atol=1e-6)
-    # The hidden half was black or magenta; it would have bled into the visible one.
+    # The hidden half was black or magenta, and would have bled into the visible half.
     np.testing.assert_allclose(loaded.rgb, signed(np.full((8, 8, 3), 90)), rtol=0, atol=1e-6)
 
 
@@ -219,7 +219,7 @@ def test_orientation_is_applied_and_the_tag_gone(
     upright = np.zeros((16, 32, 3), np.uint8)
     upright[:8, :16] = (250, 0, 0)
     upright[8:, :16] = (0, 250, 0)
-    # What each value asks the viewer to undo.
+    # Pixels as stored with each orientation.
     stored = {
         1: upright,
         2: upright[:, ::-1],
@@ -239,20 +239,20 @@ def test_orientation_is_applied_and_the_tag_gone(
     )
     loaded = image.load_image(path)
     assert loaded.size == (32, 16)
-    blocks = loaded.rgb[4:16:8, 8:32:16]  # one pixel amid each quarter
+    blocks = loaded.rgb[4:16:8, 8:32:16]  # one pixel in each quarter
     np.testing.assert_allclose(blocks, signed(upright[4:16:8, 8:32:16]), rtol=0, atol=0.05)
     exif = Image.Exif()
     exif.load(loaded.exif or b"")
     assert ORIENTATION not in exif
     assert exif[COPYRIGHT] == "someone"
     assert exif.get_ifd(EXIF_DIRECTORY)[LENS] == "50 mm"
-    # Nothing that describes how a TIFF stored its pixels.
+    # No tag that describes how a TIFF stored its pixels.
     assert set(exif) <= {COPYRIGHT, EXIF_DIRECTORY}
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK"])
-def test_a_tiff_that_lies_on_its_side_is_not_scrambled(mode: str, tmp_path: Path) -> None:
-    """Pillow maps some modes into memory, and mistakes their sides."""
+def test_a_rotated_tiff_is_read_upright(mode: str, tmp_path: Path) -> None:
+    """Pillow memory-maps some modes, and then swaps width and height."""
     stored = Image.fromarray(noise(5, 9, 3)).convert(mode)
     stored.save(tmp_path / "in.tif", exif=exif_with(6))
     expected = stored.transpose(Image.Transpose.ROTATE_270).convert("RGB")
@@ -269,7 +269,7 @@ def test_the_callers_image_is_not_altered(tmp_path: Path) -> None:
         assert image.load_image(picture).size == (4, 6)
 
 
-def test_broken_exif_is_no_reason_to_refuse(tmp_path: Path) -> None:
+def test_broken_exif_is_dropped(tmp_path: Path) -> None:
     values = noise(4, 6, 3)
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, "PNG", exif=b"Exif\0\0garbage, not a TIFF header")
@@ -288,7 +288,7 @@ def test_profiles_of_rgb_and_of_grey_are_kept() -> None:
     assert image.load_image(palette).icc == SRGB
 
     grey = Image.fromarray(np.array([[0, 128, 255]], np.uint8))
-    grey.info["icc_profile"] = SRGB  # grey in the colours of a screen
+    grey.info["icc_profile"] = SRGB  # an RGB profile on a grey picture
     assert (image.load_image(grey).grey, image.load_image(grey).icc) == (False, SRGB)
     grey.info["icc_profile"] = linear_grey_profile()
     loaded = image.load_image(grey)
@@ -384,7 +384,7 @@ def test_animations_are_refused_unless_the_first_frame_is_asked_for(
         assert picture.tell() == 2
 
 
-def test_a_phones_second_picture_makes_no_animation(tmp_path: Path) -> None:
+def test_an_mpo_of_two_pictures_is_no_animation(tmp_path: Path) -> None:
     first, second = frames(2)
     first.save(tmp_path / "in.jpg", "MPO", save_all=True, append_images=[second])
     np.testing.assert_allclose(image.load_image(tmp_path / "in.jpg").rgb, -1, atol=0.02)

@@ -1,4 +1,4 @@
-"""Pictures out: what is written, with what comes along, and every way in which that can fail."""
+"""Writing pictures: pixels, metadata, and every way in which writing can fail."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def test_exif_too_long_for_jpeg_is_left_out(tmp_path: Path) -> None:
 
 @pytest.fixture
 def closed_folder() -> Iterator[Path]:
-    """A folder that nobody may write to: as another user where we are root, whom nothing stops."""
-    Image.init()  # plugins are imported while that is still allowed
+    """A read-only folder. Root may write anywhere, and is another user during the test."""
+    Image.init()  # imports Pillow's plugins while this user may
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "old.png").write_bytes(b"old")
@@ -131,7 +131,7 @@ def test_a_read_only_folder(
         image.check_output(closed_folder / name)
     with pytest.raises(OutputError, match="read-only"):
         image.save_image(picture, closed_folder / name)
-    # And where the check is wrong, as it can be on network drives.
+    # The check may pass wrongly, as on some network drives.
     monkeypatch.setattr(os, "access", lambda *_, **__: True)
     with pytest.raises(OutputError, match=r"cannot be written.*Permission denied"):
         image.save_image(picture, closed_folder / name)
@@ -139,7 +139,7 @@ def test_a_read_only_folder(
     assert (closed_folder / "old.png").read_bytes() == b"old"
 
 
-def test_a_folder_that_may_not_be_entered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_folder_without_access(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def closed(self: Path) -> bool:
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
 
@@ -200,7 +200,7 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     assert (tmp_path / "real" / "out.png").is_file()
 
 
-def test_outputs_that_cannot_be(tmp_path: Path) -> None:
+def test_invalid_outputs_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     (tmp_path / "folder.png").mkdir()
     for name, message, options in (

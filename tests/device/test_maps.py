@@ -1,4 +1,4 @@
-"""Maps from what a caller may give, and their crops."""
+"""Maps in all forms that a caller may give, and their crops."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def grey_of(whole: np.ndarray) -> np.ndarray:
     return (whole[..., 0] + 1) / 2
 
 
-def test_the_palette_is_pascal_vocs() -> None:
+def test_the_palette_is_that_of_pascal_voc() -> None:
     assert PALETTE.dtype == np.uint8
     assert len(np.unique(PALETTE, axis=0)) == 256
     known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 8: (64, 0, 0)}
@@ -102,7 +102,7 @@ def test_a_map_given_back_is_the_same_map() -> None:
         np.testing.assert_allclose(read(image), whole, rtol=0, atol=1e-6)
 
 
-def test_black_and_white_at_a_byte_a_pixel_is_the_same_map() -> None:
+def test_a_map_of_bytes_equals_the_map_of_floats() -> None:
     mask = np.random.default_rng(0).random((40, 30)) < 0.1
     small, large = maps.black_and_white(mask), edge_map(mask)
     assert small.dtype == np.uint8
@@ -145,7 +145,7 @@ def test_a_crop_at_full_size_is_the_map_itself() -> None:
 def test_crops_are_windows_of_the_whole_map_resized(
     scale: float, resample: Image.Resampling
 ) -> None:
-    """Cutting and then resizing gives what resizing and then cutting does: no seams in maps."""
+    """Cutting then resizing equals resizing then cutting, so that maps have no seams."""
     side = round(24 / scale)
     whole = np.random.default_rng(0).uniform(-1, 1, (96, 96, 3)).astype(np.float32)
     framed = np.pad(whole, [(12, 12), (12, 12), (0, 0)], mode="symmetric")
@@ -158,7 +158,7 @@ def test_crops_are_windows_of_the_whole_map_resized(
         np.testing.assert_allclose(crop[0], resized[:, y : y + 24, x : x + 24], rtol=0, atol=1e-5)
 
 
-def test_boxes_may_be_in_another_pictures_pixels() -> None:
+def test_boxes_may_be_in_the_pixels_of_another_picture() -> None:
     whole = np.random.default_rng(0).uniform(-1, 1, (40, 60, 3)).astype(np.float32)
     own = maps.crop_map(whole, (30, 10, 50, 30), 16)
     np.testing.assert_allclose(

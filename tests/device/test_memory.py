@@ -1,4 +1,4 @@
-"""Memory: bounded by rows, and known beforehand."""
+"""Memory: bounded by rows, and predicted before a run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mmsr_edge import OptionError, Upscaler
 if TYPE_CHECKING:
     from pathlib import Path
 
-# In a process of its own: what it took at most, less what it had before, in MB. The networks are
-# left out, for they take the same whatever the picture.
+# Runs in its own process and prints, in MB, the predicted memory and the peak above the memory held
+# before. The networks are left out: their memory does not depend on the picture.
 MEASURE = """
 import sys
 import numpy as np
@@ -62,23 +62,23 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measured(root: Path, out: Path, height: int, width: int, **options: Any) -> tuple[float, float]:
-    """(foretold, taken) in MB, of a result of 16 times as many pixels."""
+    """Predicted and measured memory, in MB, of a picture of height x width pixels."""
     command = [sys.executable, "-c", MEASURE, str(root), str(out), str(height), str(width)]
     done = subprocess.run([*command, repr(options)], capture_output=True, text=True, check=True)
-    *_, foretold, taken = map(float, done.stdout.split())
-    return foretold, taken
+    *_, predicted, used = map(float, done.stdout.split())
+    return predicted, used
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_large_picture_takes_little_more_than_a_small_one(root: Path, tmp_path: Path) -> None:
     """12 MP of floats alone would be 144 MB, and four bytes a pixel 48 MB."""
-    small, small_taken = measured(root, tmp_path / "o.png", 250, 250)
-    large, large_taken = measured(root, tmp_path / "o.png", 866, 866)
-    assert large_taken - small_taken < 90
-    for foretold, taken in ((small, small_taken), (large, large_taken)):
-        assert taken < foretold * 1.25
-    # Which of what is foretold is there at the same time differs; but it is no wild guess.
-    assert large < 2.5 * large_taken
+    small, small_used = measured(root, tmp_path / "o.png", 250, 250)
+    large, large_used = measured(root, tmp_path / "o.png", 866, 866)
+    assert large_used - small_used < 90
+    for predicted, used in ((small, small_used), (large, large_used)):
+        assert used < predicted * 1.25
+    # The prediction adds parts that are not all held at once, within a factor of 2.5.
+    assert large < 2.5 * large_used
 
 
 def test_the_limit_is_obeyed(root: Path, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_the_limit_is_obeyed(root: Path, tmp_path: Path) -> None:
     picture = np.zeros((300, 400, 3), np.uint8)
     with pytest.raises(OptionError, match=r"max_memory_mb is 20, .* 1600 x 1200 pixels needs \d\d"):
         upscaler(picture, max_memory_mb=20, output=tmp_path / "out.png")
-    # It is the format that makes the difference.
+    # JPEG is not written by rows, and needs more.
     with pytest.raises(OptionError, match=r"write a \.png or \.tif"):
         upscaler(picture, max_memory_mb=46, output=tmp_path / "out.jpg")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""NIQE: its estimator against known distributions, its judgement against made damage."""
+"""NIQE: its estimator on known distributions, and its scores of synthetic damage."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ def niqe(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(("shape", "scale"), [(0.7, 1.5), (1.0, 1.0), (2.0, 0.3), (4.0, 2.0)])
-def test_a_known_distribution_is_found(niqe: Any, shape: float, scale: float) -> None:
+def test_parameters_of_a_known_distribution_are_estimated(
+    niqe: Any, shape: float, scale: float
+) -> None:
     values = gennorm.rvs(shape, scale=scale, size=200_000, random_state=0)
     alpha, low, high = niqe.fit_aggd(values)
     assert alpha == pytest.approx(shape, rel=0.05)
     assert (low, high) == pytest.approx((scale, scale), rel=0.07)
 
 
-def test_sides_of_unlike_spread_are_told_apart(niqe: Any) -> None:
+def test_left_and_right_spread_are_estimated_apart(niqe: Any) -> None:
     values = np.abs(gennorm.rvs(2.0, size=300_000, random_state=1))
     left = np.random.default_rng(0).random(values.size) < 0.25  # a side's weight goes with its β
     alpha, low, high = niqe.fit_aggd(np.where(left, -values, 3 * values))
@@ -43,7 +45,7 @@ def test_mscn_of_noise_is_gaussian_of_unit_spread(niqe: Any) -> None:
     assert abs(mscn.mean()) < 0.02 and 30 < deviation.mean() < 40
 
 
-def test_damage_is_worse_the_more_there_is(niqe: Any) -> None:
+def test_more_damage_scores_worse(niqe: Any) -> None:
     photos = [load_sample_image(f"{name}.jpg") for name in ("china", "flower")]
     good = niqe.fit(photos)
     china = photos[0].astype(np.float64)

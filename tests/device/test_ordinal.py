@@ -1,4 +1,4 @@
-"""Ordinal accuracy, against maps whose accuracy is known."""
+"""Ordinal accuracy of maps whose accuracy is known."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_truth_is_right_and_its_opposite_wrong(ordinal: ModuleType, depth: n
     assert ordinal.ordinal_accuracy(depth, near, far) == 0
 
 
-def test_a_constant_map_is_chance_and_refused_without_ties(
+def test_a_constant_map_is_at_chance_and_refused_without_ties(
     ordinal: ModuleType, depth: np.ndarray
 ) -> None:
     near, far = ordinal.draw_pairs(depth, 1.05, 1000)
@@ -40,7 +40,7 @@ def test_a_constant_map_is_chance_and_refused_without_ties(
         ordinal.ordinal_accuracy(np.full_like(depth, 0.3), near, far, ties=None)
 
 
-def test_a_map_that_knows_nothing_is_chance(ordinal: ModuleType, depth: np.ndarray) -> None:
+def test_a_random_map_is_at_chance(ordinal: ModuleType, depth: np.ndarray) -> None:
     near, far = ordinal.draw_pairs(depth, 1.05, 20_000)
     noise = np.random.default_rng(1).random(depth.shape)
     assert ordinal.ordinal_accuracy(noise, near, far) == pytest.approx(0.5, abs=0.05)

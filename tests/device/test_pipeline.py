@@ -1,6 +1,6 @@
-"""One tile's way: which network is called how often, with what, and what comes of it.
+"""The pipeline on one tile: the calls of each network, their inputs, and the results.
 
-The sessions are spies around the reference networks in numpy, so that no runtime takes part.
+Sessions are spies around the reference networks in numpy; no runtime is involved.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MODALITY_INPUTS = ("text", "depth_tokens", "segmentation_tokens", "edge_tokens")
 
 
 class Spies:
-    """Opens sessions that note every call."""
+    """Opener of sessions that record every call."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
@@ -109,7 +109,7 @@ def latent_of(run: PictureRun, maps: dict[str, Array] = MAPS, noise: Array = NOI
 
 
 def context_of(manifest: Manifest, text: str | None, maps: dict[str, Array]) -> Array:
-    """What the reference connector makes of a prompt and maps at temperature 1."""
+    """The reference connector's context for a prompt and maps at temperature 1."""
     embedding = None
     if text is not None:
         embedding = reference.text_encoder(encode_prompt(text, manifest.text))
@@ -118,7 +118,7 @@ def context_of(manifest: Manifest, text: str | None, maps: dict[str, Array]) -> 
 
 
 def one_step(context: Array, start: Array = NOISE) -> Array:
-    """The HR latent after one step of the zero-SNR walk: z_0 = −v, then z_lr + s z_0."""
+    """The HR latent after one step of a zero-SNR trajectory: z_0 = −v, then z_lr + s z_0."""
     z_lr = reference.lr_encoder(LR)
     v = reference.unet(np.concatenate([start, z_lr], axis=1), 999, context)
     latent: Array = z_lr - np.array(RESIDUAL_SCALE)[:, None, None] * v
@@ -136,7 +136,7 @@ def test_one_step_is_the_formula(spies: Spies) -> None:
     )
 
 
-def test_a_few_steps_that_were_taught_start_without_noise(manifest: Manifest) -> None:
+def test_few_steps_start_without_noise(manifest: Manifest) -> None:
     few = Spies(replace(manifest, sampler=replace(manifest.sampler, few_steps=2)))
     for steps, start_from in ((1, 0 * NOISE), (2, 0 * NOISE), (3, NOISE)):
         few.fed.clear()
@@ -186,7 +186,7 @@ def test_guidance_calls_the_unet_twice_and_follows_equations_3_and_4(
 
 
 @pytest.mark.parametrize("guidance", ["m-cfg", "m0-cfg", "cfg"])
-def test_guidance_at_zero_is_none_and_costs_nothing(spies: Spies, guidance: str) -> None:
+def test_guidance_scale_zero_calls_the_unet_once_per_step(spies: Spies, guidance: str) -> None:
     plain = latent_of(start(spies, steps=3, guidance=None))
     spies.fed.clear()
     guided = latent_of(start(spies, steps=3, guidance=guidance, guidance_scale=0))
@@ -195,7 +195,7 @@ def test_guidance_at_zero_is_none_and_costs_nothing(spies: Spies, guidance: str)
     assert len(spies.feeds("connector")) == 1
 
 
-def test_a_unet_that_takes_w_is_called_once_a_step(manifest: Manifest) -> None:
+def test_a_unet_with_a_guidance_input_is_called_once_per_step(manifest: Manifest) -> None:
     unet = manifest.components["unet"]
     unet = replace(unet, inputs=(*unet.inputs, TensorSpec("guidance", (1,), "float32")))
     spies = Spies(
@@ -210,7 +210,7 @@ def test_a_unet_that_takes_w_is_called_once_a_step(manifest: Manifest) -> None:
     assert [feeds["guidance"].tolist() for feeds in spies.feeds("unet")] == [[2.5], [2.5], [0.0]]
 
 
-def test_a_decoder_may_see_the_tile_as_well(manifest: Manifest) -> None:
+def test_a_decoder_may_take_the_lr_tile(manifest: Manifest) -> None:
     decoder = manifest.components["decoder"]
     lr = TensorSpec("lr", LR.shape, "float32")
     decoder = replace(decoder, inputs=(*decoder.inputs, lr))
@@ -227,7 +227,7 @@ def test_temperature_reaches_the_connector_in_order(spies: Spies) -> None:
 
 
 @pytest.mark.parametrize("left_out", ["depth", "segmentation", "edges"])
-def test_an_absent_map_is_not_tokenized_and_marked_absent(spies: Spies, left_out: str) -> None:
+def test_an_absent_map_is_marked_absent_and_not_tokenized(spies: Spies, left_out: str) -> None:
     maps = {name: given for name, given in MAPS.items() if name != left_out}
     latent_of(start(spies, steps=1), {**maps, left_out: None})  # type: ignore[dict-item]
     (feeds,) = spies.feeds("connector")
@@ -247,7 +247,7 @@ def test_no_text_is_absent_text(manifest: Manifest) -> None:
     assert not spies.feeds("text_encoder")
 
 
-def test_what_is_the_same_for_all_tiles_is_computed_once_a_picture(spies: Spies) -> None:
+def test_inputs_shared_by_tiles_are_computed_once_per_picture(spies: Spies) -> None:
     run = start(spies, steps=2, guidance="m0-cfg", guidance_scale=1)
     for _ in range(3):
         latent_of(run)
@@ -268,7 +268,7 @@ def test_what_is_the_same_for_all_tiles_is_computed_once_a_picture(spies: Spies)
     assert run.calls["connector"] == 2
 
 
-def test_the_walk_goes_down_the_trailing_timesteps(spies: Spies) -> None:
+def test_the_trajectory_follows_the_trailing_timesteps(spies: Spies) -> None:
     steps = list(start(spies, steps=4).denoise(LR, MAPS, NOISE))
     assert [step.index for step in steps] == [0, 1, 2, 3]
     assert [feeds["timestep"].item() for feeds in spies.feeds("unet")] == [999, 749, 499, 249]
@@ -288,19 +288,19 @@ def test_a_check_that_raises_ends_it_before_the_next_network_call(spies: Spies) 
     run = pipeline.start(resolve(options, spies.manifest), check)
     with pytest.raises(Cancelled):
         latent_of(run)
-    # Two steps, each of a positive and a negative call: the third is not taken any more.
+    # Two steps, each of a positive and a negative call; the third does not begin.
     assert spies.fed[-1][0] == "unet"
     assert len(spies.feeds("unet")) == 4
 
 
-def test_numbers_that_are_not_finite_are_no_picture(spies: Spies) -> None:
+def test_numbers_that_are_not_finite_are_refused(spies: Spies) -> None:
     latent = np.zeros((1, CHANNELS, LATENT, LATENT), np.float32)
     latent[0, 0, 3, 4] = np.nan
     with pytest.raises(BackendError, match=r"not finite.*fp32"):
         start(spies).decode(latent, LR)
 
 
-def test_sessions_are_opened_when_needed_and_once_only(spies: Spies) -> None:
+def test_sessions_are_opened_when_needed_and_only_once(spies: Spies) -> None:
     pipeline = MultimodalPipeline(spies.manifest, spies)
     assert not spies.opened
     settings = resolve(UpscaleOptions(steps=1), spies.manifest)
@@ -320,8 +320,8 @@ def test_sessions_are_opened_when_needed_and_once_only(spies: Spies) -> None:
     )
 
 
-def test_the_reference_is_worth_comparing_with() -> None:
-    """Every input matters to it: a mix-up of any two would change the result."""
+def test_the_reference_depends_on_every_input() -> None:
+    """Swapping any two inputs changes its result."""
     texts = [reference.text_encoder(np.full((1, LENGTH), i)) for i in (3, 4)]
     tokens = [reference.tokenizer(given) for given in MAPS.values()]
     base = one_step(reference.connector([texts[0], *tokens], (1, 1, 1, 1)))

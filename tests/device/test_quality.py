@@ -1,4 +1,4 @@
-"""The quality benchmark: its metrics against scikit-image, its pages against what was measured."""
+"""The quality benchmark: metrics against scikit-image, and pages of measured results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def metrics(monkeypatch: pytest.MonkeyPatch) -> object:
     return pytest.importorskip("lib.metrics")
 
 
-def test_psnr_is_scikit_images_on_luma(metrics: object) -> None:
+def test_psnr_on_luma_agrees_with_scikit_image(metrics: object) -> None:
     a = load_sample_image("flower.jpg")[:64, :80]
     b = np.clip(a.astype(int) + np.random.default_rng(0).integers(-20, 20, a.shape), 0, 255)
     b = b.astype(np.uint8)
@@ -36,7 +36,7 @@ def test_psnr_is_scikit_images_on_luma(metrics: object) -> None:
     assert metrics.ssim_y(a, a) == pytest.approx(1) and metrics.ssim_y(a, b) < 0.95
 
 
-def test_a_colour_shift_is_scikit_images_and_noise_is_none(metrics: object) -> None:
+def test_colour_shift_agrees_with_scikit_image_and_ignores_noise(metrics: object) -> None:
     lr = load_sample_image("flower.jpg")[:64:2, :82:2]
     large = lr.repeat(4, axis=0).repeat(4, axis=1)
     assert metrics.shift_e00(large, lr) == pytest.approx(0, abs=1e-3)
@@ -52,10 +52,10 @@ def test_a_colour_shift_is_scikit_images_and_noise_is_none(metrics: object) -> N
     assert metrics.shift_e00(large, noisy) < 1.0
 
 
-def test_pyiqa_is_asked_where_it_is_installed(
+def test_pyiqa_is_used_where_it_is_installed(
     metrics: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stand-in of the same functions: the package itself needs torchvision."""
+    """With a stand-in for the package, which needs torchvision."""
     pytest.importorskip("torch")
 
     class Metric:

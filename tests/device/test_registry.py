@@ -1,4 +1,4 @@
-"""The registry: which runtime is taken, and why not another."""
+"""The registry: the choice of a runtime, and the reasons against the others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HALF_THERE = ModuleNotFoundError("No module named 'json.nowhere'", name="json.no
 
 
 def install(monkeypatch: pytest.MonkeyPatch, **runtimes: Exception | None) -> dict[str, Backend]:
-    """Replace the table by runtimes that open ONNX, each with what its `load` raises."""
+    """Replace the table with runtimes for ONNX, each with the error that its `load` raises."""
     backends = []
     for name, error in runtimes.items():
 
@@ -70,7 +70,7 @@ def test_a_named_backend_or_its_reason(monkeypatch: pytest.MonkeyPatch, bundle: 
     selection = select_backend("slow", bundle)
     assert selection.backend is backends["slow"]
     assert selection.passed_over == dict.fromkeys(
-        ("good", "absent", "broken"), "'slow' was asked for"
+        ("good", "absent", "broken"), "'slow' was requested"
     )
     with pytest.raises(MissingExtraError, match=r"mmsr-edge\[absent-extra\]") as caught:
         select_backend("absent")
@@ -94,7 +94,7 @@ def test_a_backend_that_lacks_a_format_is_not_even_imported(
     monkeypatch: pytest.MonkeyPatch, bundle: Bundle
 ) -> None:
     def never() -> None:
-        pytest.fail("imported in vain")
+        pytest.fail("imported without need")
 
     backends = install(monkeypatch, picky=None, good=None)
     monkeypatch.setattr(sys.modules["stand_in_picky"], "load", never)
@@ -111,7 +111,7 @@ def test_a_backend_that_lacks_a_format_is_not_even_imported(
         select_backend("onnxruntime", int8_only, "fp16")
 
 
-def test_each_runtime_takes_the_precision_it_is_fastest_at(
+def test_each_runtime_takes_its_fastest_precision(
     monkeypatch: pytest.MonkeyPatch, bundle: Bundle
 ) -> None:
     install(monkeypatch, good=None)
@@ -136,7 +136,7 @@ def test_a_component_opens_from_its_bundle(name: str, bundle: Bundle, tmp_path: 
     options = SessionOptions(threads=1, cache_dir=tmp_path / "cache")
     save_model(bundle.root / "toy.onnx")
     artifact = replace(SPEC.artifacts[0], files=(describe_file(bundle.root, "toy.onnx"),))
-    # The role is the tokenizer's, the tensors are not: runtimes know nothing of roles.
+    # The role is the tokenizer's, the tensors are not: runtimes do not depend on roles.
     components = {"tokenizer": replace(SPEC, artifacts=(artifact,))}
     manifest = types.SimpleNamespace(components=components, preset="micro", name="toy")
     toy = replace(bundle, manifest=manifest)  # type: ignore[arg-type]
@@ -145,7 +145,7 @@ def test_a_component_opens_from_its_bundle(name: str, bundle: Bundle, tmp_path: 
     assert_right(open_session(toy, "tokenizer", selection.backend, options).run(feeds), feeds)
 
 
-def test_the_real_table() -> None:
+def test_the_shipped_table() -> None:
     assert list(BY_NAME) == ["openvino", "onnxruntime", "coreml", "torch"]
     for name in ONNX_BACKENDS:
         assert BY_NAME[name].available() is None

@@ -1,4 +1,4 @@
-"""Runtimes: every backend computes what numpy computes, and says clearly what it cannot do."""
+"""Runtimes: every backend agrees with numpy, and its errors are clear."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def options(tmp_path: Path) -> SessionOptions:
 
 
 @pytest.mark.parametrize("name", ONNX_BACKENDS)
-def test_results_are_numpys(name: str, model: Path, options: SessionOptions) -> None:
+def test_results_agree_with_numpy(name: str, model: Path, options: SessionOptions) -> None:
     session = open_model(name, model, options)
     assert session.inputs == SPEC.inputs
     assert session.outputs == SPEC.outputs
@@ -57,7 +57,7 @@ def test_results_are_numpys(name: str, model: Path, options: SessionOptions) -> 
     first = session.run(first_feeds)
     second = session.run(second_feeds)
     assert_right(second, second_feeds)
-    assert_right(first, first_feeds)  # the second call has not written over the first's results
+    assert_right(first, first_feeds)  # the second call has not overwritten the first results
     second["features"][:] = 0  # and they are the caller's to change
     assert_right(session.run(second_feeds), second_feeds)
 
@@ -79,7 +79,7 @@ def test_free_dimensions_are_fixed(name: str, tmp_path: Path, options: SessionOp
 
 
 @pytest.mark.parametrize("name", ONNX_BACKENDS)
-def test_strided_feeds_are_welcome(name: str, model: Path, options: SessionOptions) -> None:
+def test_strided_feeds_are_accepted(name: str, model: Path, options: SessionOptions) -> None:
     feeds = make_feeds()
     pixels = np.ascontiguousarray(feeds["image"].transpose(0, 2, 3, 1))
     strided = {**feeds, "image": pixels.transpose(0, 3, 1, 2)}
@@ -183,7 +183,7 @@ def test_openvino_compiles_once(model: Path, options: SessionOptions) -> None:
     assert {p: p.stat().st_mtime_ns for p in options.cache_dir.rglob("*.blob")} == blobs
 
 
-def test_a_cache_never_costs_the_result(
+def test_a_broken_cache_does_not_change_the_result(
     model: Path, tmp_path: Path, options: SessionOptions
 ) -> None:
     assert options.cache_dir is not None
@@ -200,7 +200,7 @@ def test_a_cache_never_costs_the_result(
         assert_right(open_model("openvino", model, options).run(feeds), feeds)
 
 
-def test_a_cache_that_fails_midway(
+def test_a_cache_that_fails_during_compilation(
     model: Path, options: SessionOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caches: list[Path | None] = []
@@ -265,7 +265,7 @@ def test_no_home_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ctrl_c_survives_openvino_sessions_that_were_closed(tmp_path: Path) -> None:
-    """In a process of its own, for the failure is a segmentation fault."""
+    """Runs in its own process, since the failure is a segmentation fault."""
     pytest.importorskip("openvino")
     code = """
 import gc, pathlib, signal, sys
@@ -307,13 +307,13 @@ print(telemetry_utils.tm.__name__, "openvino_telemetry" in sys.modules)
     ("first", "used"),
     [
         ("from mmsr_edge.runtimes import ov; ov.load()", "openvino.tools.ovc.telemetry_stub False"),
-        # What the guard is there for: without it, telemetry is loaded, and reports the import.
+        # Without the guard, telemetry is loaded and reports the import.
         ("import openvino", "openvino_telemetry True"),
     ],
 )
-def test_openvino_reports_to_nobody(first: str, used: str, tmp_path: Path) -> None:
+def test_openvino_loads_no_telemetry(first: str, used: str, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    # A stand-in for the package, so that the planted import does not report anything either.
+    # A stand-in for the package, so that the planted import reports nothing either.
     fake = tmp_path / "openvino_telemetry"
     (fake / "backend").mkdir(parents=True)
     (fake / "__init__.py").write_text(

@@ -1,4 +1,4 @@
-"""Closed-form properties of the sampler: no reference needed but algebra."""
+"""Closed-form properties of the sampler."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def spec_of(**changes: object) -> SamplerSpec:
 
 
 def perfect(clean: np.ndarray, schedule: sampler.Schedule):
-    """A network that knows the picture: it answers as if the latent were `clean` plus noise."""
+    """A perfect denoiser: its prediction is exact for a latent of `clean` plus noise."""
 
     def denoise(latent: np.ndarray, timestep: int) -> np.ndarray:
         alpha = float(schedule.alphas_cumprod[timestep])
@@ -55,14 +55,14 @@ def test_a_perfect_network_is_followed_to_the_picture(
     )
     rng = np.random.default_rng(0)
     clean, noise = rng.standard_normal((2, 1, 4, 8, 8))
-    walk = list(
+    trajectory = list(
         sampler.sample(perfect(clean, schedule), noise, schedule, steps, "trailing", eta, rng)
     )
-    assert [step.index for step in walk] == list(range(steps))
-    np.testing.assert_allclose(walk[-1].latent, clean, rtol=0, atol=1e-9)
+    assert [step.index for step in trajectory] == list(range(steps))
+    np.testing.assert_allclose(trajectory[-1].latent, clean, rtol=0, atol=1e-9)
 
 
-def test_every_step_lands_on_the_noise_level_it_announces() -> None:
+def test_every_step_reaches_the_noise_level_of_its_timestep() -> None:
     """With eta = 0 and a perfect network, the latent stays sqrt(a) z0 + sqrt(1-a) noise."""
     schedule = sampler.make_schedule(spec_of())
     clean, noise = np.random.default_rng(1).standard_normal((2, 1, 4, 8, 8))
@@ -79,8 +79,8 @@ def test_eta_1_keeps_the_variance_of_the_forward_process() -> None:
     rng = np.random.default_rng(2)
     noise = rng.standard_normal(clean.shape)
     levels = [*schedule.alphas_cumprod[sampler.timesteps(schedule, 5, "trailing")][1:], 1.0]
-    walk = sampler.sample(lambda *_: clean, noise, schedule, 5, "trailing", 1.0, rng)
-    for step in walk:
+    trajectory = sampler.sample(lambda *_: clean, noise, schedule, 5, "trailing", 1.0, rng)
+    for step in trajectory:
         assert step.latent.var() == pytest.approx(1 - levels[step.index], rel=0.05, abs=1e-9)
 
 
@@ -90,8 +90,10 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
     def run(seed: int) -> bytes:
         rng = np.random.Generator(np.random.Philox(seed))
         noise = rng.standard_normal((1, 4, 8, 8), dtype=np.float32)
-        walk = sampler.sample(lambda z, t: np.tanh(z), noise, schedule, 4, "trailing", 0.5, rng)
-        latent = list(walk)[-1].latent
+        trajectory = sampler.sample(
+            lambda z, t: np.tanh(z), noise, schedule, 4, "trailing", 0.5, rng
+        )
+        latent = list(trajectory)[-1].latent
         assert latent.dtype == np.float32
         return latent.tobytes()
 
@@ -108,11 +110,11 @@ def test_noise_is_left_alone_and_steps_come_one_by_one() -> None:
         calls.append(timestep)
         return latent * 0.5
 
-    walk = sampler.sample(denoise, noise, schedule, 4, "trailing")
+    trajectory = sampler.sample(denoise, noise, schedule, 4, "trailing")
     assert calls == []
-    next(walk)
+    next(trajectory)
     assert calls == [999]
-    list(walk)
+    list(trajectory)
     assert calls == [999, 749, 499, 249]
     assert (noise == 1).all()
 
@@ -130,7 +132,7 @@ def test_guidance_by_hand() -> None:
     ("guidance", "expected"),
     [("m-cfg", [1, 1, 0, 1]), ("m0-cfg", [1, 0, 0, 0]), ("cfg", [0, 0, 0, 0])],
 )
-def test_what_the_negative_prediction_sees(guidance: str, expected: list[int]) -> None:
+def test_modalities_of_the_negative_prediction(guidance: str, expected: list[int]) -> None:
     present = np.array([[1, 1, 0, 1]], np.float32)
     np.testing.assert_array_equal(sampler.negative_present(guidance, present), [expected])
     np.testing.assert_array_equal(present, [[1, 1, 0, 1]])
@@ -138,7 +140,7 @@ def test_what_the_negative_prediction_sees(guidance: str, expected: list[int]) -
         sampler.negative_present("pag", present)
 
 
-def test_zero_terminal_snr_starts_from_nothing_but_noise() -> None:
+def test_zero_terminal_snr_starts_from_pure_noise() -> None:
     schedule = sampler.make_schedule(spec_of())
     alphas = schedule.alphas_cumprod
     assert alphas[-1] == 0

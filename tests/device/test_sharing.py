@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ["openvino", "onnxruntime"]
 
-ENLARGE = """
+UPSCALE = """
 import hashlib, sys
 import numpy as np
 from mmsr_edge import Upscaler
@@ -78,7 +78,7 @@ def test_eight_threads_get_what_one_gets(backend: str, root: Path) -> None:
     pytest.importorskip(backend)
     alone = Upscaler(root, backend)
     expected = [np.asarray(alone.upscale(picture(i), seed=i).image) for i in range(24)]
-    shared = Upscaler(root, backend)  # its networks are loaded by whichever thread comes first
+    shared = Upscaler(root, backend)  # the first thread loads its networks
     with ThreadPoolExecutor(8) as pool:
         got = list(
             pool.map(lambda i: np.asarray(shared.upscale(picture(i), seed=i).image), range(24))
@@ -91,14 +91,14 @@ def test_eight_threads_get_what_one_gets(backend: str, root: Path) -> None:
 def test_processes_share_an_empty_cache(root: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     cache = tmp_path / "cache"
-    together = [start(ENLARGE, root, cache, 5) for _ in range(3)]
+    together = [start(UPSCALE, root, cache, 5) for _ in range(3)]
     digests = {answer(process) for process in together}
     assert any(cache.rglob("*.blob")), "nothing was cached, so nothing was shared"
-    digests.add(answer(start(ENLARGE, root, cache, 5)))  # from the cache that they left
+    digests.add(answer(start(UPSCALE, root, cache, 5)))  # from the cache left by the others
     result = Upscaler(root, "openvino").upscale(picture(5), seed=3)
     digests.add(hashlib.sha256(np.asarray(result.image).tobytes()).hexdigest())
     assert len(digests) == 1
-    assert answer(start(ENLARGE, root, cache, 6)) not in digests
+    assert answer(start(UPSCALE, root, cache, 6)) not in digests
 
 
 def test_a_compiled_model_appears_when_it_is_whole(
@@ -115,7 +115,7 @@ def test_a_compiled_model_appears_when_it_is_whole(
     first = Upscaler(root, "openvino", cache_dir=tmp_path).upscale(picture(0))
     published = sorted((tmp_path / "openvino").iterdir())
     assert len(published) == len(used) and all(any(p.glob("*.blob")) for p in published)
-    # Each was written elsewhere, and is read where it is now.
+    # Each was written to another folder, and then moved.
     assert not {*used} & {*published}
     used.clear()
     again = Upscaler(root, "openvino", cache_dir=tmp_path).upscale(picture(0))
@@ -128,5 +128,5 @@ def test_a_compiled_model_appears_when_it_is_whole(
 def test_five_hundred_pictures_leave_memory_flat(backend: str, root: Path) -> None:
     pytest.importorskip(backend)
     held = [float(value) for value in answer(start(MEMORY, root, backend)).split()]
-    # The first fifty warm up allocators; the other results, were they kept, would be 7 MB.
+    # The first fifty warm up allocators. The other results would add 7 MB if they were kept.
     assert max(held[1:]) - held[1] < 2, held

@@ -1,4 +1,4 @@
-"""Strips: what is done by rows is what would have been done at once."""
+"""Strips: work by rows equals work on the whole picture."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ sizes = st.integers(1, 90)
 
 
 @given(sizes, sizes, sizes, sizes, st.integers(1, 40), st.integers(1, 30), st.integers(1, 3))
-def test_resizing_by_strips_is_resizing(
+def test_resizing_by_strips_equals_resizing_at_once(
     height: int, width: int, high: int, wide: int, rows: int, at_once: int, channels: int
 ) -> None:
     picture = noise(height, width, channels)
@@ -52,7 +52,7 @@ def test_resizing_by_strips_is_resizing(
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-4)
 
 
-def test_a_part_is_resized_and_the_rest_of_the_picture_still_asked_for() -> None:
+def test_resizing_a_box_consumes_the_whole_picture() -> None:
     picture, box = noise(60, 40, 3), (3.25, 10.5, 37.0, 41.75)
     came: list[int] = []
 
@@ -68,7 +68,9 @@ def test_a_part_is_resized_and_the_rest_of_the_picture_still_asked_for() -> None
 
 
 @given(sizes, sizes, st.integers(1, 8), st.integers(1, 40))
-def test_enlarging_by_strips_is_enlarging(height: int, width: int, scale: int, rows: int) -> None:
+def test_upsampling_by_strips_equals_upsampling_at_once(
+    height: int, width: int, scale: int, rows: int
+) -> None:
     picture = noise(height, width, 2)
     shape = (height * scale, width * scale)
     larger = BicubicUpsampler(picture, shape)
@@ -77,7 +79,7 @@ def test_enlarging_by_strips_is_enlarging(height: int, width: int, scale: int, r
     np.testing.assert_allclose(np.concatenate(parts), expected, rtol=0, atol=1e-5)
 
 
-def test_windows_have_their_halo_and_end_with_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_have_a_halo_and_end_with_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(strips, "ROWS", 10)
     picture = noise(35, 3, 1)
     seen = []
@@ -92,7 +94,7 @@ def test_windows_have_their_halo_and_end_with_the_picture(monkeypatch: pytest.Mo
     assert seen == [(0, 13), (7, 23), (17, 33), (27, 35)]
 
 
-def test_rows_are_forgotten() -> None:
+def test_used_rows_are_released() -> None:
     picture = noise(50_000, 10, 1)
     rows = Rows(np.array(picture[top : top + 10]) for top in range(0, 50_000, 10))
     tracemalloc.start()
@@ -102,7 +104,7 @@ def test_rows_are_forgotten() -> None:
         assert tracemalloc.get_traced_memory()[1] < 100_000
     finally:
         tracemalloc.stop()
-    with pytest.raises(ValueError, match="row 0 was forgotten"):
+    with pytest.raises(ValueError, match="row 0 was discarded"):
         rows.take(0, 5)
     with pytest.raises(ValueError, match="ends at row 50000, before 50001"):
         rows.take(49_990, 50_001)

@@ -1,4 +1,4 @@
-"""Tags and words of a picture: order, thresholds, and attributes of pictures made to have them."""
+"""Tags and words of a picture: order, thresholds, and synthetic pictures of known attributes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def names(tags: list[Tag]) -> list[str]:
     return [tag.name for tag in tags]
 
 
-def test_the_surest_tags_come_first_down_to_the_threshold() -> None:
+def test_tags_are_sorted_by_score_down_to_the_threshold() -> None:
     tags = choose_tags(SCORES, NAMES, threshold=0.09)
     assert names(tags) == ["daisy", "barn", "pier"]
     assert [tag.score for tag in tags] == pytest.approx([0.5, 0.2, 0.1])
@@ -35,7 +35,7 @@ def test_the_surest_tags_come_first_down_to_the_threshold() -> None:
     assert names(choose_tags(SCORES, NAMES, threshold=0.0, most=1)) == ["daisy"]
     assert choose_tags(SCORES, NAMES, most=0) == []
     assert choose_tags(SCORES, NAMES, threshold=0.6) == []
-    # Equal scores keep the order of the names, and what is impossible is not a tag.
+    # Equal scores keep the order of the names, and a score of 0 is no tag.
     assert names(choose_tags(np.array([0.3, 0.0, 0.3]), NAMES[:3], threshold=0)) == ["alp", "pier"]
 
 
@@ -100,7 +100,7 @@ def test_the_larger_colour_comes_first() -> None:
 
 
 def test_contrast_and_texture() -> None:
-    board = np.indices((64, 64)).sum(0) % 2  # from pixel to pixel: nothing but texture
+    board = np.indices((64, 64)).sum(0) % 2  # alternating pixels: pure texture
     fine = np.repeat((board * 2.0 - 1)[..., None], 3, -1)
     assert {"fine", "texture", "soft"} <= set(describe(fine))
     halves = flat(0, 0, 0, size=(64, 64))
@@ -108,14 +108,14 @@ def test_contrast_and_texture() -> None:
     assert "contrast" in describe(halves) and "smooth" in describe(halves)
 
 
-def test_texture_counts_where_the_picture_will_be_enlarged() -> None:
+def test_texture_is_measured_at_the_given_step() -> None:
     rng = np.random.default_rng(0)
     picture = rng.uniform(-0.2, 0.2, (64, 64, 3))  # mean step: 0.4/3 = 0.133 of [-1, 1]
     assert "fine" in describe(picture)
     assert "fine" not in describe(picture, step=4)
 
 
-def test_a_close_up_is_sharp_in_its_middle_alone() -> None:
+def test_a_close_up_is_sharp_only_in_its_middle() -> None:
     rng = np.random.default_rng(0)
     picture = flat(128, 128, 128, size=(96, 96))
     picture[32:64, 32:64] = rng.uniform(-1, 1, (32, 32, 1))
@@ -124,7 +124,7 @@ def test_a_close_up_is_sharp_in_its_middle_alone() -> None:
     assert "close-up" not in describe(everywhere)
 
 
-def test_a_landscape_has_light_and_plain_above_rough_and_dark() -> None:
+def test_a_landscape_is_bright_and_smooth_above_dark_and_rough() -> None:
     rng = np.random.default_rng(0)
     picture = flat(200, 220, 240, size=(96, 128))
     picture[40:] = rng.uniform(-1, 0.2, (56, 128, 1))
@@ -133,17 +133,17 @@ def test_a_landscape_has_light_and_plain_above_rough_and_dark() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (3, 5), (17, 16)])
-def test_small_pictures_have_words_too(size: tuple[int, int]) -> None:
+def test_tiny_pictures_have_the_same_words(size: tuple[int, int]) -> None:
     assert describe(flat(220, 40, 40, size=size)) == describe(flat(220, 40, 40))
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (5, 0, 3), (5, 5), (5, 5, 4)])
-def test_no_picture(shape: tuple[int, ...]) -> None:
+def test_arrays_that_are_no_pictures(shape: tuple[int, ...]) -> None:
     with pytest.raises(ImageError, match="must be"):
         describe(np.zeros(shape, np.float32))
 
 
-def test_a_prompt_says_nothing_twice() -> None:
+def test_a_prompt_repeats_no_word() -> None:
     tags = [Tag("daisy", 0.5), Tag("orange", 0.2)]
     assert write_prompt(tags, ["bright", "orange", "smooth"]) == "daisy, orange, bright, smooth"
     assert write_prompt([], []) == ""

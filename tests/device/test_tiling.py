@@ -103,7 +103,7 @@ def test_tiles_of_a_picture_join_to_that_picture(
 
     def windows() -> Iterator[tuple[tiling.Tile, np.ndarray]]:
         for tile in plan:
-            assert row == (0 if tile.row == 0 else tile.top)  # nothing waits that is done
+            assert row == (0 if tile.row == 0 else tile.top)  # finished rows have been yielded
             yield tile, tile.of(padded)
 
     strips = []
@@ -117,7 +117,7 @@ def test_tiles_of_a_picture_join_to_that_picture(
 
 
 def test_a_step_between_two_tiles_becomes_a_ramp() -> None:
-    """No output pixel differs from its neighbour by more than the raised cosine's steepest part."""
+    """Neighbouring pixels differ by at most the steepest step of the raised cosine."""
     plan = tiling.plan_tiles(32, 56, TileSpec(32, 8, 1))
     assert plan.lefts == (0, 24)
     windows = [(tile, np.full((32, 32, 1), float(tile.column), np.float32)) for tile in plan]
@@ -155,10 +155,10 @@ def test_refusals() -> None:
     first, second = plan
     window = np.zeros((8, 8, 3), np.float32)
     for windows, message in (
-        ([(second, window)], r"column=1, .* came in place of Tile\(row=0, column=0"),
-        ([(first, window), (first, window)], "column=0, .* came in place of .*column=1"),
+        ([(second, window)], r"got .*column=1, .* instead of Tile\(row=0, column=0"),
+        ([(first, window), (first, window)], "got .*column=0, .* instead of .*column=1"),
         ([(first, window), (second, window[:, :7])], r"\(8, 7, 3\) does not fit"),
-        ([(first, window)], "nothing came in place of .*column=1"),
+        ([(first, window)], "got nothing instead of .*column=1"),
     ):
         with pytest.raises(ValueError, match=message):
             list(tiling.blend(plan, windows))

@@ -43,7 +43,7 @@ WORDPIECE = Vocabulary("wordpiece", WORDS, (0, 1, 2), start=1, stop=(2,), length
 
 
 def byte_letter(byte: int) -> str:
-    """The letter of GPT-2's table for a byte, found by its own definition: counting."""
+    """The letter of a byte in GPT-2's table, by the definition: printable, or counted from 256."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
     printable += range(ord("®"), ord("ÿ") + 1)
     if byte in printable:
@@ -75,7 +75,7 @@ def test_word_pieces_are_joined(words: str, text: str) -> None:
     assert WORDPIECE.text([WORDS.index(word) for word in words.split()]) == text
 
 
-def test_an_id_without_a_token_says_nothing() -> None:
+def test_an_id_with_an_empty_token_adds_nothing() -> None:
     assert WORDPIECE.text([3, 12, 4]) == "a dog"
 
 
@@ -96,7 +96,7 @@ def test_a_caption_cut_inside_a_character_is_readable() -> None:
     assert BYTES.text([0, 257, *ids[:4]]) == " dogsch\ufffd"
 
 
-def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_saved_vocabulary_reads_back_equal(tmp_path: Path) -> None:
     for vocabulary in (WORDPIECE, BYTES):
         vocabulary.save(tmp_path / VOCABULARY_NAME)
         assert load_vocabulary(tmp_path / VOCABULARY_NAME) == vocabulary
@@ -131,7 +131,7 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_damaged_one_is_refused(content: str, complaint: str, tmp_path: Path) -> None:
+def test_a_damaged_vocabulary_is_refused(content: str, complaint: str, tmp_path: Path) -> None:
     path = tmp_path / VOCABULARY_NAME
     path.write_text(content)
     with pytest.raises(BundleError, match=complaint):
@@ -140,15 +140,15 @@ def test_a_damaged_one_is_refused(content: str, complaint: str, tmp_path: Path) 
         load_vocabulary(tmp_path / "none.json")
 
 
-def test_what_is_no_byte_and_what_is_no_id_is_refused() -> None:
+def test_unknown_byte_letters_and_ids_are_refused() -> None:
     odd = replace(BYTES, tokens=(*BYTES.tokens[:-1], "日"))
-    with pytest.raises(BundleError, match="'日' is none of byte-level BPE's"):
+    with pytest.raises(BundleError, match="'日' is not a byte-level BPE letter"):
         odd.text([len(odd.tokens) - 1])
     with pytest.raises(BundleError, match="caption id 99 is outside"):
         WORDPIECE.text([99])
 
 
-def test_a_bundle_has_one_beside_its_decoder(bundle: Bundle) -> None:
+def test_a_bundle_has_a_vocabulary_beside_its_decoder(bundle: Bundle) -> None:
     with pytest.raises(BundleError, match="no component 'caption_decoder'"):
         bundle_vocabulary(bundle)
     WORDPIECE.save(bundle.root / VOCABULARY_NAME)

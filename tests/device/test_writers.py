@@ -1,4 +1,4 @@
-"""PNG and TIFF by strips: what other readers find in them."""
+"""PNG and TIFF written by strips, as other libraries read them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_pixels_come_back(
 ) -> None:
     shape = (height, width, channels)
     values = np.random.default_rng(0).integers(0, 1 << bits, shape).astype(f"u{bits // 8}")
-    if smooth:  # where other filters are the best
+    if smooth:  # smooth, for other filters
         y, x = np.mgrid[:height, :width]
         values = np.stack([x * 3 + y * 5] * channels, axis=-1).astype(values.dtype)
     file = io.BytesIO()
@@ -60,7 +60,7 @@ def test_pixels_come_back(
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_a_tiff_is_what_tifffile_reads(channels: int, tmp_path: Path) -> None:
+def test_a_tiff_is_read_by_tifffile(channels: int, tmp_path: Path) -> None:
     tifffile = pytest.importorskip("tifffile")
     values = np.random.default_rng(0).integers(0, 1 << 16, (150, 7, channels), np.uint16)
     with (tmp_path / "out.tif").open("wb") as file:
@@ -75,7 +75,7 @@ def test_a_tiff_is_what_tifffile_reads(channels: int, tmp_path: Path) -> None:
 def test_sixteen_bits_go_round(suffix: str, channels: int, tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 1 << 16, (40, 30, channels), np.uint16)
     if channels == 4:
-        values[..., 3] |= 1  # where nothing is seen, colours are not kept
+        values[..., 3] |= 1  # colours of transparent pixels are not kept
     path = tmp_path / f"out{suffix}"
     with open_writer(path, (30, 40), channels, 16, Metadata()) as writer:
         writer.write(values)
@@ -89,7 +89,7 @@ def test_sixteen_bits_go_round(suffix: str, channels: int, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_metadata_come_back(suffix: str, tmp_path: Path) -> None:
+def test_metadata_comes_back(suffix: str, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[COPYRIGHT] = "someone"
     exif[EXIF_DIRECTORY] = {LENS: "50 mm"}
@@ -117,7 +117,7 @@ def test_filters_make_a_photograph_small() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_no_picture_is_held(suffix: str, tmp_path: Path) -> None:
+def test_memory_stays_below_that_of_the_picture(suffix: str, tmp_path: Path) -> None:
     strip = np.random.default_rng(0).integers(0, 256, (32, 500, 3), np.uint8)
     tracemalloc.start()
     try:
@@ -132,7 +132,7 @@ def test_no_picture_is_held(suffix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg"])
-def test_what_fails_on_the_way_leaves_nothing(suffix: str, tmp_path: Path) -> None:
+def test_a_failed_write_leaves_no_file(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"out{suffix}"
     strip = np.zeros((4, 5, 3), np.uint8)
 

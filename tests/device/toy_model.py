@@ -1,4 +1,4 @@
-"""A toy network as an ONNX file, its spec, and what numpy says of it, for tests of runtimes."""
+"""A toy network for tests of runtimes: ONNX file, spec, and reference in numpy."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SPEC = ComponentSpec(
 
 
 def reference(feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """The graph in numpy, float64 inside: a 3x3 convolution plus the mean of looked-up rows."""
+    """The graph in numpy, in float64: a 3x3 convolution plus the mean of looked-up rows."""
     padded = np.pad(feeds["image"].astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
     bias = TABLE[feeds["ids"]].mean(axis=1)

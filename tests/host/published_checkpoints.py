@@ -1,7 +1,7 @@
 """Small checkpoints of published architectures, with random weights, as `transformers` saves them.
 
-Weights are as loud as trained ones: with the libraries' own initialization a network this small
-gives nearly the same for every picture, and parity would show nothing.
+Weights are scaled like trained ones: with the libraries' own initialization, networks this small
+give nearly the same output for every picture, and parity would be meaningless.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.2
 CLASSES = 7
 
 
-def loud(model: nn.Module, seed: int, louder: tuple[str, ...] = ()) -> nn.Module:
-    """Draw weights that keep a signal's size; those named in `louder` triple it."""
+def scaled(model: nn.Module, seed: int, tripled: tuple[str, ...] = ()) -> nn.Module:
+    """Draw weights that keep a signal's scale; those named in `tripled` triple it."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
             if weight.ndim > 1:
-                gain = 3 if any(part in name for part in louder) else 1
+                gain = 3 if any(part in name for part in tripled) else 1
                 weight.copy_(noise * gain / weight[0].numel() ** 0.5)
             else:
                 one = "norm" in name.lower() and name.endswith("weight")
@@ -66,7 +66,7 @@ def depth_anything(folder: Path) -> Path:
         keep_aspect_ratio=True,
         **IMAGENET,
     )
-    return _save(loud(hf.DepthAnythingForDepthEstimation(config), 1), folder, processor)
+    return _save(scaled(hf.DepthAnythingForDepthEstimation(config), 1), folder, processor)
 
 
 def dpt(folder: Path) -> Path:
@@ -83,7 +83,7 @@ def dpt(folder: Path) -> Path:
         is_hybrid=False,
     )
     processor = hf.DPTImageProcessorPil(size={"height": 96, "width": 96}, resample=3)
-    return _save(loud(hf.DPTForDepthEstimation(config), 0), folder, processor)
+    return _save(scaled(hf.DPTForDepthEstimation(config), 0), folder, processor)
 
 
 def segformer(folder: Path) -> Path:
@@ -95,7 +95,7 @@ def segformer(folder: Path) -> Path:
         num_labels=CLASSES,
     )
     processor = hf.SegformerImageProcessorPil(size={"height": 256, "width": 256}, **IMAGENET)
-    return _save(loud(hf.SegformerForSemanticSegmentation(config), 0), folder, processor)
+    return _save(scaled(hf.SegformerForSemanticSegmentation(config), 0), folder, processor)
 
 
 def mask2former(folder: Path) -> Path:
@@ -120,16 +120,16 @@ def mask2former(folder: Path) -> Path:
         num_queries=20,
         num_labels=CLASSES,
     )
-    size = {"shortest_edge": 384, "longest_edge": 384}  # what its postprocessing takes for granted
+    size = {"shortest_edge": 384, "longest_edge": 384}  # assumed by its postprocessing
     processor = hf.Mask2FormerImageProcessorPil(size=size, **IMAGENET)
-    model = loud(hf.Mask2FormerForUniversalSegmentation(config), 2, ("queries",)).eval()
+    model = scaled(hf.Mask2FormerForUniversalSegmentation(config), 2, ("queries",)).eval()
     picture = torch.randn(1, 3, 384, 384, generator=torch.Generator().manual_seed(0))
     decoder = model.model.pixel_level_module.decoder
     head = model.model.transformer_module.decoder.mask_predictor.mask_embedder
     *_, last = (part for part in head.modules() if isinstance(part, torch.nn.Linear))
     seen: list[torch.Tensor] = []
     hook = last.register_forward_hook(lambda *parts: seen.append(parts[-1]))
-    with torch.no_grad():  # what all queries, and all places, have in common goes
+    with torch.no_grad():  # remove what all queries and all positions share
         model.class_predictor.weight *= 5
         decoder.mask_projection.weight *= 5
         model.class_predictor.bias -= model(pixel_values=picture).class_queries_logits.mean((0, 1))
@@ -164,7 +164,7 @@ def vit_gpt2(folder: Path) -> Path:
         image_size=64,
         patch_size=16,
     )
-    text = hf.GPT2Config(  # another width than the encoder's, so that states are projected
+    text = hf.GPT2Config(  # another width than the encoder's: states are projected
         vocab_size=len(tokenizer),
         n_embd=48,
         n_layer=2,
@@ -174,7 +174,7 @@ def vit_gpt2(folder: Path) -> Path:
         eos_token_id=0,
     )
     config = hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(vision, text)
-    model = loud(hf.VisionEncoderDecoderModel(config), 3)
+    model = scaled(hf.VisionEncoderDecoderModel(config), 3)
     for settings in (config, model.generation_config):
         settings.decoder_start_token_id = settings.eos_token_id = settings.pad_token_id = 0
     processor = hf.ViTImageProcessorPil(size={"height": 64, "width": 64})
@@ -210,8 +210,8 @@ def blip(folder: Path) -> Path:
     }
     config = hf.BlipConfig(text_config=text, vision_config=vision, projection_dim=16)
     processor = hf.BlipImageProcessorPil(size={"height": 64, "width": 64})
-    # Its head's weights are the word embeddings; what tells one word from the next is its position.
-    model = loud(hf.BlipForConditionalGeneration(config), 5, ("position_embeddings", "cross"))
+    # The head shares the word embeddings; positions are tripled, so that successive words differ.
+    model = scaled(hf.BlipForConditionalGeneration(config), 5, ("position_embeddings", "cross"))
     return _save(model, folder, processor, tokenizer)
 
 
@@ -223,4 +223,14 @@ MAKERS = {
     "vit_gpt2": vit_gpt2,
     "blip": blip,
 }
-"""By name: writes the checkpoint into a folder."""
+"""Functions that write a checkpoint into a folder, by name."""
+
+TASKS = {
+    "depth_anything": "depth",
+    "dpt": "depth",
+    "segformer": "segmentation",
+    "mask2former": "segmentation",
+    "vit_gpt2": "caption",
+    "blip": "caption",
+}
+"""Tasks of the checkpoints, as `--task` takes them."""

@@ -1,4 +1,4 @@
-"""Calibration: what is recorded is what the pipeline fed, from every part of a walk."""
+"""Calibration: recorded inputs are those of the pipeline, from all parts of a trajectory."""
 
 from __future__ import annotations
 
@@ -11,20 +11,12 @@ from PIL import Image
 
 from mmsr_edge.bundle import REQUIRED, open_bundle
 from mmsr_edge.calib.reader import HELD_OUT, CalibrationSet
-from mmsr_edge.calib.record import (
-    RecordConfig,
-    _Recorder,
-    main,
-    record,
-    tiles_of_photos,
-)
+from mmsr_edge.calib.record import RecordConfig, _Recorder, main, record, tiles_of_photos
 from mmsr_edge.errors import OptionError
 from mmsr_edge.sampler import timesteps
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-pytestmark = pytest.mark.host
 
 
 def numbered(count: int) -> list[dict[str, Any]]:
@@ -33,7 +25,7 @@ def numbered(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def test_every_component_is_recorded_with_the_inputs_it_takes(
+def test_every_component_is_recorded_with_its_inputs(
     checkpoint: Path, recorded: CalibrationSet
 ) -> None:
     manifest = open_bundle(checkpoint).manifest
@@ -48,20 +40,20 @@ def test_every_component_is_recorded_with_the_inputs_it_takes(
     assert recorded.notes["seed"] == 5
 
 
-def test_walks_guidance_and_modalities_are_covered(
+def test_trajectories_guidance_and_modalities_are_covered(
     checkpoint: Path, recorded: CalibrationSet
 ) -> None:
     seen = {float(feeds["timestep"][0]) for feeds in recorded.calls("unet")}
-    # Walks of 2, 3 and 2 steps, and room for all of their calls.
+    # Trajectories of 2, 3 and 2 steps; the set has room for all of their calls.
     assert seen == {float(t) for n in (2, 3) for t in timesteps(1000, n, "trailing")}
     contexts = {feeds["context"].tobytes() for feeds in recorded.calls("unet")}
     assert len(contexts) == 6  # positive and negative branch of three pictures
     present = np.concatenate([feeds["present"] for feeds in recorded.calls("connector")])
-    assert present.min(axis=0).max() == 0  # each modality is absent somewhere,
-    assert present.max(axis=0).min() == 1  # and there somewhere
+    assert present.min(axis=0).max() == 0  # each modality is absent in some call
+    assert present.max(axis=0).min() == 1  # and present in another
 
 
-def test_the_same_seed_records_the_same(checkpoint: Path, photos: Path) -> None:
+def test_recording_is_reproducible(checkpoint: Path, photos: Path) -> None:
     config = RecordConfig(pictures=1, calls=1, steps=(2,), seed=3)
     first, second = (record(checkpoint, photos, config, backend="torch") for _ in range(2))
     for name, columns in first.inputs.items():
@@ -69,8 +61,8 @@ def test_the_same_seed_records_the_same(checkpoint: Path, photos: Path) -> None:
             np.testing.assert_array_equal(column, second.inputs[name][key])
 
 
-def test_tiles_are_clean_and_degraded_in_turn(checkpoint: Path, photos: Path) -> None:
-    """A clean tile is what Pillow's bicubic makes of its HR picture, a crop of a photograph."""
+def test_tiles_are_alternately_clean_and_degraded(checkpoint: Path, photos: Path) -> None:
+    """A clean tile is Pillow's bicubic reduction of its HR picture, a crop of a photograph."""
     manifest = open_bundle(checkpoint).manifest
     config = RecordConfig(pictures=4, seed=1)
     pairs = list(tiles_of_photos(photos, manifest, config))
@@ -86,16 +78,16 @@ def test_tiles_are_clean_and_degraded_in_turn(checkpoint: Path, photos: Path) ->
         )
         small = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC)
         distances.append(np.abs(np.asarray(small, np.float32) - tile).mean())
-    assert found >= 2  # one photo of the three is smaller, and was enlarged
+    assert found >= 2  # one photo of the three is smaller, and is upscaled
     assert max(distances[0::2]) < 1 < min(distances[1::2])
 
 
-def test_calls_are_kept_fairly() -> None:
-    """Each of ten calls stays with the same chance, 3 in 10; the order is that of the calls."""
+def test_calls_are_sampled_uniformly() -> None:
+    """Each of ten calls is kept with probability 0.3, in the order of the calls."""
     recorder = _Recorder(3, np.random.default_rng(0))
     for _ in range(4000):
         for feeds in numbered(10):
-            recorder.see("unet", feeds)
+            recorder.add("unet", feeds)
         recorder.end_picture()
     kept = np.array([int(feeds["i"][0]) for feeds in recorder.kept["unet"]])
     assert (np.diff(kept.reshape(-1, 3), axis=1) > 0).all()
@@ -103,7 +95,7 @@ def test_calls_are_kept_fairly() -> None:
     np.testing.assert_allclose(share, 0.3, atol=5 * np.sqrt(0.3 * 0.7 / 4000))
 
 
-def test_what_is_held_out_is_not_calibrated_on() -> None:
+def test_held_out_calls_are_not_calibrated_on() -> None:
     for count, held in [(1, 1), (3, 1), (8, 2), (100, HELD_OUT)]:
         stacked = CalibrationSet.stack({"unet": numbered(count)}, {})
         out = [int(feeds["i"][0]) for feeds in stacked.held_out("unet")]
@@ -113,7 +105,7 @@ def test_what_is_held_out_is_not_calibrated_on() -> None:
     assert CalibrationSet({}, {}).held_out("unet") == []
 
 
-def test_a_set_survives_its_file(tmp_path: Path, recorded: CalibrationSet) -> None:
+def test_a_saved_set_loads_equal(tmp_path: Path, recorded: CalibrationSet) -> None:
     recorded.save(tmp_path / "set.npz")
     loaded = CalibrationSet.load(tmp_path / "set.npz")
     assert loaded.notes == {**recorded.notes, "steps": list(recorded.notes["steps"])}

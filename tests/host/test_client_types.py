@@ -1,4 +1,4 @@
-"""What mypy says of a program that uses the SDK: a mistyped option is caught before it runs."""
+"""Types of the public API: mypy finds a mistyped option in a client's program."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-RIGHT = """
+CORRECT = """
 from pathlib import Path
 from mmsr_edge import Result, UpscaleOptions, Upscaler, list_backends, run_job, Task
 
@@ -35,7 +35,7 @@ WRONG = {
 
 
 def findings(code: str, folder: Path) -> list[str]:
-    """What `mypy --strict` says of `code` as a client's program, a line per error."""
+    """Errors of `mypy --strict` for `code` as a client's program, a line each."""
     (folder / "client.py").write_text(code)
     environment = {**os.environ, "MYPYPATH": f"{ROOT}{os.pathsep}{ROOT / '.typing'}"}
     command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "client.py"]
@@ -47,14 +47,14 @@ def findings(code: str, folder: Path) -> list[str]:
     return [line for line in result.stdout.splitlines() if ": error: " in line]
 
 
-def test_a_right_program_passes(tmp_path: Path) -> None:
-    assert findings(RIGHT, tmp_path) == []
+def test_a_correct_program_has_no_errors(tmp_path: Path) -> None:
+    assert findings(CORRECT, tmp_path) == []
 
 
 def test_every_mistyped_option_is_found(tmp_path: Path) -> None:
-    lines = findings(RIGHT + "\n".join(WRONG), tmp_path)
-    first = RIGHT.count("\n") + 1
+    lines = findings(CORRECT + "\n".join(WRONG), tmp_path)
+    first = CORRECT.count("\n") + 1
     for number, (call, name) in enumerate(WRONG.items(), start=first):
-        said = [line for line in lines if line.startswith(f"client.py:{number}:")]
-        assert said and name in said[0], (call, said)
+        found = [line for line in lines if line.startswith(f"client.py:{number}:")]
+        assert found and name in found[0], (call, found)
     assert len({line.split(":")[1] for line in lines}) == len(WRONG)

@@ -38,13 +38,13 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.mark.parametrize("quality", [15, 30, 50, 75, 95])
-def test_jpeg_is_pillows(photo: Tensor, quality: int) -> None:
+def test_jpeg_agrees_with_pillow(photo: Tensor, quality: int) -> None:
     pixels = (photo[0].permute(1, 2, 0) * 255).byte().numpy()
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
     expected = torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1)[None] / 255
     ours = jpeg(photo, torch.tensor([float(quality)]))
-    # Nearer to libjpeg's picture than either is to the original, by far.
+    # Much nearer to libjpeg's picture than either is to the original.
     assert psnr(ours, expected) > 38
     assert psnr(ours, expected) > psnr(ours, photo) + 6
     assert psnr(ours, photo) == pytest.approx(psnr(expected, photo), abs=0.3)
@@ -58,7 +58,7 @@ def test_jpeg_takes_a_quality_per_picture_and_any_size(photo: Tensor) -> None:
     torch.testing.assert_close(both[1:], jpeg(odd, torch.tensor([90.0])))
 
 
-def test_table_scale_is_libjpegs() -> None:
+def test_table_scale_agrees_with_libjpeg() -> None:
     expected = [5000 / 25 / 100, 1.0, (200 - 2 * 90) / 100]
     assert table_scale(torch.tensor([25.0, 50.0, 90.0])).tolist() == pytest.approx(expected)
 
@@ -72,7 +72,7 @@ def test_gaussian_kernels_have_the_spread_they_are_asked_for() -> None:
     assert spread_x == pytest.approx([1.5, 2.5], rel=0.02)  # turned by 90°, x and y change places
 
 
-def test_sinc_kernels_are_the_bessel_formula() -> None:
+def test_sinc_kernels_follow_the_bessel_formula() -> None:
     k = sinc_kernels(torch.tensor([2.0]), size=7)[0].numpy()
     r = np.hypot(*np.meshgrid(np.arange(7) - 3, np.arange(7) - 3))
     with np.errstate(invalid="ignore"):
@@ -89,7 +89,7 @@ def test_each_picture_has_its_own_kernel(photo: Tensor) -> None:
     torch.testing.assert_close(out[1:, :, :, :-1], photo[:, :, :, 1:])
 
 
-def test_clean_pictures_are_pillows_bicubic(photo: Tensor) -> None:
+def test_clean_pictures_agree_with_pillows_bicubic(photo: Tensor) -> None:
     out = degrade(photo * 2 - 1, DegradeConfig(clean=1.0), torch.Generator().manual_seed(0))
     image = Image.fromarray((photo[0].permute(1, 2, 0) * 255).round().byte().numpy())
     expected = np.asarray(image.resize((64, 48), Image.Resampling.BICUBIC))
@@ -116,8 +116,8 @@ def detail(pictures: Tensor) -> float:
     return float(y.diff(n=2, dim=1).diff(n=2, dim=2).abs().mean())
 
 
-def test_noise_survives_where_no_sinc_takes_it_away() -> None:
-    """Of a flat picture nothing but noise and blocks is left; the order is that of the ranges."""
+def test_noise_is_strongest_without_the_sinc_filter() -> None:
+    """Detail of a degraded flat picture is noise and blocks, and grows in the order listed."""
     flat = torch.zeros(24, 3, 128, 128)
     made = [
         detail(degrade(flat, config, torch.Generator().manual_seed(0)))

@@ -1,4 +1,4 @@
-"""The depth student: its contract, its losses' invariances, and a run that learns and resumes."""
+"""The depth student: contract, invariances of its losses, and a run that learns and resumes."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def test_contract_and_size() -> None:
     with torch.inference_mode():
         out = network(torch.rand(2, 3, 256, 256) * 2 - 1)
     assert out.shape == (2, 1, 256, 256) and out.min() >= 0 and out.max() <= 1
-    # int8 weights are a byte each: the shipped file is to stay under 2 MB.
+    # At one byte per weight, the shipped file stays under 2 MB.
     assert sum(p.numel() for p in network.parameters()) < 1.9e6
 
 
-def test_every_pixel_sees_the_whole_picture() -> None:
+def test_the_receptive_field_is_the_whole_picture() -> None:
     torch.manual_seed(0)
     network = build_depth(DepthConfig()).eval()
     image = torch.rand(1, 3, 256, 256, requires_grad=True)
@@ -62,16 +62,16 @@ def test_the_target_is_the_root_of_scaled_inverse_depth() -> None:
     torch.testing.assert_close(nearness(3 * inverse), target)
 
 
-def test_alignment_takes_scale_and_shift_away() -> None:
+def test_alignment_removes_scale_and_shift() -> None:
     d = 3 * picture(0)
     torch.testing.assert_close(aligned(4 * d - 7), aligned(d), atol=1e-4, rtol=1e-4)
     flat = aligned(d)[0].flatten()
     assert flat.median().abs() < 1e-6 and flat.abs().mean() == pytest.approx(1, rel=1e-5)
 
 
-def test_a_nearly_flat_map_is_not_blown_up() -> None:
+def test_a_nearly_flat_map_is_not_amplified() -> None:
     sky = torch.zeros(1, 1, 20, 20)
-    sky[..., :2, :2] = 1  # one part in a hundred is near
+    sky[..., :2, :2] = 1  # one pixel in a hundred is near
     assert aligned(sky).max() == pytest.approx(1 / LEAST_SPREAD)
 
 
@@ -121,7 +121,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_stops_resumes_and_starts_another(
+def test_a_run_resumes_and_initializes_another(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def train(out: Path, steps: int, *options: str) -> dict[str, torch.Tensor]:

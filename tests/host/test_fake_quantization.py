@@ -1,4 +1,4 @@
-"""Rounding while training: what int8 kernels would compute, and gradients that pass through it."""
+"""Fake quantization: the results of int8 kernels, and gradients that pass through."""
 
 from __future__ import annotations
 
@@ -18,28 +18,26 @@ from mmsr_edge.models.autoencoder import SlimDecoder
 from mmsr_edge.models.networks import build_component
 from mmsr_edge.training.fake_quantization import (
     FakeQuantizedConv2d,
+    fake_quantize_activation,
     fake_quantize_layers,
-    round_activation,
-    round_weight,
+    fake_quantize_weight,
     set_fake_quantization,
 )
 from mmsr_edge.training.train_distillation import DECODER_FLOAT
 
-pytestmark = pytest.mark.host
-
 RECIPE = Path(__file__).parents[2] / "weights" / "nano.quantization.json"
 
 
-def test_weights_are_rounded_as_the_export_rounds_them() -> None:
+def test_weights_are_quantized_as_by_the_export() -> None:
     weight = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(0))
     weight[4] = 0
     q, scales = round_weights(weight.numpy(), 0)
     wanted = q * scales.reshape(-1, 1, 1, 1)
-    np.testing.assert_allclose(round_weight(weight).numpy(), wanted, atol=1e-6)
+    np.testing.assert_allclose(fake_quantize_weight(weight).numpy(), wanted, atol=1e-6)
 
 
-def test_a_rounded_convolution_is_integer_arithmetic() -> None:
-    """Against sums of integers, the zero point taken off: what a QLinearConv accumulates."""
+def test_a_quantized_convolution_equals_integer_arithmetic() -> None:
+    """Against sums of integers less the zero point, as a QLinearConv accumulates them."""
     torch.manual_seed(0)
     plain = nn.Conv2d(3, 4, 3, padding=1)
     conv = FakeQuantizedConv2d(plain)
@@ -58,31 +56,31 @@ def test_a_rounded_convolution_is_integer_arithmetic() -> None:
     step = (wanted.max() - wanted.min()) / 255
     zero = np.round(-wanted.min() / step)
     wanted = (np.clip(np.round(wanted / step) + zero, 0, 255) - zero) * step
-    # All but a few, which were half way between two of the last rounding's steps.
+    # All but a few, which lie halfway between two steps of the output.
     assert (np.abs(got - wanted) < 1e-4).mean() > 0.99
     assert np.abs(got - wanted).max() < 1.01 * step
-    assert np.abs(got - plain(x).detach().numpy()).max() > step  # it does round
+    assert np.abs(got - plain(x).detach().numpy()).max() > step  # quantization changes the result
 
 
 def test_gradients_pass_inside_the_range_and_not_outside() -> None:
     x = torch.tensor([-5.0, -0.9, 0.3, 1.9, 7.0], requires_grad=True)
-    round_activation(x, torch.tensor(-1.0), torch.tensor(2.0)).sum().backward()
+    fake_quantize_activation(x, torch.tensor(-1.0), torch.tensor(2.0)).sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [0, 1, 1, 1, 0]
 
 
-def test_ranges_follow_the_batches_while_training_only() -> None:
+def test_ranges_follow_the_batches_only_in_training() -> None:
     conv = FakeQuantizedConv2d(nn.Conv2d(1, 1, 1)).train()
     conv(torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4))
     for _ in range(400):
         conv(torch.linspace(-2, 4, 16).reshape(1, 1, 4, 4))
-    assert float(conv.taken.least) == pytest.approx(-2, abs=0.01)
-    assert float(conv.taken.greatest) == pytest.approx(4, abs=0.01)
+    assert float(conv.input_range.least) == pytest.approx(-2, abs=0.01)
+    assert float(conv.input_range.greatest) == pytest.approx(4, abs=0.01)
     conv.eval()(torch.full((1, 1, 4, 4), 100.0))
-    assert float(conv.taken.greatest) < 5
+    assert float(conv.input_range.greatest) < 5
 
 
-def test_rounding_can_be_off_for_a_while() -> None:
+def test_fake_quantization_can_be_switched_off() -> None:
     torch.manual_seed(0)
     plain = nn.Conv2d(3, 4, 3, padding=1)
     network = nn.Sequential(plain, nn.ReLU())
@@ -94,20 +92,21 @@ def test_rounding_can_be_off_for_a_while() -> None:
     assert not torch.equal(network(x), plain(x).relu())
 
 
-def test_the_decoder_rounds_all_but_the_named_layers() -> None:
+def test_all_layers_of_the_decoder_are_quantized_but_the_named_ones() -> None:
     decoder = build_component("decoder", "nano")
     assert isinstance(decoder, SlimDecoder)
     keys = decoder.state_dict().keys()
-    rounded = fake_quantize_layers(decoder, DECODER_FLOAT)
+    quantized = fake_quantize_layers(decoder, DECODER_FLOAT)
     assert decoder.state_dict().keys() == keys
-    assert "compact.body.8" in rounded and "quarter.0.conv1" in rounded
-    assert not set(rounded) & set(DECODER_FLOAT)
+    assert "compact.body.8" in quantized and "quarter.0.conv1" in quantized
+    assert not set(quantized) & set(DECODER_FLOAT)
     kept = {name for name, m in decoder.named_modules() if type(m) is nn.Conv2d}
     assert kept == set(DECODER_FLOAT)
-    # The export leaves the same ones in float.
+    # The export keeps the same layers in float.
     patterns = read_settings(RECIPE)["decoder"]["keep_float"]
-    assert {name for name in (*rounded, *kept) if any(re.search(p, name) for p in patterns)} == kept
-    with pytest.raises(OptionError, match=r"'compact\.nothing'; there are"):
+    matched = {n for n in (*quantized, *kept) if any(re.search(p, n) for p in patterns)}
+    assert matched == kept
+    with pytest.raises(OptionError, match=r"'compact\.nothing'; choose from"):
         fake_quantize_layers(build_component("decoder", "nano"), ("compact.nothing",))
-    with pytest.raises(OptionError, match="only plain convolutions"):
+    with pytest.raises(OptionError, match="only convolutions without groups and dilation"):
         FakeQuantizedConv2d(nn.Conv2d(4, 4, 3, groups=4))

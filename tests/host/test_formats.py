@@ -1,4 +1,4 @@
-"""Export: formats beside ONNX, files made for one backend, the report, and interrupted work."""
+"""Export: formats beside ONNX, files made for one backend, the report, and resumed exports."""
 
 from __future__ import annotations
 
@@ -32,14 +32,12 @@ if TYPE_CHECKING:
 
     from mmsr_edge.calib.reader import CalibrationSet
 
-pytestmark = pytest.mark.host
-
 
 @pytest.fixture(scope="module")
 def openvino(
     checkpoint: Path, recorded_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
-    """A bundle of OpenVINO's own files, and the folder of its report."""
+    """A bundle of OpenVINO files, and the folder of its report."""
     folder = tmp_path_factory.mktemp("openvino")
     out, report = folder / "micro", folder / "report"
     export_bundle(
@@ -50,7 +48,7 @@ def openvino(
 
 
 def small_halves(graph: str) -> list[str]:
-    """Constants of an OpenVINO graph that are float16 although they weigh nothing."""
+    """Small constants of an OpenVINO graph that are stored as float16."""
     found = []
     for layer in ElementTree.fromstring(graph).iter("layer"):
         data = layer.find("data")
@@ -62,7 +60,7 @@ def small_halves(graph: str) -> list[str]:
 
 
 def test_small_constants_at_float16_are_found(openvino: tuple[Path, Path], tmp_path: Path) -> None:
-    """What OpenVINO makes of them; its CPU plugin then may go wrong from the second call on."""
+    """OpenVINO's own compression makes them, and its CPU plugin may then fail after one call."""
     import openvino as ov
 
     path = openvino[0] / "connector" / "fp16.xml"
@@ -84,7 +82,7 @@ def test_openvino_runs_its_own_files(openvino: tuple[Path, Path], exported: Path
             assert "site-packages" not in text and str(openvino[0].parent) not in text
     weights = bundle.component("unet").artifacts[0].files[1]
     float32 = open_bundle(exported).artifact("unet", ("onnx",), "fp32")
-    assert weights.bytes < float32.files[0].bytes / 2  # int8, and float16 where it stays float
+    assert weights.bytes < float32.files[0].bytes / 2  # float layers are float16
     picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     pictures = [
         np.asarray(Upscaler(folder, "openvino", precision="int8", threads=1).upscale(picture).image)
@@ -94,9 +92,7 @@ def test_openvino_runs_its_own_files(openvino: tuple[Path, Path], exported: Path
     assert 10 * np.log10(255**2 / np.mean(difference**2)) >= 40
 
 
-def test_the_report_says_what_the_cards_say(
-    openvino: tuple[Path, Path], rounded_gate: float
-) -> None:
+def test_the_report_agrees_with_the_cards(openvino: tuple[Path, Path], micro_gate: float) -> None:
     out, report = openvino
     rows = json.loads((report / "export.json").read_text())
     with (report / "export.csv").open(newline="") as file:
@@ -104,7 +100,7 @@ def test_the_report_says_what_the_cards_say(
     for row in rows:
         assert row["passed"] is True
         if row["component"] == "whole pipeline":
-            assert row["gate"] == {"fp16": 40, "int8": rounded_gate}[row["precision"]]
+            assert row["gate"] == {"fp16": 40, "int8": micro_gate}[row["precision"]]
             continue
         spec = open_bundle(out).component(row["component"])
         (artifact,) = [a for a in spec.artifacts if a.precision == row["precision"]]
@@ -123,7 +119,7 @@ def test_an_interrupted_export_resumes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Cut off at the fourth file. The three before are taken over, but for one that was damaged."""
+    """Interrupted at the fourth file; of three before, two are kept and a damaged one is redone."""
     config = ExportConfig(checkpoint, tmp_path / "micro", ("torch",), ("fp32",))
     honest, written = Source.write, list[str]()
 
@@ -147,16 +143,16 @@ def test_an_interrupted_export_resumes(
     )
     rows = export_bundle(config)
     assert list(tmp_path.iterdir()) == [config.out]
-    names = list(open_bundle(config.out).manifest.components)  # its hashes are checked
+    names = list(open_bundle(config.out).manifest.components)  # which checks the hashes
     assert written == names[:3] and again == [names[1], *names[3:]]
     assert [row.component for row in rows] == names
     assert all(row.scores["torch"].finite for row in rows)
 
 
-def test_another_export_does_not_take_over(
+def test_an_export_with_other_options_does_not_resume(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Left-overs of other options are neither used nor left behind; those of others stay."""
+    """Stages of other options are not used, and are removed; those of other bundles stay."""
     config = ExportConfig(checkpoint, tmp_path / "micro", ("torch",), ("fp32",))
     assert export_key(config) == export_key(replace(config, report=tmp_path))
     assert export_key(config) != export_key(replace(config, precisions=("fp16",)))
@@ -172,12 +168,12 @@ def test_another_export_does_not_take_over(
 
 
 def test_int4_is_the_same_picture_in_a_smaller_file(
-    checkpoint: Path, exported: Path, tmp_path: Path, rounded_gate: float
+    checkpoint: Path, exported: Path, tmp_path: Path, micro_gate: float
 ) -> None:
-    """Nothing is recorded for it: only weights are rounded."""
+    """Only weights are quantized, so no inputs are recorded."""
     out = tmp_path / "micro"
     shutil.copytree(exported, out)
-    chosen = ("depth", "tokenizer", "unet")  # the others are taken over
+    chosen = ("depth", "tokenizer", "unet")  # the others are kept
     rows = export_bundle(ExportConfig(checkpoint, out, ("onnx", "openvino"), ("int4",), chosen))
     made = {(r.component, r.artifact.format): r.artifact for r in rows}
     for form in ("onnx", "openvino"):
@@ -189,9 +185,9 @@ def test_int4_is_the_same_picture_in_a_smaller_file(
     picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     want = np.asarray(Upscaler(exported, "openvino", precision="fp32", threads=1)(picture).image)
     for backend in ("onnxruntime", "openvino"):
-        made_here = Upscaler(out, backend, threads=1)  # "auto" takes it where there is no other
+        made_here = Upscaler(out, backend, threads=1)  # "auto" takes the only artifact
         difference = np.subtract(np.asarray(made_here(picture).image), want, dtype=np.float64)
-        assert rounded_gate <= 10 * np.log10(255**2 / np.mean(difference**2)) < 70
+        assert micro_gate <= 10 * np.log10(255**2 / np.mean(difference**2)) < 70
 
 
 # --- ONNX Runtime's recipe ----------------------------------------------------------------------
@@ -200,7 +196,7 @@ def test_int4_is_the_same_picture_in_a_smaller_file(
 def test_a_convolution_is_one_int8_kernel_in_onnxruntime(
     checkpoint: Path, recorded: CalibrationSet, exported: Path, tmp_path: Path
 ) -> None:
-    """What it is for: the runtime's own optimized graph has it as QLinearConv, and NNCF's not."""
+    """The graph optimized by the runtime has QLinearConv with its own recipe, not with NNCF's."""
     import onnxruntime as ort
 
     def kinds(name: str) -> list[str]:
@@ -240,4 +236,4 @@ def test_every_tool_reads_the_recorded_inputs(recorded: CalibrationSet) -> None:
         for other in others:
             np.testing.assert_array_equal(other["ids"], sample["ids"])
     assert narrow[0]["ids"].dtype == np.int32
-    assert samples[0]["ids"].dtype == np.int64  # not changed in place
+    assert samples[0]["ids"].dtype == np.int64  # unchanged

@@ -1,12 +1,10 @@
-"""Published weights in our networks: outputs of the source library, at a fraction of the size."""
+"""Published weights in our networks: equal to the source libraries, with small networks."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
+from vqgan_reference import VQGAN
 
 from mmsr_edge import BundleError, OptionError, Upscaler
 from mmsr_edge.converters.import_checkpoint import (
@@ -30,8 +29,6 @@ from mmsr_edge.converters.taming import import_vqgan
 from mmsr_edge.models.checkpoint import Checkpoint, load_network, open_checkpoint
 from mmsr_edge.models.presets import PRESETS, Preset
 from mmsr_edge.sampler import make_schedule
-
-pytestmark = pytest.mark.host
 
 NAME = "narrow-sd2"
 UNET = {
@@ -53,21 +50,11 @@ TEXT = {
 }  # fmt: skip
 
 
-def _reference() -> ModuleType:
-    path = Path(__file__).with_name("vqgan_reference.py")
-    spec = importlib.util.spec_from_file_location("vqgan_reference", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-VQGAN = _reference().VQGAN
 WIDTHS = (32, 32, 32, 32, 64)
 
 
 def narrow() -> Preset:
-    """The layout of the paper's preset, about a thousandth of its weights."""
+    """The layout of the paper's preset with about a thousandth of its weights."""
     p = PRESETS["sd2"]
     return replace(
         p,
@@ -85,7 +72,7 @@ def narrow() -> Preset:
 
 @pytest.fixture(autouse=True)
 def p(monkeypatch: pytest.MonkeyPatch) -> Preset:
-    """The preset, entered into the table."""
+    """The narrow preset, entered into the table of presets."""
     torch.manual_seed(3)
     monkeypatch.setitem(PRESETS, NAME, narrow())
     return PRESETS[NAME]
@@ -93,7 +80,7 @@ def p(monkeypatch: pytest.MonkeyPatch) -> Preset:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as `diffusers` writes it, with a VQGAN's checkpoint beside, all random."""
+    """A folder as `diffusers` writes it and a VQGAN's checkpoint, with random weights."""
     root = tmp_path_factory.mktemp("sd2")
     torch.manual_seed(0)
     UNet2DConditionModel(**UNET).save_pretrained(root / "unet")
@@ -116,7 +103,7 @@ def options(sources: Path, out: Path) -> ImportConfig:
 
 @pytest.fixture(scope="module")
 def imported(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """The checkpoint made by the command."""
+    """The checkpoint that the command makes."""
     out = tmp_path_factory.mktemp("imported") / "narrow"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, NAME, narrow())
@@ -129,12 +116,12 @@ def imported(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpo
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> None:
-    assert b.abs().max() > 1e-2  # not equal because all is zero
+    assert b.abs().max() > 1e-2  # zeros would be equal too
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
-def test_the_unet_is_that_of_diffusers_whatever_the_lr_latent(
+def test_the_unet_is_that_of_diffusers_for_any_lr_latent(
     imported: Checkpoint, sources: Path
 ) -> None:
     theirs = UNet2DConditionModel.from_pretrained(sources / "unet").eval()
@@ -170,7 +157,7 @@ def test_the_text_encoder_is_that_of_transformers(imported: Checkpoint, sources:
 def test_the_tokenizer_is_the_published_vqgan(sources: Path, p: Preset, file: str) -> None:
     theirs = VQGAN(WIDTHS, 2, 32, 48).eval()
     theirs.load_state_dict(load_file(sources / "vqgan.safetensors"))
-    theirs.double()  # float32 rounds by up to 2e-5 over so many layers
+    theirs.double()  # float32 errors reach 2e-5 over this many layers
     ours = import_vqgan(sources / file, p.tokenizer).double()
     image = torch.rand(1, 3, 256, 256).double() * 2 - 1
     features, codes, indices = theirs.tokens(image)
@@ -182,7 +169,7 @@ def test_the_tokenizer_is_the_published_vqgan(sources: Path, p: Preset, file: st
     close(ours.vq.decoder(ours.vq.post_quant_conv(z)), theirs.decode(z))
 
 
-def test_what_has_no_published_weights_is_marked_and_refused(imported: Checkpoint) -> None:
+def test_networks_without_published_weights_are_marked_and_refused(imported: Checkpoint) -> None:
     manifest = imported.bundle.manifest
     assert manifest.untrained == ("connector", "unet")
     assert "random" in manifest.provenance.notes
@@ -202,7 +189,7 @@ def test_one_network_is_loaded_alone(imported: Checkpoint) -> None:
 
 
 def copy_with(folder: Path, out: Path, **config: object) -> Path:
-    """A copy of a folder, its config changed."""
+    """A copy of a folder with changes to its config."""
     out.mkdir()
     for path in folder.iterdir():
         (out / path.name).write_bytes(path.read_bytes())
@@ -226,7 +213,7 @@ def test_other_networks_of_the_same_shapes_are_refused(
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
-def test_missing_weights_are_not_drawn(sources: Path, p: Preset, tmp_path: Path, part: str) -> None:
+def test_missing_weights_are_refused(sources: Path, p: Preset, tmp_path: Path, part: str) -> None:
     folder = copy_with(sources / part, tmp_path / part)
     (file,) = folder.glob("*.safetensors")
     state = load_file(file)
@@ -242,7 +229,7 @@ def test_missing_weights_are_not_drawn(sources: Path, p: Preset, tmp_path: Path,
 
 
 class Planted:
-    """Unpickled, it writes a file."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -258,7 +245,7 @@ def test_a_pickle_is_not_run(p: Preset, tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_what_is_no_such_vqgan_is_refused(sources: Path, p: Preset, tmp_path: Path) -> None:
+def test_files_that_are_no_such_vqgan_are_refused(sources: Path, p: Preset, tmp_path: Path) -> None:
     state = load_file(sources / "vqgan.safetensors")
     save_file({k: v for k, v in state.items() if ".attn." not in k}, tmp_path / "f8.safetensors")
     with pytest.raises(BundleError, match=r"does not fit the preset: Missing .*attentions"):
@@ -287,10 +274,10 @@ def test_nothing_is_left_when_a_source_is_missing(
 
 
 @pytest.mark.parametrize("rescale", [None, False, True])
-def test_the_noise_is_that_of_the_scheduler(
+def test_the_noise_schedule_is_that_of_diffusers(
     p: Preset, tmp_path: Path, rescale: bool | None
 ) -> None:
-    """As diffusers reads the file, in which older ones lack the key."""
+    """As diffusers reads the file; older files lack the key."""
     DDIMScheduler(
         prediction_type="v_prediction", beta_schedule="scaled_linear", beta_start=0.001,
         rescale_betas_zero_snr=bool(rescale),
@@ -306,7 +293,7 @@ def test_the_noise_is_that_of_the_scheduler(
     assert (ours[-1] == 0) == bool(rescale)
 
 
-def test_a_flag_that_is_none_is_refused(p: Preset, tmp_path: Path) -> None:
+def test_a_flag_that_is_no_boolean_is_refused(p: Preset, tmp_path: Path) -> None:
     path = tmp_path / "scheduler_config.json"
     path.write_text(json.dumps({"rescale_betas_zero_snr": "yes"}))
     with pytest.raises(BundleError, match="rescale_betas_zero_snr = 'yes'; it must be true or"):

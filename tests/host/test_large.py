@@ -1,4 +1,4 @@
-"""Large networks' way to each format, walked with a small one."""
+"""The export path for large networks, in each of its forms, with a small network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from mmsr_edge.models.signatures import draw_inputs, output_names
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.host
 
 Feeds = dict[str, NDArray[Any]]
 
@@ -43,10 +42,11 @@ def interpreted(path: Path, feeds: Feeds) -> NDArray[Any]:
 @pytest.mark.parametrize(
     ("form", "suffix", "run", "decibels"),
     [
-        ("onnx-int8", "onnx", on_onnxruntime, 35),
-        ("openvino-int8", "xml", on_openvino, 35),
-        ("openvino-int4", "xml", on_openvino, 15),
-        ("coreml-palette", "mlpackage", interpreted, 20),
+        # 56, 57, 44 and 48 dB when measured; an output of zeros has 18.
+        ("onnx-int8", "onnx", on_onnxruntime, 45),
+        ("openvino-int8", "xml", on_openvino, 45),
+        ("openvino-int4", "xml", on_openvino, 35),
+        ("coreml-palette", "mlpackage", interpreted, 40),
     ],
 )
 def test_the_file_computes_what_the_network_does(
@@ -55,17 +55,20 @@ def test_the_file_computes_what_the_network_does(
     out = tmp_path / "made" / f"unet.{suffix}"
     arguments = ["--checkpoint", str(checkpoint), "--component", "unet", "--out", str(out)]
     assert main([*arguments, "--form", form]) == 0
-    assert {path.suffix for path in out.parent.iterdir()} <= {f".{suffix}", ".bin"}  # nothing else
+    assert {path.suffix for path in out.parent.iterdir()} <= {
+        f".{suffix}",
+        ".bin",
+    }
     network, p = load_network(checkpoint, "unet")
     feeds = draw_inputs("unet", p, np.random.default_rng(4))
     (expected,) = run_network(network, "unet", feeds).values()
     found = run(out, feeds)
     error = np.square(found - expected).mean()
-    assert error > 0  # compressed it is
+    assert error > 0  # the weights are compressed
     assert 10 * np.log10(np.ptp(expected) ** 2 / error) > decibels
 
 
-def test_weights_are_as_small_as_the_form_says(checkpoint: Path, tmp_path: Path) -> None:
+def test_weights_have_the_size_of_the_form(checkpoint: Path, tmp_path: Path) -> None:
     import onnx
 
     network, p = load_network(checkpoint, "connector")

@@ -36,7 +36,7 @@ def test_shapes_are_the_contracts(micro: dict[str, torch.nn.Module]) -> None:
 
 
 @torch.no_grad()
-def test_tokens_are_the_nearest_codes_that_diffusers_finds(
+def test_tokens_are_the_nearest_codes_as_in_diffusers(
     micro: dict[str, torch.nn.Module],
 ) -> None:
     tokenizer = micro["tokenizer"]
@@ -49,7 +49,7 @@ def test_tokens_are_the_nearest_codes_that_diffusers_finds(
     torch.testing.assert_close(tokens, expected.flatten(2).transpose(1, 2))
 
 
-def test_nearest_codes_is_cdists_argmin() -> None:
+def test_nearest_codes_agree_with_cdist() -> None:
     features, codes = torch.randn(50, 8), torch.randn(20, 8)
     assert torch.equal(nearest_codes(features, codes), torch.cdist(features, codes).argmin(1))
 
@@ -60,7 +60,7 @@ def test_text_encoder_is_clips(micro: dict[str, torch.nn.Module]) -> None:
     assert isinstance(inner, CLIPTextModel)
     a, b = torch.full((1, 77), 5), torch.full((1, 77), 5)
     b[0, 40:] = 6
-    # CLIP's attention is causal: what comes later cannot change what came before.
+    # CLIP's attention is causal: later tokens do not change earlier outputs.
     out_a, out_b = micro["text_encoder"](a), micro["text_encoder"](b)
     torch.testing.assert_close(out_a[:, :40], out_b[:, :40])
     assert not torch.allclose(out_a[:, 40:], out_b[:, 40:])

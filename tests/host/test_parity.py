@@ -1,4 +1,4 @@
-"""Parity: the gate lets through what is near, and names what is not."""
+"""Parity: near outputs pass the gate, and the error names the others."""
 
 from __future__ import annotations
 
@@ -32,14 +32,13 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
-pytestmark = pytest.mark.host
 
 GOOD = Score(70.0, 1e-4, None, finite=True, repeats=True, milliseconds=1.0, samples=2)
 FEED = {"x": np.zeros((1, 4), np.float32)}
 
 
 class Replies:
-    """A session that gives prepared outputs, one after another."""
+    """A session that returns prepared outputs, one per call."""
 
     inputs = (TensorSpec("x", (1, 4), "float32"),)
     outputs = (TensorSpec("y", (1, 4), "float32"),)
@@ -56,7 +55,7 @@ def y(*values: float) -> dict[str, Array]:
     return {"y": np.array([values], np.float32)}
 
 
-def test_psnr_is_the_usual_one() -> None:
+def test_psnr_agrees_with_scikit_image() -> None:
     rng = np.random.default_rng(0)
     reference = rng.uniform(-3, 5, (1, 3, 16, 16)).astype(np.float32)
     value = reference + rng.normal(0, 0.05, reference.shape).astype(np.float32)
@@ -149,7 +148,7 @@ def test_a_flipped_code_counts_once_and_not_as_a_wrong_token() -> None:
         check(replace(score, psnr=70.0), "tokenizer", "int8", "openvino", 35)
 
 
-def test_the_whole_pipeline_is_gated_by_how_it_looks() -> None:
+def test_the_whole_pipeline_is_gated_by_lpips() -> None:
     black = np.zeros((1, 3, 4, 4), np.float32)
 
     def distance(a: Array, b: Array) -> float:
@@ -159,7 +158,7 @@ def test_the_whole_pipeline_is_gated_by_how_it_looks() -> None:
         references, originals = [[black + x] * len(candidates) for x in (0, -0.5)]
         return check_quality(references, candidates, originals, distance, "int8 on mil", gate)
 
-    # One is worse by .03 and the other better by .02, and neither is torch's picture.
+    # One is worse by .03, the other better by .02, and both differ from torch's picture.
     pair = check_it([black + 0.03, black - 0.02])
     assert pair == {"lpips_change": pytest.approx(0.005), "lpips": pytest.approx(0.03)}
     with pytest.raises(ParityError, match=r"int8 on mil: ΔLPIPS \+0.0150 against .* gate 0.01"):
@@ -185,7 +184,7 @@ def test_the_whole_pipeline_is_gated() -> None:
 
 
 class Overflows:
-    """A decoder that cannot take smooth pictures."""
+    """A session whose outputs are infinite."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner

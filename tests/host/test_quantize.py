@@ -1,4 +1,4 @@
-"""Quantize: which layers become int8, what stays float, and that the file says so."""
+"""Quantization: the layers that become int8 or int4, those kept in float, and the stored files."""
 
 from __future__ import annotations
 
@@ -15,12 +15,7 @@ from torch import nn
 
 from mmsr_edge.bundle import TensorSpec, open_bundle
 from mmsr_edge.converters.components import COMPONENTS
-from mmsr_edge.converters.compress import (
-    compress_weights,
-    pack_int4,
-    round_blocks,
-    round_weights,
-)
+from mmsr_edge.converters.compress import compress_weights, pack_int4, round_blocks, round_weights
 from mmsr_edge.converters.quantize import (
     QuantConfig,
     quantize,
@@ -37,7 +32,6 @@ if TYPE_CHECKING:
 
     from mmsr_edge.calib.reader import CalibrationSet
 
-pytestmark = pytest.mark.host
 
 # Spelled out, not computed from the patterns under test.
 FLOAT_LAYERS = {
@@ -96,7 +90,7 @@ def test_layers_are_int8_or_float_as_designed(exported: Path, name: str) -> None
 
 
 def test_only_layers_with_weights_are_quantized(exported: Path) -> None:
-    """By NNCF; ONNX Runtime's tool rounds whole tensors, whoever reads them."""
+    """By NNCF; ONNX Runtime's tool quantizes a tensor for all of its readers."""
     model = load(exported, "unet", "int8")
     constants = {tensor.name for tensor in model.graph.initializer}
     dequantized = {
@@ -111,7 +105,7 @@ def test_only_layers_with_weights_are_quantized(exported: Path) -> None:
 
 
 def zero_points(model: onnx.ModelProto) -> list[NDArray[Any]]:
-    """Of the activations, in the order of the graph."""
+    """Zero points of the activations, in the order of the graph."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     return [constants[n.input[2]] for n in model.graph.node if n.op_type == "QuantizeLinear"]
 
@@ -132,7 +126,7 @@ def test_unsigned_activations_are_the_same_numbers() -> None:
         [
             node("QuantizeLinear", ["x", "s", "z"], ["q"]),
             node("DequantizeLinear", ["q", "s", "z"], ["d"]),
-            node("DequantizeLinear", ["w", "ws", "z"], ["v"]),  # the weights share the zero point
+            node("DequantizeLinear", ["w", "ws", "z"], ["v"]),  # shared with the weights
             node("MatMul", ["d", "v"], ["y"]),
             node("QuantizeLinear", ["y", "ws", "none"], ["p"]),
             node("DequantizeLinear", ["p", "ws", "none"], ["out"]),
@@ -155,7 +149,7 @@ def test_unsigned_activations_are_the_same_numbers() -> None:
     np.testing.assert_array_equal(given, expected)
 
 
-def test_int8_weights_are_the_float_ones_to_half_a_step(exported: Path) -> None:
+def test_int8_weights_are_within_half_a_step_of_float(exported: Path) -> None:
     exact = {
         p: numpy_helper.to_array(t) for p, t in weights(load(exported, "decoder", "fp32")).items()
     }
@@ -174,7 +168,7 @@ def test_int8_weights_are_the_float_ones_to_half_a_step(exported: Path) -> None:
         assert len(step) == len(exact[path])  # per channel
 
 
-def test_the_file_shrinks_to_int8(exported: Path) -> None:
+def test_most_weights_are_int8(exported: Path) -> None:
     stored = weights(load(exported, "unet", "int8"))
     sizes = dict.fromkeys(("int8", "float"), 0)
     for tensor in stored.values():
@@ -183,7 +177,7 @@ def test_the_file_shrinks_to_int8(exported: Path) -> None:
     assert sizes["int8"] > 4 * sizes["float"]
 
 
-def test_settings_survive_the_manifest(exported: Path) -> None:
+def test_settings_are_read_back_from_the_manifest(exported: Path) -> None:
     artifact = open_bundle(exported).artifact("unet", ("onnx",), "int8")
     assert artifact.quantization is not None
     assert QuantConfig.from_dict(artifact.quantization) == COMPONENTS["unet"].quantization
@@ -230,7 +224,7 @@ def test_int8_without_recorded_inputs_is_refused(exported: Path) -> None:
         quantize(load(exported, "decoder", "fp32"), [], QuantConfig())
 
 
-def test_smoothing_saves_what_stands_beside_a_large_channel() -> None:
+def test_smoothing_keeps_precision_beside_a_large_channel() -> None:
     network = nn.Sequential(nn.Linear(64, 64)).eval()
     rng = np.random.default_rng(0)
     large = np.where(np.arange(64) == 3, 60, 1).astype(np.float32)
@@ -266,7 +260,7 @@ def test_layers_are_found_by_their_torch_names(exported: Path) -> None:
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_weights_are_rounded_per_channel(axis: int) -> None:
+def test_weights_are_quantized_per_channel(axis: int) -> None:
     weights = np.random.default_rng(0).standard_normal((6, 5, 3, 3)).astype(np.float32)
     weights *= np.logspace(-3, 2, weights.shape[axis]).reshape(
         (-1, 1, 1, 1) if not axis else (1, -1, 1, 1)
@@ -294,13 +288,13 @@ def one_layer(
     )
     stored = [numpy_helper.from_array(weight, "w")]
     graph = onnx.helper.make_graph([node], "g", [x], [y], stored)
-    opset = onnx.helper.make_opsetid("", 19)  # the first whose DequantizeLinear onnx can run
+    opset = onnx.helper.make_opsetid("", 19)  # the first with a DequantizeLinear that onnx runs
     return onnx.helper.make_model(graph, ir_version=10, opset_imports=[opset])
 
 
 @pytest.mark.parametrize("kind", ["Conv", "ConvTranspose", "MatMul", "Gemm", "Gemm transposed"])
-def test_compressed_weights_are_unpacked_along_the_right_axis(kind: str) -> None:
-    """Channels differ a thousandfold, so that a wrong axis would be far off."""
+def test_compressed_weights_are_dequantized_along_the_right_axis(kind: str) -> None:
+    """Channels differ by a factor of up to 1000, so that a wrong axis gives large errors."""
     rng = np.random.default_rng(0)
     convolution = kind.startswith("Conv")
     shape = {"Conv": (4, 3, 1, 1), "ConvTranspose": (3, 4, 1, 1), "Gemm transposed": (4, 3)}.get(
@@ -337,7 +331,7 @@ def test_ranges_are_the_widest_or_the_average(ranges: Any, reach: float) -> None
     assert float(numpy_helper.to_array(scale)) == pytest.approx(reach / 255)
 
 
-def test_small_networks_keep_their_activations(exported: Path) -> None:
+def test_small_networks_keep_float_activations(exported: Path) -> None:
     for name in ("depth", "segmentation", "captioner"):
         model = load(exported, name, "int8")
         kinds = {node.op_type for node in model.graph.node}
@@ -352,7 +346,7 @@ def test_small_networks_keep_their_activations(exported: Path) -> None:
 def test_int4_blocks_have_the_best_scale_of_a_few() -> None:
     rng = np.random.default_rng(0)
     steps = rng.integers(-7, 8, (3, 2, 16, 5)).astype(np.float32)
-    steps[:, :, 0] = 7  # so that the greatest weight of each block is 7 scales
+    steps[:, :, 0] = 7  # the largest weight of each block is 7 scales
     scales = rng.uniform(0.1, 10, (3, 2, 1, 5)).astype(np.float32)
     exact = (steps * scales).reshape(3, 32, 5)
     q, s = round_blocks(exact, 1, 16)
@@ -379,7 +373,7 @@ def test_onnx_unpacks_what_pack_int4_packs(count: int) -> None:
 
 @pytest.mark.parametrize("kind", ["Conv", "ConvTranspose", "MatMul", "Gemm", "Gemm transposed"])
 def test_int4_weights_share_their_scales_along_the_inputs(kind: str) -> None:
-    """The second half of the inputs has weights a thousand times as large, and is at rest."""
+    """The second half of the inputs has weights 1000 times as large, and is zero."""
     rng = np.random.default_rng(0)
     convolution, first = kind.startswith("Conv"), kind in ("Conv", "Gemm transposed")
     shape = ((8, 64) if first else (64, 8)) + ((1, 1) if convolution else ())
@@ -398,10 +392,10 @@ def test_int4_weights_share_their_scales_along_the_inputs(kind: str) -> None:
         for m in (model, small)
     )
     error = np.square(first_ - second).mean() / np.square(first_).mean()
-    assert 1e-4 < error < 0.02  # a normal weight's error in 15 steps is about a hundredth
+    assert 1e-4 < error < 0.02  # 15 steps give normal weights an error of about .01
 
 
-def test_inputs_that_make_no_blocks_get_int8() -> None:
+def test_layers_whose_inputs_make_no_blocks_get_int8() -> None:
     network = nn.Sequential(nn.Conv2d(37, 4, 1), nn.Conv2d(4, 24, 1), nn.Conv2d(24, 4, 1))
     shape = (1, 37, 4, 4)
     feed = {"x": np.zeros(shape, np.float32)}

@@ -1,4 +1,4 @@
-"""The teacher of pictures: ncnn's files, its network, and what becomes of its answers."""
+"""The teacher Real-ESRGAN: ncnn's files, its network, and losses against its targets."""
 
 from __future__ import annotations
 
@@ -51,7 +51,11 @@ def some_layers() -> list[Layer]:
     torch.manual_seed(0)
     slopes = nn.PReLU(5)
     nn.init.uniform_(slopes.weight)
-    return [nn.Conv2d(3, 5, 3), slopes, nn.Conv2d(5, 3, 3)]  # 135 weights: an odd number of halves
+    return [
+        nn.Conv2d(3, 5, 3),
+        slopes,
+        nn.Conv2d(5, 3, 3),
+    ]  # 135 weights: odd
 
 
 @pytest.mark.parametrize("half", [True, False])
@@ -101,7 +105,7 @@ class Published(nn.Module):
         return F.pixel_shuffle(self.body(lr), 4) + repeated
 
 
-def test_the_compact_enlarger_is_the_published_one(tmp_path: Path) -> None:
+def test_the_compact_super_resolution_network_is_the_published_one(tmp_path: Path) -> None:
     torch.manual_seed(0)
     published = Published()
     layers = [m for m in published.modules() if isinstance(m, Layer)]
@@ -113,7 +117,7 @@ def test_the_compact_enlarger_is_the_published_one(tmp_path: Path) -> None:
     with torch.no_grad():
         theirs = published(lr) * 2 - 1
         given = ours(lr * 2 - 1)
-    # Beyond the border is grey for ours and black for theirs: 18 convolutions see that far.
+    # Ours pads with grey and theirs with black, which reaches as far as 18 convolutions.
     inner = (..., slice(72, -72), slice(72, -72))
     torch.testing.assert_close(given[inner], theirs[inner], atol=2e-5, rtol=0)
     assert (given - theirs).abs().max() > 5e-4
@@ -128,7 +132,7 @@ def test_weights_go_to_the_layers_in_their_order(tmp_path: Path) -> None:
         assert torch.equal(mine, theirs)
 
 
-def test_the_teacher_without_its_blocks_is_its_ends() -> None:
+def test_the_teacher_with_zero_blocks_in_closed_form() -> None:
     torch.manual_seed(0)
     teacher = RealESRGAN(triples=2, width=8, growth=4)
     lr = torch.rand(1, 3, 6, 5) * 2 - 1
@@ -138,7 +142,7 @@ def test_the_teacher_without_its_blocks_is_its_ends() -> None:
             for dense in triple:
                 dense.convs[4].weight.zero_()
                 dense.convs[4].bias.zero_()
-        # A triple adds β·itself, so two blocks that add nothing multiply by (1 + β)².
+        # A triple adds β times its input, so that two zero blocks multiply by (1 + β)².
         first = teacher.first((lr + 1) / 2)
         x = first + teacher.body(1.2**2 * first)
         for conv in teacher.tail[:2]:
@@ -149,20 +153,24 @@ def test_the_teacher_without_its_blocks_is_its_ends() -> None:
     assert full.shape == (1, 3, 24, 20) and not torch.allclose(full, expected)
 
 
-def test_vgg_listens_to_the_teacher_and_alexnet_to_the_picture(lpips_weights: Path) -> None:
+def test_vgg_compares_with_the_teacher_target_and_alexnet_with_the_picture(
+    lpips_weights: Path,
+) -> None:
     stage = FineTuningStage(adversarial_weight=0.0, grid_weight=0.0, vgg_crop=48, vgg_taps=3)
     loss = PictureLoss(lpips_weights, stage)
     g = torch.Generator().manual_seed(0)
-    target, taught = (torch.rand(1, 3, 64, 64, generator=g) * 2 - 1 for _ in range(2))
+    target, teacher_target = (torch.rand(1, 3, 64, 64, generator=g) * 2 - 1 for _ in range(2))
 
     def terms(image: torch.Tensor) -> tuple[float, float]:
-        out = loss(image, target, torch.Generator().manual_seed(1), taught)
+        out = loss(image, target, torch.Generator().manual_seed(1), teacher_target)
         return out.l1.item(), out.perceptual.item()
 
     g = torch.Generator().manual_seed(1)
-    apart = loss(target, taught, g)
-    half = stage.l1_weight * (target - taught).abs().mean().item() / 2
-    assert terms(target)[0] == pytest.approx(half) == pytest.approx(terms(taught)[0])
+    apart = loss(target, teacher_target, g)
+    half = stage.l1_weight * (target - teacher_target).abs().mean().item() / 2
+    assert terms(target)[0] == pytest.approx(half) == pytest.approx(terms(teacher_target)[0])
     assert loss.alex is not None and loss.vgg is not None
-    # Each network is content with its own, so that both together are what one picture costs.
-    assert terms(target)[1] + terms(taught)[1] == pytest.approx(apart.perceptual.item(), rel=1e-4)
+    # Each network has no loss at its own target, so that both sums equal that between the two.
+    assert terms(target)[1] + terms(teacher_target)[1] == pytest.approx(
+        apart.perceptual.item(), rel=1e-4
+    )

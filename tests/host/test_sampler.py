@@ -16,8 +16,6 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from mmsr_edge import sampler
 from mmsr_edge.bundle import SamplerSpec
 
-pytestmark = pytest.mark.host
-
 SHAPE = (1, 4, 6, 6)
 COMBINATIONS = list(
     itertools.product(
@@ -106,8 +104,8 @@ def test_one_step(
     schedule = sampler.make_schedule(spec)
     alphas = schedule.alphas_cumprod
     reference = reference_of(spec)
-    # Their table is float32: near the noisy end, where 1/sqrt(alpha) is thousands, it alone is off
-    # by more than 1e-5. The tables are compared above; here the arithmetic is.
+    # The reference's table is float32, and off by more than 1e-5 near the noisy end, where
+    # 1/sqrt(alpha) is in the thousands. The tables are compared above; here, the arithmetic.
     reference.alphas_cumprod = torch.from_numpy(alphas.copy())
     denoise = network(prediction_type, alphas)
     reference.set_timesteps(10)
@@ -136,31 +134,31 @@ def test_one_step(
 
 # Undefined where alpha is 0, and refused: see tests/device/test_sampler.py.
 UNDEFINED = ("epsilon", "trailing", True)
-WALKS = [c for c in COMBINATIONS if c[2] != "linspace" and (c[0], *c[2:]) != UNDEFINED]
+TRAJECTORIES = [c for c in COMBINATIONS if c[2] != "linspace" and (c[0], *c[2:]) != UNDEFINED]
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize(("prediction_type", "beta_schedule", "spacing", "zero_snr"), WALKS)
-def test_a_whole_walk(
+@pytest.mark.parametrize(("prediction_type", "beta_schedule", "spacing", "zero_snr"), TRAJECTORIES)
+def test_a_whole_trajectory(
     prediction_type: str, beta_schedule: str, spacing: str, zero_snr: bool, eta: float
 ) -> None:
     spec = spec_of(prediction_type, beta_schedule, spacing, zero_snr)
-    compare_walks(spec, eta, np.float64)
+    compare_trajectories(spec, eta, np.float64)
 
 
 @pytest.mark.parametrize(
     ("prediction_type", "beta_schedule", "spacing", "zero_snr"),
-    [c for c in WALKS if c[1] != "squaredcos_cap_v2"],
+    [c for c in TRAJECTORIES if c[1] != "squaredcos_cap_v2"],
 )
-def test_a_whole_walk_in_float32_with_their_own_table(
+def test_a_whole_trajectory_in_float32_with_the_references_own_table(
     prediction_type: str, beta_schedule: str, spacing: str, zero_snr: bool
 ) -> None:
-    """Left out: eta > 0, where their float32 square roots cancel, and the cosine schedule."""
+    """But for eta > 0, where the reference's float32 roots cancel, and for the cosine schedule."""
     spec = spec_of(prediction_type, beta_schedule, spacing, zero_snr)
-    compare_walks(spec, 0.0, np.float32)
+    compare_trajectories(spec, 0.0, np.float32)
 
 
-def compare_walks(spec: SamplerSpec, eta: float, dtype: type) -> None:
+def compare_trajectories(spec: SamplerSpec, eta: float, dtype: type) -> None:
     schedule = sampler.make_schedule(spec)
     reference = reference_of(spec)
     if dtype is np.float64:
@@ -170,7 +168,7 @@ def compare_walks(spec: SamplerSpec, eta: float, dtype: type) -> None:
     noise = normal(0).astype(dtype)
     theirs = torch.from_numpy(noise)
     rng = np.random.default_rng(1)
-    seen = 0
+    compared = 0
     for step in sampler.sample(
         denoise, noise, schedule, 10, spec.timestep_spacing, eta, np.random.default_rng(1)
     ):
@@ -185,17 +183,17 @@ def compare_walks(spec: SamplerSpec, eta: float, dtype: type) -> None:
         ).prev_sample
         assert (step.timestep, step.total, step.latent.dtype) == (t, 10, dtype)
         np.testing.assert_allclose(step.latent, theirs, rtol=0, atol=1e-5)
-        seen += 1
-    assert seen == 10
+        compared += 1
+    assert compared == 10
     np.testing.assert_array_equal(step.latent, step.denoised)
 
 
 @pytest.mark.parametrize("prediction_type", sampler.PREDICTION_TYPES)
 @pytest.mark.parametrize(("spacing", "steps"), [("linspace", 10), ("trailing", 7)])
-def test_walks_that_diffusers_ddim_takes_off_the_grid(
+def test_trajectories_that_leave_the_grid_in_diffusers_ddim(
     prediction_type: str, spacing: str, steps: int
 ) -> None:
-    """First-order DPM-Solver++ is DDIM, and steps to the next timestep as ours does."""
+    """First-order DPM-Solver++ is DDIM, and steps to the next timestep as our sampler does."""
     spec = spec_of(prediction_type, "scaled_linear", spacing, False)
     schedule = sampler.make_schedule(spec)
     reference = DPMSolverMultistepScheduler(

@@ -1,4 +1,4 @@
-"""Rendered scenes: their depth against closed forms, and what is written."""
+"""Rendered scenes: depth against closed forms, textures, and the files written."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def textures() -> Textures:
 
 
 def camera(height: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> Camera:
-    """Looks along x."""
+    """A camera that looks along x."""
     return Camera(np.array([0, 0, height], np.float32), 0.0, pitch, roll, (1.0, 0.75))
 
 
@@ -73,7 +73,7 @@ def test_the_ground_follows_the_cameras_height_and_pitch(pitch: float) -> None:
             np.testing.assert_allclose(depth[row], h / fall[row], rtol=1e-4)
 
 
-def test_a_sphere_is_where_it_should_be() -> None:
+def test_depth_of_a_sphere() -> None:
     shapes = Shapes()
     shapes.add(ELLIPSOID, (4, 0, 0), (1, 1, 1), GREY)
     side = 65  # the middle pixel looks along the axis
@@ -88,7 +88,7 @@ def test_a_sphere_is_where_it_should_be() -> None:
     assert seen == pytest.approx(np.tan(np.arcsin(0.25)), abs=1.5 / side)
 
 
-def test_the_nearer_shape_hides_the_farther_whatever_their_order() -> None:
+def test_the_nearer_shape_hides_the_farther_in_any_order() -> None:
     for order in ((3.0, 7.0), (7.0, 3.0)):
         shapes = Shapes()
         for x in order:
@@ -112,24 +112,26 @@ def test_rays_stop_on_the_surface(kind: int) -> None:
     t = enter(shape, np.zeros(3, np.float32), d)
     hit = np.isfinite(t)
     assert 0.2 < hit.mean() < 1
+
+    def level(p: np.ndarray) -> np.ndarray:
+        """An implicit function of the unit shape: less than 1 inside, 1 on its surface."""
+        return {
+            BOX: np.abs(p).max(1),
+            ELLIPSOID: np.linalg.norm(p, axis=1),
+            CYLINDER: np.maximum(np.hypot(p[:, 0], p[:, 1]), np.abs(p[:, 2])),
+            ROOF: np.maximum.reduce([np.abs(p[:, 0]), -p[:, 2], 2 * np.abs(p[:, 1]) + p[:, 2]]),
+        }[kind]
+
     p = (t[hit, None] * d[hit] - shape.centre) @ rotation / half
-    inside = {  # an implicit function of the unit shape that is 1 on its surface
-        BOX: np.abs(p).max(1),
-        ELLIPSOID: np.linalg.norm(p, axis=1),
-        CYLINDER: np.maximum(np.hypot(p[:, 0], p[:, 1]), np.abs(p[:, 2])),
-        ROOF: np.maximum.reduce([np.abs(p[:, 0]), -p[:, 2], 2 * np.abs(p[:, 1]) + p[:, 2]]),
-    }[kind]
-    np.testing.assert_allclose(inside, 1, atol=2e-4)
+    np.testing.assert_allclose(level(p), 1, atol=2e-4)
     normal = local_normal(kind, p) / half @ rotation.T
     assert ((normal * d[hit]).sum(1) < 1e-4).all()  # the near side faces the camera
-    for missed in d[~hit][:200]:  # sampled finely, a ray that misses is outside all along
+    for missed in d[~hit][:200]:  # a ray that misses is outside at every point sampled
         q = (np.linspace(0, 12, 400)[:, None] * missed - shape.centre) @ rotation / half
-        worst = np.abs(q).max(1) if kind == BOX else np.linalg.norm(q, axis=1)
-        if kind in (BOX, ELLIPSOID):
-            assert worst.min() > 0.99
+        assert level(q).min() > 0.99
 
 
-def test_land_is_found_by_marching() -> None:
+def test_rays_meet_the_terrain() -> None:
     slope = 0.05
     x = np.arange(256, dtype=np.float32)
     ramp = Terrain(np.tile(slope * x, (256, 1)), 1.0, GREY, GREY, 200.0)
@@ -146,7 +148,7 @@ def test_land_is_found_by_marching() -> None:
     assert np.isinf(ramp.hit(np.array([5, 100, 50], np.float32), up)).all()
 
 
-def test_light_falls_where_nothing_stands_before_it(textures: Textures) -> None:
+def test_a_shape_casts_a_shadow(textures: Textures) -> None:
     shapes = Shapes()
     shapes.add(BOX, (0, 0, -1), (50, 50, 1), GREY)
     shapes.add(BOX, (6, 1.5, 3), (1, 1, 0.1), GREY)  # hovers: its shadow lies under it
@@ -179,7 +181,7 @@ def test_textures_come_from_photographs_and_shrink_with_distance(tmp_path: Path)
     index = np.full(3000, i)
     sharp = textures.look_up(index, uv, np.full(3000, 1e-3, np.float32))
     flat = textures.look_up(index, uv, np.full(3000, 1.0, np.float32))
-    assert np.ptp(flat, axis=0).max() == 0  # one texel is left of it
+    assert np.ptp(flat, axis=0).max() == 0  # reduced to one texel
     np.testing.assert_allclose(sharp.mean(0), flat[0], atol=0.03)
 
 

@@ -1,4 +1,4 @@
-"""The tagger and the segmentation network: what their teachers say is kept, learnt, and resumed."""
+"""The tagger and the segmentation network: labels of their teachers, training, and resuming."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ NAMES = ["background", "reddish", "greenish", "bluish"]
 
 
 class FakeClassifier:
-    """Says which of red, green and blue a picture has most of."""
+    """A classifier by mean colour: red, green or blue."""
 
     def __call__(self, picture: Image.Image) -> dict[str, Any]:
         mean = np.asarray(picture, np.float32).mean((0, 1)) / 16
@@ -56,7 +56,7 @@ class FakeClassifier:
 
 
 class FakeSegmenter:
-    """Bright cells are boats; features are the colours, many times over."""
+    """A segmenter: bright cells are boats; features are sines of the colours."""
 
     def __call__(self, picture: Image.Image) -> dict[str, Any]:
         cells = np.asarray(picture.resize((33, 33)), np.float32) / 255
@@ -69,7 +69,7 @@ class FakeSegmenter:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five photographs that students learn from and two that are held out, by their names."""
+    """Five photographs to train on and two held out, by their names."""
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     names = [f"{i}.png" for i in range(200)]
@@ -106,7 +106,7 @@ def materials(regions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_about_a_tenth_is_held_out_whatever_the_folder() -> None:
+def test_about_a_tenth_is_held_out_by_name() -> None:
     names = [f"{i:012x}.jpg" for i in range(5000)]
     held = [is_held_out(n) for n in names]
     assert 0.08 < np.mean(held) < 0.12
@@ -114,14 +114,14 @@ def test_about_a_tenth_is_held_out_whatever_the_folder() -> None:
     assert held != [is_held_out(n, seed=1) for n in names]
 
 
-def test_views_lie_in_the_picture_and_begin_with_all_of_it() -> None:
+def test_views_lie_in_the_picture_and_the_first_is_the_whole() -> None:
     boxes = draw_views((300, 200), 50, np.random.default_rng(0))
     assert boxes[0] == (0, 0, 300, 200) and len(boxes) == 50
     for left, top, right, bottom in boxes:
         assert 0 <= left < right <= 300 and 0 <= top < bottom <= 200
 
 
-def test_labels_are_kept_apart_and_once(
+def test_labels_are_split_and_made_once(
     tags: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     learnt, names = read_labels(tags, held_out=False)
@@ -130,7 +130,7 @@ def test_labels_are_kept_apart_and_once(
     assert not set(names) & set(others) and all(is_held_out(n) for n in others)
     only, _ = read_labels(tags, held_out=True, only="logits")
     assert list(only) == ["logits"] and np.array_equal(only["logits"], kept["logits"])
-    # The first view is the whole photograph, and the teacher saw it unreduced.
+    # The first view is the whole photograph, labelled at full size.
     with Image.open(photos / others[0]) as file:
         whole = FakeClassifier()(file.convert("RGB"))
     np.testing.assert_allclose(kept["logits"][0], whole["logits"], rtol=1e-5)
@@ -142,7 +142,7 @@ def test_labels_are_kept_apart_and_once(
 
 
 def test_no_labels(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="run teachers first"):
+    with pytest.raises(OptionError, match=r"run mmsr_edge\.training\.teachers\.labels first"):
         read_labels(tmp_path, held_out=True)
     with pytest.raises(OptionError, match="no names"):
         region_labels(tmp_path, tmp_path, held_out=True)
@@ -158,7 +158,12 @@ def test_two_photographs_of_one_name(tmp_path: Path) -> None:
 
 def test_choosing_tags() -> None:
     p = np.array([[0.5, 0.1, 0.2, 0.05, 0.15], [0.5, 0.3, 0.0, 0.16, 0.04]])
-    assert choose_tags(p, most=9, least=0.09).tolist() == [1, 2, 3, 4]  # never the first, "none"
+    assert choose_tags(p, most=9, least=0.09).tolist() == [
+        1,
+        2,
+        3,
+        4,
+    ]  # never index 0, "none"
     assert choose_tags(p, most=1, least=0).tolist() == [1] and p[0, 0] == 0.5
     assert choose_tags(p, most=9, least=0.15).tolist() == [1]
     np.testing.assert_allclose(
@@ -170,7 +175,7 @@ def test_choosing_tags() -> None:
     np.testing.assert_allclose(softmax(np.array([0.0, np.log(3)])), [0.25, 0.75])
 
 
-def test_relatives_share_a_plain_word() -> None:
+def test_related_classes_share_a_plain_word() -> None:
     lines = ["background", *(f"class {i}" for i in range(1000))]
     lines[1 + 985], lines[1 + 399], lines[1 + 970] = "daisy", "abaya", "alp"
     tags = tag_names(lines)
@@ -199,7 +204,7 @@ def test_views_for_training(tags: Path) -> None:
     assert torch.equal(views.views, pixels)
 
 
-def test_the_tagger_shares_out_probabilities() -> None:
+def test_the_taggers_scores_sum_to_less_than_one() -> None:
     tagger = build_tagger(TaggerConfig(5, SMALL, 16)).eval()
     scores = tagger(torch.rand(2, 3, 256, 256) * 2 - 1)
     assert scores.shape == (2, 5) and scores.dtype == torch.float32
@@ -213,7 +218,7 @@ def test_segmentation_gives_each_pixel_a_class() -> None:
     classes = network(image)
     assert classes.shape == (2, 256, 256) and classes.dtype == torch.int64
     assert int(classes.min()) >= 0 and int(classes.max()) < 7
-    # In the middle between four cells of even logits, the map says what the cells say.
+    # With equal logits in all cells, the map has their class everywhere.
     with torch.no_grad():
         network.head.weight.zero_()
         network.head.bias.copy_(torch.tensor([0.0, 0, 0, 1, 0, 0, 0]))
@@ -221,7 +226,7 @@ def test_segmentation_gives_each_pixel_a_class() -> None:
 
 
 @pytest.mark.parametrize("classes", [0, 1, 65])
-def test_a_number_of_classes_that_no_palette_has(classes: int) -> None:
+def test_numbers_of_classes_without_a_palette_are_refused(classes: int) -> None:
     with pytest.raises(OptionError, match=str(classes)):
         build_segmentation(SegmentationConfig(classes))
 
@@ -239,14 +244,14 @@ def test_region_labels(regions: Path, materials: Path) -> None:
     assert classes == [*VOC, "rock", "sky"]
     found = set(np.unique(labels).tolist())
     assert VOC.index("boat") in found and found <= {0, VOC.index("boat"), len(VOC), len(VOC) + 1}
-    # The white corner of the whole photograph is the boat, and what is far from it is not.
+    # The white corner of the whole photograph is the boat; the upper half is not.
     boat = labels[0] == VOC.index("boat")
     assert boat[52:, 46:].mean() > 0.9 and boat[:32].mean() < 0.2
     again, _, _ = region_labels(regions, materials, held_out=False)
     assert np.array_equal(again, views)
 
 
-def test_clusters_survive_their_file(regions: Path, materials: Path, tmp_path: Path) -> None:
+def test_saved_clusters_load_equal(regions: Path, materials: Path, tmp_path: Path) -> None:
     found = load_clusters(materials / "clusters.npz")
     save_clusters(found, tmp_path / "again.npz")
     arrays, _ = read_labels(regions, held_out=True)
@@ -256,7 +261,9 @@ def test_clusters_survive_their_file(regions: Path, materials: Path, tmp_path: P
     assert np.array_equal(*maps) and len(np.unique(maps[0])) > 2
 
 
-def test_names_that_are_too_few(regions: Path, materials: Path, tmp_path: Path) -> None:
+def test_missing_names_of_clusters_are_refused(
+    regions: Path, materials: Path, tmp_path: Path
+) -> None:
     (tmp_path / "clusters.npz").write_bytes((materials / "clusters.npz").read_bytes())
     (tmp_path / "names.json").write_text('["sky"]')
     with pytest.raises(OptionError, match="1 names for 4 clusters"):
@@ -304,9 +311,9 @@ def test_rare_classes_weigh_more() -> None:
     assert (weights[labels]).mean() == pytest.approx(1)
 
 
-def test_labels_are_cut_with_their_pictures() -> None:
+def test_labels_are_cropped_with_their_pictures() -> None:
     torch.manual_seed(0)
-    # Cells of 8, so that few pixels lie on the borders, where enlarging blurs.
+    # Cells of 8, so that few pixels lie on borders, which resizing blurs.
     labels = torch.randint(0, 5, (2, 8, 8), dtype=torch.uint8)
     labels = labels.repeat_interleave(8, 1).repeat_interleave(8, 2)
     images = labels[:, None].float().repeat_interleave(4, 2).repeat_interleave(4, 3)
@@ -315,13 +322,13 @@ def test_labels_are_cut_with_their_pictures() -> None:
         assert pictures.shape == (2, 1, 256, 256) and small.dtype == torch.int64
         seen = pictures[:, 0, 2::4, 2::4].round().long()
         assert (seen == small).float().mean() > 0.85
-        # As it would not be of another piece, or unmirrored.
+        # Mirrored or shifted labels agree less.
         for wrong in (seen.flip(-1), seen.roll(4, 2)):
             assert (wrong == small).float().mean() < 0.85
 
 
 def colours_by_torch(hr: torch.Tensor) -> list[str]:
-    """The two commonest colours over 16×16 means, in torch: how training once found them."""
+    """The two commonest colours of 16×16 means, computed in torch."""
     small = torch.nn.functional.interpolate(hr[None], (16, 16), mode="area")[0]
     rgb = ((small + 1) * 127.5).permute(1, 2, 0).reshape(-1, 3).numpy()
     table = np.array(list(COLOURS.values()), np.float64)
@@ -330,7 +337,7 @@ def colours_by_torch(hr: torch.Tensor) -> list[str]:
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 37), (9, 70)])
-def test_training_and_devices_say_the_same_words(size: tuple[int, int]) -> None:
+def test_training_and_devices_give_the_same_words(size: tuple[int, int]) -> None:
     assert maps.describe is describe_picture
     rng = np.random.default_rng(size)
     for _ in range(5):

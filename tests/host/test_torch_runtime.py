@@ -1,4 +1,4 @@
-"""The torch runtime: the networks of a preset, from a file, at full precision."""
+"""The torch runtime: the networks of a preset, from files, at full precision."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from mmsr_edge.runtimes.base import Session
 
-pytestmark = pytest.mark.host
 
 TORCH = next(backend for backend in BACKENDS if backend.name == "torch")
 
@@ -34,7 +33,7 @@ def describe(name: str, **feeds: np.ndarray[Any, Any]) -> tuple[torch.nn.Module,
     """A network of the `micro` preset with random weights, and its spec for these inputs."""
     torch.manual_seed(5)
     module = build_component(name, "micro")
-    for parameter in module.parameters():  # zero-initialized layers would hide what they do
+    for parameter in module.parameters():  # zero-initialized layers would have no effect
         torch.nn.init.normal_(parameter, std=0.1)
     with torch.no_grad():
         results = module(*map(torch.from_numpy, feeds.values()))
@@ -98,22 +97,22 @@ def test_a_compiled_network_is_the_same_network(tmp_path: Path) -> None:
     plain = open_weights(tmp_path / "w.safetensors", spec)
     counters.clear()
     session = open_weights(tmp_path / "w.safetensors", spec, compiled=True)
-    assert not counters["frames"]  # opening is quick: the first call compiles
+    assert not counters["frames"]  # the first call compiles, not the opening
     alone = session.run(calls[0])
     assert counters["frames"]["ok"] == 1
     together = session.run_all(calls)
-    assert counters["frames"]["ok"] == 2  # a batch of two is another network
+    assert counters["frames"]["ok"] == 2  # a batch of two is compiled anew
     kept = {key: value.copy() for key, value in alone.items()}
     again = session.run_all(calls)[0]
     assert counters["frames"]["ok"] == 2
     for one, result in zip([plain.run(call) for call in calls], together, strict=True):
         np.testing.assert_allclose(result["out"], one["out"], atol=1e-5)
     np.testing.assert_array_equal(again["out"], together[0]["out"])
-    np.testing.assert_array_equal(alone["out"], kept["out"])  # no later call writes to it
+    np.testing.assert_array_equal(alone["out"], kept["out"])  # not overwritten by later calls
 
 
-def test_reversed_feeds_are_welcome(tmp_path: Path) -> None:
-    # BGR turned to RGB by a slice has negative strides, which torch itself refuses.
+def test_reversed_feeds_are_accepted(tmp_path: Path) -> None:
+    # BGR reversed to RGB has negative strides, which torch itself refuses.
     lr = feed((1, 3, 16, 16))
     module, spec = describe("lr_encoder", lr=lr)
     save_file(module.state_dict(), tmp_path / "w.safetensors")

@@ -62,19 +62,19 @@ def wide(narrow: UNet2DConditionModel) -> UNet:
 
 
 @torch.no_grad()
-def test_widened_network_starts_as_the_old_one(narrow: UNet2DConditionModel) -> None:
+def test_a_widened_network_starts_equal_to_the_old_one(narrow: UNet2DConditionModel) -> None:
     net = wide(narrow)
     z, lr, context = torch.randn(2, 4, 16, 16), torch.randn(2, 4, 16, 16), torch.randn(2, 128, 48)
     t = torch.tensor([3.0, 900.0])
     expected = narrow(z, t, encoder_hidden_states=context).sample
     out = net(torch.cat([z, lr], 1), t, context)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
-    # …and no longer once the new channels have weights.
+    # With weights for the new channels, the output differs.
     net.net.conv_in.weight[:, 4:] = 0.1
     assert not torch.allclose(net(torch.cat([z, lr], 1), t, context), expected, atol=1e-2)
 
 
-def test_widening_leaves_a_widened_one_and_refuses_others(narrow: UNet2DConditionModel) -> None:
+def test_widening_is_idempotent_and_refuses_other_widths(narrow: UNet2DConditionModel) -> None:
     state = widen_conv_in(narrow.state_dict(), 8)
     assert torch.equal(widen_conv_in(state, 8)["conv_in.weight"], state["conv_in.weight"])
     with pytest.raises(BundleError, match="4 input channels; expected 5 or 10"):

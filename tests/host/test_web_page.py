@@ -28,14 +28,14 @@ MISSING = [
 ]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 SECONDS = 60
-"""To wait for anything: the machine may be busy."""
+"""Longest wait, in seconds; the machine may be busy."""
 
 needs_browser = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page with a tiny model that has a network for every map."""
+    """Address of the page, with a tiny model that has a network for every map."""
     from bundle_factory import make_bundle
 
     folder = tmp_path_factory.mktemp("web")
@@ -60,7 +60,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def browser_page(address: str) -> Iterator[Any]:
-    """The page opened at the size of a small screen; it may ask nobody but its server."""
+    """The page on a small screen; requests to any other server fail the test."""
     from playwright.sync_api import sync_playwright
 
     asked: set[str] = set()
@@ -78,7 +78,7 @@ def browser_page(address: str) -> Iterator[Any]:
 
 
 def until(done: Any) -> None:
-    """Wait for it to be so."""
+    """Wait until `done()` is true."""
     end = time.monotonic() + SECONDS
     while not done():
         assert time.monotonic() < end, "waited in vain"
@@ -90,7 +90,7 @@ def upload(page: Any, path: Path) -> None:
 
 
 def shown(page: Any) -> list[str]:
-    """The addresses of the pictures before and after; they are hashes of what is shown."""
+    """Addresses of the pictures before and after, which are hashes of their content."""
     return [image.get_attribute("src") for image in page.locator(".slider-wrap img").all()]
 
 
@@ -109,7 +109,7 @@ def test_a_photo_and_the_dials(browser_page: Any, tmp_path: Path) -> None:
     for name in ("depth", "segmentation", "edges"):
         page.get_by_text(name, exact=True).last.wait_for()
 
-    # A drag: the dial is live, and the result is that of where it was let go.
+    # Dragging a dial updates the result.
     page.get_by_label("range slider for Edges").scroll_into_view_if_needed()
     box = page.get_by_label("range slider for Edges").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.1, box["y"] + box["height"] / 2)
@@ -119,12 +119,12 @@ def test_a_photo_and_the_dials(browser_page: Any, tmp_path: Path) -> None:
     until(lambda: len(shown(page)) == 2 and shown(page)[1] != after)
     assert shown(page)[0] == before
 
-    # An arrow key.
+    # So does an arrow key,
     after = shown(page)[1]
     page.get_by_label("range slider for Seed").press("ArrowRight")
     until(lambda: len(shown(page)) == 2 and shown(page)[1] != after)
 
-    # And a number typed.
+    # and a typed number.
     after = shown(page)[1]
     seed = page.get_by_label("number input for Seed")
     seed.fill("7")
@@ -141,11 +141,11 @@ def test_a_photo_and_the_dials(browser_page: Any, tmp_path: Path) -> None:
 def test_a_file_that_is_no_picture(browser_page: Any, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no picture")
     upload(browser_page, tmp_path / "bad.png")
-    browser_page.get_by_text("bad.png is not a picture in a format that Pillow knows").wait_for()
+    browser_page.get_by_text("bad.png is not a picture in a format that Pillow reads").wait_for()
     assert browser_page.get_by_label("Report").input_value() == ""
 
 
-def test_without_gradio_it_says_what_to_install() -> None:
+def test_without_gradio_the_message_names_the_extra() -> None:
     code = (
         "import runpy, sys; sys.modules['gradio'] = None; "
         f"sys.argv = ['web_page.py']; runpy.run_path({str(PAGE)!r}, run_name='__main__')"

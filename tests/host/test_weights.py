@@ -1,4 +1,4 @@
-"""The released checkpoint at full precision: what its dials do, where no rounding hides it."""
+"""The released checkpoint at full precision: the effect of its dials, without quantization."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from mmsr_edge import Upscaler
-
-pytestmark = pytest.mark.host
 
 CHECKPOINT = Path(__file__).parents[2] / "weights" / "nano"
 
@@ -34,38 +32,21 @@ def small() -> Image.Image:
     return Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
 
 
-def enlarge(upscaler: Upscaler, small: Image.Image, file: Path, **options: Any) -> NDArray[Any]:
-    """The result in grey levels of 1/255, to 1/65535."""
+def upscale(upscaler: Upscaler, small: Image.Image, file: Path, **options: Any) -> NDArray[Any]:
+    """The result in grey levels from 0 to 255, rounded to 1/257."""
     upscaler.upscale(small, prompt="auto", bits=16, output=file, **options)
     return tifffile.imread(file).astype(np.float64) / 257
-
-
-@pytest.mark.parametrize("modality", ["text", "depth", "segmentation", "edges"])
-def test_temperature_moves_the_picture_one_way(
-    modality: str, torch_nano: Upscaler, small: Image.Image, tmp_path: Path
-) -> None:
-    """Fig. 9: over [0.4, 10], the farther the temperature from 0.4, the farther the picture.
-
-    So it is in this picture. In others edges and text go back a little again (MODEL_CARD.md).
-    """
-    pictures = [
-        enlarge(torch_nano, small, tmp_path / "out.tif", temperature={modality: t})
-        for t in (0.4, 1.0, 3.0, 10.0)
-    ]
-    moved = [float(np.abs(picture - pictures[0]).mean()) for picture in pictures]
-    assert moved[1] > 0.002
-    assert all(b > 1.01 * a for a, b in itertools.pairwise(moved)), moved
 
 
 def test_guidance_goes_from_soft_to_crisp(
     torch_nano: Upscaler, small: Image.Image, tmp_path: Path
 ) -> None:
     pictures = [
-        enlarge(torch_nano, small, tmp_path / "out.tif", guidance_scale=w)
+        upscale(torch_nano, small, tmp_path / "out.tif", guidance_scale=w)
         for w in (-1.0, -0.5, 0.0, 0.5, 1.0)
     ]
     sharpness = [float(np.abs(np.diff(picture, axis=1)).mean()) for picture in pictures]
-    # 1.05, 1.03, 1.02 and 1.02 times the one before when released.
+    # At release, 1.05, 1.03, 1.02 and 1.02 times the sharpness before.
     assert all(b > 1.01 * a for a, b in itertools.pairwise(sharpness)), sharpness
-    plain = enlarge(torch_nano, small, tmp_path / "out.tif")
+    plain = upscale(torch_nano, small, tmp_path / "out.tif")
     np.testing.assert_array_equal(pictures[2], plain)

@@ -1,6 +1,6 @@
-"""The VQGAN of taming-transformers (Esser et al. 2021, `ddconfig` of f16-1024), written anew.
+"""The VQGAN of taming-transformers (Esser et al. 2021, `ddconfig` of f16-1024), rewritten.
 
-Layers have the names that its checkpoints have. Nothing here is of `diffusers` or ours.
+Layers have the names of the published checkpoints. It shares no code with `diffusers` or ours.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Decoder(nn.Module):
                 level.upsample = nn.Module()
                 level.upsample.conv = nn.Conv2d(width, width, 3, padding=1)
             levels.append(level)
-        self.up = nn.ModuleList(levels)  # from the full size down; run from the other end
+        self.up = nn.ModuleList(levels)  # from full size to the smallest; run in reverse
         self.norm_out = _norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
@@ -119,7 +119,7 @@ class Decoder(nn.Module):
 
 
 class VQGAN(nn.Module):
-    """As its checkpoints have it, the discriminator's part (`loss`) included."""
+    """The network of the checkpoints, with the discriminator's part (`loss`)."""
 
     def __init__(self, widths: tuple[int, ...], blocks: int, width: int, codes: int) -> None:
         super().__init__()
@@ -138,5 +138,5 @@ class VQGAN(nn.Module):
         return features, self.quantize.embedding(indices), indices
 
     def decode(self, z: Tensor) -> Tensor:
-        """A map of quantized features [B, width, h, w]."""
+        """Decode quantized features [B, width, h, w] to a map."""
         return self.decoder(self.post_quant_conv(z))

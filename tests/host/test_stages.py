@@ -1,0 +1,201 @@
+"""Stages: each one trains, stops and resumes, and a release makes a checkpoint of them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training_factory import save_photos
+
+from mmsr_edge.bundle import open_bundle
+from mmsr_edge.models.checkpoint import open_checkpoint
+from mmsr_edge.models.networks import build_component
+from mmsr_edge.training.data.samples import draw_present
+from mmsr_edge.training.denoiser import Denoiser
+from mmsr_edge.training.states import load_run, load_states
+from mmsr_edge.training.train_fine_tuning import keep_all_but_context, take_context
+from mmsr_edge.training.train_tokenizer import revive
+
+STAGES = "mmsr_edge.training"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_photos(tmp_path_factory.mktemp("photos"))
+
+
+def stage_command(stage: str, out: Path, *options: object) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        f"{STAGES}.{stage}",
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        *map(str, options),
+    ]
+
+
+def run_stage(stage: str, out: Path, *options: object) -> None:
+    command = stage_command(stage, out, *options)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_revived_codes_are_features() -> None:
+    codebook, features = torch.zeros(4, 2), torch.randn(10, 2)
+    assert revive(codebook, torch.tensor([1.0, 0.0, 3.0, 0.0]), features) == 2
+    assert codebook[0].eq(0).all() and codebook[2].eq(0).all()
+    assert all((features == codebook[i]).all(1).any() for i in (1, 3))
+
+
+def test_all_stages_train_and_release_a_checkpoint(
+    photos: Path, lpips_weights: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    modalities = ("--modalities", checkpoint)
+    small = ("--photos", photos, "--preset", "micro", "--warmup", 1, "--log-every", 1)
+    runs = {n: tmp_path / n for n in ("autoencoder", "tokenizer", "diffusion")}
+    adversarial = (
+        "--lpips",
+        lpips_weights,
+        "--vgg-taps",
+        4,
+        "--vgg-crop",
+        32,
+        "--adversarial-weight",
+        0.1,
+    )
+    ours = (*adversarial, "--steps", 3, "--batch", 2, "--crop", 64, "--reconstructed", 0.5)
+    run_stage("train_autoencoder", runs["autoencoder"], *small, *ours)
+    frozen = ("--freeze-encoder", "--init", runs["autoencoder"])
+    run_stage("train_autoencoder", tmp_path / "longer", *small, *ours, *frozen)
+    kept, moved = (load_run(r) for r in (runs["autoencoder"], tmp_path / "longer"))
+    for name, same in (("hr_encoder", True), ("lr_encoder", False), ("decoder", False)):
+        equal = all(torch.equal(v, moved[name][k]) for k, v in kept[name].items())
+        assert equal is same, name
+    run_stage(
+        "train_tokenizer",
+        runs["tokenizer"],
+        *small,
+        *modalities,
+        "--steps",
+        4,
+        "--batch",
+        1,
+        "--warm",
+        2,
+    )
+    before = (*modalities, "--autoencoder", runs["autoencoder"], "--tokenizer", runs["tokenizer"])
+    last = ("--steps", 3, "--batch", 2, "--pool", 8)
+    run_stage("train_diffusion", tmp_path / "noisy", *small, *before, *last)
+    ours = ("--diffusion", tmp_path / "noisy", *adversarial, "--diffused", 1, "--reconstructed", 1)
+    run_stage("train_fine_tuning", runs["diffusion"], *small, *before, *last, *ours)
+
+    (photos / "sources.json").write_text('[{"source": "scikit-learn", "licence": "CC-BY-2.0"}]')
+    out = tmp_path / "checkpoint"
+    named = [str(v) for n, run in runs.items() for v in (f"--{n}", run)] + list(
+        map(str, modalities)
+    )
+    release = [sys.executable, "-m", f"{STAGES}.release", "--preset", "micro", "--version", "0"]
+    release += [*named, "--photos", str(photos), "--out", str(out)]
+    release += ["--teacher-source", "a network", "MIT", "pictures"]
+    release += ["--initialized-from", "an old one", "BSD-3-Clause", "the decoder"]
+    subprocess.run(release, check=True, timeout=120)
+    manifest = open_bundle(out).manifest
+    assert manifest.provenance.sources[0]["name"] == "scikit-learn"
+    target = {"name": "a network", "licence": "MIT", "used_for": "distillation of pictures"}
+    initial = {"name": "an old one", "licence": "BSD-3-Clause"}
+    initial["used_for"] = "initial weights of the decoder"
+    assert manifest.provenance.sources[-2:] == (target, initial)
+    assert manifest.provenance.licence == "Apache-2.0 AND BSD-3-Clause"
+    assert manifest.components["captioner"].labels == ("cat", "tree", "house", "sea")
+    scale = manifest.latent.residual_scale
+    assert scale is not None and len(scale) == 4 and min(scale) > 0
+    # The released decoder is that of the fine-tuning.
+    tuned = load_run(runs["diffusion"])["decoder"]
+    for key, value in open_checkpoint(out).networks["decoder"].state_dict().items():
+        assert torch.equal(value, tuned[key].half().float()), key
+
+    # A checkpoint replaces the runs that it was made from. With the anchor, E_lr is trained.
+    released = ["--modalities", out, *(v for n in runs for v in (f"--{n}", out))]
+    again = tmp_path / "again"
+    ours = (*adversarial, "--diffused", 1, "--reconstructed", 1, "--anchor-weight", 0.1)
+    run_stage("train_fine_tuning", again, *small, *released, *last, *ours)
+    before, after = load_states(out), load_run(again)
+    assert set(after) == {"denoiser", "decoder", "discriminator", "lr_encoder"}
+    for name in ("denoiser", "decoder", "lr_encoder"):
+        assert any(not torch.equal(v, after[name][k]) for k, v in before[name].items()), name
+        for key, value in before[name].items():
+            torch.testing.assert_close(after[name][key], value, atol=0.01, rtol=0)
+
+
+def test_text_is_present_with_every_soft_target() -> None:
+    soft = torch.arange(4000) % 4 == 0
+    g = torch.Generator().manual_seed(0)
+    present = draw_present(soft, 0.3, g, absent=0.2)
+    assert present[soft, 0].all()  # otherwise c∅ would learn to blur
+    assert present[~soft, 0].mean().item() == pytest.approx(0.8 * 0.7, abs=0.03)
+    assert present[:, 1:].mean().item() == pytest.approx(0.8 * 0.7, abs=0.02)
+    nothing = (present == 0).all(1)
+    assert nothing[~soft].float().mean().item() == pytest.approx(0.2 + 0.8 * 0.3**4, abs=0.03)
+    assert draw_present(soft, 0.0, g).all()
+
+
+def test_the_path_of_the_context_can_be_trained_alone() -> None:
+    net, decoder = Denoiser("micro", torch.zeros(32, 256)), build_component("decoder", "micro")
+    keep_all_but_context(net, decoder)
+    learns = {name for name, p in net.named_parameters() if p.requires_grad}
+    unet = {name for name in learns if name.startswith("unet.")}
+    assert unet and all(".attn2." in name for name in unet)
+    for part in ("text_encoder", "connector"):
+        whole = {f"{part}.{name}" for name, _ in getattr(net, part).named_parameters()}
+        assert whole and whole <= learns
+    assert not any(p.requires_grad for p in decoder.parameters())
+
+    # It can also be taken alone from another run.
+    other = Denoiser("micro", torch.zeros(32, 256))
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    take_context(net, other.state_dict())
+    theirs = dict(other.named_parameters())
+    for name, parameter in net.named_parameters():
+        assert torch.equal(parameter, theirs[name] if name in learns else before[name]), name
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGTERM"), reason="needs SIGTERM")
+def test_a_terminated_stage_saves_and_resumes(
+    photos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    options = (
+        "--modalities",
+        checkpoint,
+        "--photos",
+        photos,
+        "--preset",
+        "micro",
+        "--batch",
+        1,
+        "--warm",
+        1,
+    )
+    options += ("--warmup", 1, "--log-every", 1)
+    command = stage_command("train_tokenizer", tmp_path, *options, "--steps", 100000)
+    process = subprocess.Popen(command)
+    log = tmp_path / "log.csv"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.stat().st_size > 200) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.terminate()
+    assert process.wait(60) == 0
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert 0 < state["step"] < 100000
+    run_stage("train_tokenizer", tmp_path, *options, "--steps", state["step"] + 2)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == state["step"] + 2
