@@ -416,7 +416,8 @@ def test_the_version_needs_no_array_library() -> None:
     assert result.stdout.splitlines() == [f"mmsr-edge {mmsr_edge.__version__}", "0 set()"]
 
 
-def test_the_command_is_a_module_too() -> None:
-    command = [sys.executable, "-W", "error", "-m", "mmsr_edge", "--version"]
+@pytest.mark.parametrize("module", ["mmsr_edge", "mmsr_edge.cli"])
+def test_the_command_is_a_module_too(module: str) -> None:
+    command = [sys.executable, "-W", "error", "-m", module, "--version"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout == f"mmsr-edge {mmsr_edge.__version__}\n"
