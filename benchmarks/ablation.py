@@ -1,12 +1,12 @@
-"""The paper's ablations, each by one command: a table (CSV) and a picture of crops.
+"""The paper's ablations, one command each: a table (CSV) and a picture of crops.
 
     python benchmarks/ablation.py modalities --set DIR --metrics DIR --photos DIR --out OUT
     python benchmarks/ablation.py guidance   …    Table 3: kinds of guidance and w, at 50 steps
     python benchmarks/ablation.py steps      …    1 to 50 steps, with and without guidance
 
-`modalities` is Fig. 8: all on, each alone, each dropped, and each taken from another picture (the
-next one of the set): a modality that is of use must hurt when it is wrong. NIQE needs `--photos`,
-to fit its model of good photographs to.
+`modalities` is Fig. 8: all on, each alone, each dropped, and each taken from the next picture of
+the set, because a useful modality must do harm when it is wrong. NIQE needs `--photos`, to which
+its model of good photographs is fitted.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ Options = Mapping[str, Any]
 
 TEXT_AND_MAPS = {"text": "prompt", "depth": "depth", "segmentation": "segmentation",
                  "edges": "edges"}  # fmt: skip
-"""A modality's name in the model, and as an option."""
+"""Options of `Upscaler.upscale`, by the modality's name in the model."""
 ALL: Options = {"prompt": "auto"}
-"""Everything on: maps are by default."""
+"""All modalities on; the maps are on by default."""
 LEADING = ("set", "degradation", "picture", "method")
 
 
 def own_modalities(upscaler: Upscaler, result: Result) -> dict[str, Any]:
-    """What a picture's modalities were, as options for another."""
+    """Modalities of a result, as options for another picture."""
     suffix = upscaler.bundle.manifest.text.positive
     words = result.caption.removesuffix(suffix).rstrip(", ")
     return {"prompt": words or None, **result.maps}
 
 
 def modalities(of_next: Options) -> dict[str, Options]:
-    """Fig. 8: what is on in each variant."""
+    """Options of the variants of Fig. 8; `of_next` has the next picture's modalities."""
     options = tuple(TEXT_AND_MAPS.values())
     nothing = dict.fromkeys(options)
     variants: dict[str, Options] = {"all": ALL, "none": nothing}
@@ -64,7 +64,7 @@ def modalities(of_next: Options) -> dict[str, Options]:
 
 
 def guidance(steps: int, weights: Sequence[float]) -> dict[str, Options]:
-    """Table 3."""
+    """Options of the variants of Table 3: kinds of guidance at each w."""
     variants: dict[str, Options] = {"none": {"steps": steps, "guidance": None}}
     for kind in ("cfg", "m0-cfg", "m-cfg"):
         for w in weights:
@@ -74,7 +74,7 @@ def guidance(steps: int, weights: Sequence[float]) -> dict[str, Options]:
 
 
 def steps(counts: Sequence[int]) -> dict[str, Options]:
-    """Lengths of the walk without guidance, and the paper's own setting."""
+    """Options by length of the trajectory, without guidance, and the paper's own setting."""
     variants: dict[str, Options] = {f"{n} steps": {"steps": n, "guidance": None} for n in counts}
     full = {"steps": max(counts), "guidance": "m-cfg", "guidance_scale": 4.0}
     return {**variants, f"{max(counts)} steps, m-cfg w=4": full}
@@ -89,9 +89,9 @@ def main() -> None:
     add("table", choices=("modalities", "guidance", "steps"))
     add("--set", type=Path, action="append", required=True, help="test set; repeatable")
     add("--degradation", action="append", default=[], help="lr_real …; default: all")
-    add("--pictures", type=int, help="of each set and degradation, only this many")
+    add("--pictures", type=int, help="most pictures of each set and degradation")
     add("--metrics", type=Path, help="folder of the metric networks")
-    add("--photos", type=Path, help="photographs that NIQE's model is fitted to")
+    add("--photos", type=Path, help="folder of photographs to fit NIQE's model to")
     add("--model", default="nano")
     add("--backend", default="auto")
     add("--weights", type=float, nargs="+", default=(2.0, 10.0, 14.0), help="w of `guidance`")
@@ -118,7 +118,7 @@ def main() -> None:
         else:
             variants = steps(args.steps)
         lr, hr = read(lr_path), read(hr_path)
-        seen = [("reference", hr)]
+        cells = [("reference", hr)]
         for name, options in variants.items():
             began = time.perf_counter()
             result = upscaler(lr, **options)
@@ -129,9 +129,9 @@ def main() -> None:
                 values["niqe"] = niqe(picture, good)
             key = dict(zip(LEADING, (root.name, degradation, lr_path.stem, name), strict=True))
             rows.append({**key, **values, "unet_calls": result.calls["unet"], "seconds": seconds})
-            seen.append((name, result.image))
+            cells.append((name, result.image))
         if len(sheets) < 4:
-            sheets.append(seen)
+            sheets.append(cells)
     summary = summarize(rows)
     write_csv(args.out / f"{args.table}.csv", rows)
     write_csv(args.out / f"{args.table}.summary.csv", summary)
@@ -141,7 +141,7 @@ def main() -> None:
 
 
 def chosen(args: argparse.Namespace) -> list[tuple[Path, str, Path, Path]]:
-    """(test set, degradation, LR path, HR path) of what is asked for."""
+    """(test set, degradation, LR path, HR path) of the selected pictures."""
     work = []
     for root in args.set:
         taken: Counter[str] = Counter()

@@ -1,10 +1,10 @@
-"""Table 2's throughput: what the UNet costs with the MMLC before it, and on the bare tokens.
+"""Throughput for the paper's Table 2: the UNet with the MMLC, and on the bare tokens.
 
     python benchmarks/connector.py --model weights/nano --out connector.csv
 
-Both ways run side by side with the same weights, so the outputs of the second mean nothing: nano
-has never been trained on the bare sequence. For Table 2's quality the preset `nano-bare` was,
-beside nano and as long: the pictures are as good either way (TRAINING.md, twelfth session).
+Both variants run with the same weights. nano was not trained on the bare tokens, so the outputs of
+the second variant are meaningless. The preset `nano-bare` was trained on them, as long as nano: its
+pictures are as good (docs/journal.md, session 12).
 """
 
 from __future__ import annotations
@@ -19,30 +19,31 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmsr_edge.bundle import MODALITIES
 from mmsr_edge.files import write_csv
 from mmsr_edge.models.checkpoint import open_checkpoint
-from mmsr_edge.models.connector import MODALITIES, Connector
+from mmsr_edge.models.connector import Connector
 from mmsr_edge.models.unet import UNet
 
 
 def ways(
     connector: Connector, unet: UNet, latent_size: int
 ) -> dict[str, tuple[int, Callable[[], Tensor]]]:
-    """Length of the context and one UNet call of a tile, with the MMLC and without it."""
+    """Context length and a UNet call on one tile, with the MMLC and without it."""
     maps, dim = connector.position.shape
     text = torch.randn(1, connector.lengths[0], dim)
-    seen = [torch.randn(1, maps, dim - connector.pad) for _ in MODALITIES[1:]]
+    tokens = [torch.randn(1, maps, dim - connector.pad) for _ in MODALITIES[1:]]
     present = torch.ones(1, len(MODALITIES))
     latent = torch.randn(1, unet.net.config.in_channels, latent_size, latent_size)
     t = torch.full((1,), 999.0)
     return {
         "with MMLC": (
             len(connector.latents),
-            lambda: unet(latent, t, connector(text, *seen, present, present)),
+            lambda: unet(latent, t, connector(text, *tokens, present, present)),
         ),
         "without": (
             sum(connector.lengths),
-            lambda: unet(latent, t, connector.tokens([text, *seen], present)),
+            lambda: unet(latent, t, connector.tokens([text, *tokens], present)),
         ),
     }
 
@@ -51,7 +52,7 @@ def ways(
 def compare(
     calls: dict[str, tuple[int, Callable[[], Tensor]]], repeats: int
 ) -> list[dict[str, object]]:
-    """Context tokens, GFLOP and the median time of each way, taken in turns."""
+    """Measure context tokens, GFLOP and median time of each variant; calls alternate."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _, call in calls.values():
         call()
@@ -80,9 +81,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, required=True, help="a checkpoint (torch weights)")
+    parser.add_argument("--model", type=Path, required=True, help="folder of a checkpoint")
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--out", type=Path, required=True, help="CSV")
+    parser.add_argument("--out", type=Path, required=True, help="CSV file to write")
     args = parser.parse_args()
     checkpoint = open_checkpoint(args.model)
     connector, unet = (checkpoint.networks[name] for name in ("connector", "unet"))

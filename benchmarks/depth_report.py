@@ -1,13 +1,13 @@
-"""The depth student on frames with measured depth, and on photographs.
+"""Accuracy of the depth student on frames with measured depth, and its maps of photographs.
 
     python benchmarks/depth_report.py --run RUN --rgbd DIR --photos DIR --out OUT
 
-`--rgbd` has `color/` and `depth/` (16-bit, millimetres, 0 = unknown), files of one stem belonging
-together. They are for measuring: nothing is trained or chosen on them. Writes `depth.csv` (a line
+`--rgbd` has `color/` and `depth/` (16-bit, millimetres, 0 = unknown); files of the same stem belong
+together. The frames only measure: nothing is trained or chosen on them. Writes `depth.csv` (one row
 per frame), `summary.csv`, `rgbd.png` (picture | student | truth) and `photos.png`.
 
-A pair of points counts when its depths differ by more than a ratio. A tie counts one half, so that
-chance is 0.5; "lower is nearer" ties within a row, and is given with such pairs left out, too.
+A pair of points counts if its depths differ by more than a ratio. A tie counts one half, so that
+chance is 0.5. The baseline "lower is nearer" ties within a row; it is also given without ties.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from mmsr_edge.training.data.scene_data import Scenes
 from mmsr_edge.training.states import load_run
 
 RATIOS = (1.02, 1.05, 1.1, 1.25)
-"""Depth ratios above which pairs count."""
+"""Least depth ratios of the pairs."""
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""[1, 3, 256, 256] in [-1, 1] → [1, 1, 256, 256]."""
+"""Depth network: [1, 3, 256, 256] in [-1, 1] → [1, 1, 256, 256]."""
 
 
 def torch_network(run: Path) -> Network:
-    """The averaged weights of a training run."""
+    """Load the averaged weights of a training run."""
     network = build_depth(DepthConfig()).eval()
     network.load_state_dict(load_run(run)["depth"])
 
@@ -53,7 +53,7 @@ def torch_network(run: Path) -> Network:
 
 
 def exported_network(path: Path) -> Network:
-    """An ONNX file or OpenVINO IR, run by OpenVINO."""
+    """Load an ONNX file or OpenVINO IR with OpenVINO."""
     import openvino as ov
 
     compiled = ov.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -61,7 +61,7 @@ def exported_network(path: Path) -> Network:
 
 
 def predict(network: Network, picture: Image.Image) -> NDArray[np.float64]:
-    """Nearness at the picture's own size, the way the pipeline asks for it."""
+    """Predict nearness at the picture's own size, as in the pipeline."""
     rgb = np.asarray(picture, np.float32) / 127.5 - 1
     out = network(squeeze_picture(rgb, MAP_SIDE))[0, 0]
     resized = Image.fromarray(out).resize(picture.size, Image.Resampling.BILINEAR)
@@ -69,7 +69,7 @@ def predict(network: Network, picture: Image.Image) -> NDArray[np.float64]:
 
 
 def spoil(picture: Image.Image, seed: int) -> Image.Image:
-    """The picture as super-resolution gets it: a quarter of the size, degraded."""
+    """Make an LR picture: a quarter of the size, degraded."""
     rgb = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
     lr = degrade(rgb, DegradeConfig(clean=0.0), torch.Generator().manual_seed(seed))
     return Image.fromarray(((lr[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
@@ -97,12 +97,12 @@ def measure(
 
 
 def grey(map_: NDArray[np.float64]) -> Image.Image:
-    """A map in [0, 1] as a picture."""
+    """Convert a map in [0, 1] to a grey picture."""
     return Image.fromarray((map_.clip(0, 1) * 255).astype(np.uint8)).convert("RGB")
 
 
 def truth(depth: NDArray[np.float64]) -> Image.Image:
-    """Measured depth in the student's units; unknown is black."""
+    """Picture of the measured depth in the student's units; unknown is black."""
     known = depth > 0
     inverse = np.where(known, 1 / np.where(known, depth, 1), 0)
     low, high = np.percentile(inverse[known], [2, 98])
@@ -110,7 +110,7 @@ def truth(depth: NDArray[np.float64]) -> Image.Image:
 
 
 def sheet(rows: list[list[Image.Image]], size: tuple[int, int], columns: int) -> Image.Image:
-    """Groups of pictures side by side, `columns` groups in a line."""
+    """Arrange groups of pictures side by side, `columns` groups per line."""
     groups = (rows[i : i + columns] for i in range(0, len(rows), columns))
     lines = [[picture for group in line for picture in group] for line in groups]
     out = Image.new("RGB", (max(map(len, lines)) * size[0], len(lines) * size[1]))
@@ -121,7 +121,7 @@ def sheet(rows: list[list[Image.Image]], size: tuple[int, int], columns: int) ->
 
 
 def scenes_accuracy(network: Network, folder: Path, count: int) -> list[float]:
-    """On rendered scenes that were held out of training; the sky is farther than all else."""
+    """Ordinal accuracies on held-out rendered scenes; the sky is farthest."""
     scores = []
     for path in Scenes.held_out_files(folder):
         for rgb, inverse in zip(*Scenes.load(path), strict=True):
@@ -133,7 +133,7 @@ def scenes_accuracy(network: Network, folder: Path, count: int) -> list[float]:
 
 
 def summed_up(measure: str, values: list[float]) -> Row:
-    """A line of the summary."""
+    """Row of the summary: mean and worst value."""
     mean, worst = round(float(np.mean(values)), 4), round(float(min(values)), 4)
     return {"measure": measure, "mean": mean, "worst": worst}
 
@@ -144,13 +144,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", type=Path, help="folder of train_depth's run")
-    source.add_argument("--model", type=Path, help="an ONNX file or OpenVINO IR of the network")
-    parser.add_argument("--rgbd", type=Path, help="frames with measured depth")
-    parser.add_argument("--photos", type=Path, help="photographs to look at")
+    source.add_argument("--run", type=Path, help="folder of a run of train_depth")
+    source.add_argument("--model", type=Path, help="ONNX file or OpenVINO IR of the network")
+    parser.add_argument("--rgbd", type=Path, help="folder of frames with measured depth")
+    parser.add_argument("--photos", type=Path, help="folder of photographs")
     parser.add_argument("--scenes", type=Path, help="folder of rendered scenes")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pairs", type=int, default=20_000, help="a frame and ratio")
+    parser.add_argument("--pairs", type=int, default=20_000, help="pairs per frame and ratio")
     parser.add_argument("--count", type=int, default=48, help="photographs on the sheet")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Memory and time by the size of the result: one process each, so that its peak is its own.
+"""Peak memory and time by the size of the result, with one process per size.
 
     python benchmarks/memory_curve.py --megapixels 1 4 12 48 100 --out OUT
 
-The input is a photograph-like picture made here, written as a PNG; the result goes into another
-PNG by rows. Writes `memory.csv` and `memory.png`, and compares each peak with the first one's.
+The input is a generated picture, similar to a photograph, in a PNG file. The result is written to
+another PNG by rows. Writes `memory.csv` and `memory.png`; each peak is compared with the first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COLUMNS = ("MP", "peak MB", "over the first", "input MB", "s", "s a MP")
 
 
 def picture(width: int, height: int) -> Image.Image:
-    """Waves of many lengths with grain on them: [height, width], the same every time."""
+    """Generate a picture [height, width] of waves and grain, equal in every call."""
     rng = np.random.Generator(np.random.Philox(3))
     out = np.empty((height, width, 3), np.uint8)
     x = np.arange(width)[None, :, None]
@@ -42,7 +42,7 @@ def picture(width: int, height: int) -> Image.Image:
 
 
 def serve(source: str, out: str, options: dict[str, Any]) -> None:
-    """Enlarge one picture, and print what it took."""
+    """Enlarge one picture, and print peak memory and seconds as JSON."""
     from mmsr_edge import Upscaler
 
     upscaler = Upscaler(options["model"], options["backend"])
@@ -53,7 +53,7 @@ def serve(source: str, out: str, options: dict[str, Any]) -> None:
 
 
 def measure(megapixels: float, options: dict[str, Any]) -> dict[str, float]:
-    """One size, in a process of its own."""
+    """Measure one size in its own process: peak and input in MB, and seconds."""
     pixels = megapixels * 1e6 / 16
     width = round(math.sqrt(pixels * 4 / 3))
     height = round(pixels / width)

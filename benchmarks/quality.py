@@ -1,10 +1,10 @@
-"""Measure bundles on test sets, beside bicubic, and make a page to look at.
+"""Measure bundles and bicubic on test sets, and write a page of crops.
 
     python benchmarks/quality.py --set DIR [--set DIR …] --metrics DIR [--model nano …] --out OUT
 
-A test set is a folder with `hr/` and one folder for each degradation (`lr_…`), files of one name
-belonging together. Writes `pictures/`, `quality.csv` (a line per picture), `summary.csv` and
-`index.html`.
+A test set is a folder with `hr/` and one folder for each degradation (`lr_…`); files of the same
+name belong together. Writes `pictures/`, `quality.csv` (one row per picture and method),
+`summary.csv` and `index.html`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def ours(args: argparse.Namespace, model: str) -> Method:
 
 
 def measure(args: argparse.Namespace, methods: dict[str, Method], metrics: Metrics) -> list[Row]:
-    """One row per picture and method; the pictures are saved under `OUT/pictures`."""
+    """Measure one row per picture and method; saves the pictures under `OUT/pictures`."""
     rows: list[Row] = []
     work = [(root, *p) for root in args.set for p in pairs(root)]
     for root, degradation, lr_path, hr_path in tqdm(work, desc="pictures"):
@@ -72,7 +72,7 @@ img { width: 256px; image-rendering: pixelated }
 
 
 def write_page(path: Path, rows: list[Row], summary: list[Row], side: int) -> None:
-    """A table of means, and of each picture the crop with most detail from all methods."""
+    """Write the table of means, and by picture the most detailed crop from each method."""
     folder = path.parent / "crops"
     folder.mkdir(exist_ok=True)
 
@@ -117,7 +117,7 @@ def main() -> None:
         "--metrics", type=Path, help="folder of lpips_alex.onnx and vgg_dists_lpips.onnx"
     )
     parser.add_argument(
-        "--pyiqa", nargs="+", default=[], metavar="NAME", help="metrics of that package besides"
+        "--pyiqa", nargs="+", default=[], metavar="NAME", help="further metrics, of pyiqa"
     )
     parser.add_argument(
         "--model", action="append", default=[], help="bundle name or folder; repeatable"

@@ -1,11 +1,11 @@
-"""Ways to quantize a checkpoint's components, side by side: time, size and error.
+"""Comparison of recipes for the quantization of a checkpoint's components: time, size and error.
 
     python benchmarks/quantization.py --checkpoint weights/nano --calibration PHOTOS --out OUT
 
-`naive` is what tools do by themselves: all convolutions and matrix products at int8, one scale a
-tensor, the range of whatever a few inputs gave. Every other way leaves the layers of `keep_float`
-in float. Times are medians of rounds in which all files take turns on each runtime; compare them
-within a table. Writes `quantization.csv` and `quantization.png`.
+`naive` is the default of the tools: all convolutions and matrix products at int8, one scale per
+tensor, ranges from a few inputs. Every other int8 recipe leaves the layers of `keep_float` in
+float. Times are medians over rounds in which the files alternate on each runtime; compare them
+within one table only. Writes `quantization.csv` and `quantization.png`.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ Samples = list[dict[str, Any]]
 
 
 def naive(model: onnx.ModelProto, samples: Samples) -> onnx.ModelProto:
-    """Everything int8, one scale a tensor, ranges from the first inputs recorded."""
+    """Quantize all to int8, with one scale per tensor and ranges from four recorded inputs."""
     return quantize_static(model, samples[:4], op_types_to_quantize=["Conv", "Gemm", "MatMul"])
 
 
 def recipes(
     model: onnx.ModelProto, samples: Samples, config: QuantConfig | None
 ) -> dict[str, Callable[[], onnx.ModelProto]]:
-    """Ways to make a file, by name."""
+    """Functions that make a graph, by the name of the recipe."""
     made: dict[str, Callable[[], onnx.ModelProto]] = {
         "fp32": lambda: model,
         "fp16": lambda: halve_weights(model),
@@ -85,11 +85,11 @@ def main() -> None:
     )
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--calibration", type=Path, required=True, help="photographs, or a set")
-    parser.add_argument("--quantization", type=Path, help="as for export_all.py")
+    parser.add_argument("--quantization", type=Path, help="JSON file, as for export_all.py")
     parser.add_argument("--components", type=words, default=("lr_encoder", "unet", "decoder"))
-    parser.add_argument("--samples", type=int, default=32, help="to calibrate on, at most")
+    parser.add_argument("--samples", type=int, default=32, help="most inputs to calibrate on")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, help="of both runtimes; default: their own choice")
+    parser.add_argument("--threads", type=int, help="per runtime (default: its own choice)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the tables")
     args = parser.parse_args()
     check_names("component", args.components, tuple(COMPONENTS))
@@ -133,7 +133,7 @@ def compare(
     references: Samples,
     args: argparse.Namespace,
 ) -> list[tuple[str, ...]]:
-    """The lines of one component, printed as they come."""
+    """Measure one component; prints each row and returns all."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -153,13 +153,13 @@ def compare(
             for _ in range(args.rounds):
                 for way in ways:
                     session = sessions[way, backend.name]
-                    session.run(feeds[0])  # the runtime's threads and caches are its own again
+                    session.run(feeds[0])  # warms the runtime's threads and caches
                     began = time.perf_counter()
                     session.run(feeds[0])
                     seconds[way, backend.name].append(time.perf_counter() - began)
         for (way, reader), session in sessions.items():
             psnr = measure(session, feeds, references, component(name).codes).psnr
-            row = (
+            row: tuple[str, ...] = (
                 name,
                 way,
                 reader,

@@ -1,9 +1,10 @@
-"""What the tokenizer keeps of each modality's maps, as discrete and as continuous tokens (Fig. 4).
+"""Reconstruction of each modality's maps from discrete and from continuous tokens (Fig. 4).
 
     python benchmarks/tokenizer_report.py --checkpoint DIR --pictures DIR --out OUT
 
-Discrete tokens are the codebook's, which the connector gets; continuous ones are the encoder's own
-features. Writes `tokenizer.csv` and `maps.png`: for each modality map, discrete, continuous.
+Discrete tokens are vectors of the codebook, the connector's input. Continuous tokens are the
+encoder's features before quantization. Writes `tokenizer.csv`, and `maps.png` with the rows map,
+discrete and continuous for each modality.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmsr_edge.bundle import MAPS
 from mmsr_edge.files import write_csv
 from mmsr_edge.models.checkpoint import open_checkpoint
 from mmsr_edge.models.tokenizer import Tokenizer
@@ -23,8 +25,6 @@ from mmsr_edge.training.data.degradation import DegradeConfig, degrade
 from mmsr_edge.training.data.maps import MapMaker
 from mmsr_edge.training.data.photos import Photos
 from mmsr_edge.training.modality_networks import load_modality_networks
-
-MODALITIES = ("depth", "segmentation", "edges")
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def reconstruct(tokenizer: Tokenizer, maps: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 def perplexity(indices: Tensor, codes: int) -> float:
-    """exp of the entropy of the codes' use: how many codes' worth of variety there is."""
+    """Exponential of the entropy of the code frequencies: the effective number of codes."""
     share = torch.bincount(indices.flatten(), minlength=codes).double()
     share = share[share > 0] / share.sum()
     return float(torch.exp(-(share * share.log()).sum()))
@@ -52,7 +52,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="such as weights/nano")
-    parser.add_argument("--pictures", type=Path, required=True, help="that it was not trained on")
+    parser.add_argument("--pictures", type=Path, required=True, help="held-out photographs")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=96, help="crops, drawn from all pictures")
     parser.add_argument("--crop", type=int, default=256, help="side of a crop, in HR pixels")
@@ -71,7 +71,7 @@ def main() -> None:
     )
     maps = MapMaker(photos, modalities)(crops, hr, lr).maps  # [B, 3 modalities, 3, 256, 256]
     rows, strips = [], []
-    for i, modality in enumerate(MODALITIES):
+    for i, modality in enumerate(MAPS):
         parts = [reconstruct(tokenizer, m) for m in maps[:, i].split(16)]
         discrete, continuous, indices = (torch.cat(column) for column in zip(*parts, strict=True))
         row: dict[str, object] = {"modality": modality}

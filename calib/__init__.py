@@ -1,1 +1,1 @@
-"""Calibration sets: real pipeline activations, recorded over all sampler steps."""
+"""Calibration sets: inputs of components, recorded in the pipeline over all sampler steps."""

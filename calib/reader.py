@@ -24,25 +24,25 @@ if TYPE_CHECKING:
 
 _NOTES = "notes"
 HELD_OUT = 8
-"""Recorded inputs of a component that are kept from calibration, to measure parity on."""
+"""Maximum number of a component's inputs held out of calibration, to measure parity on."""
 
 
 @dataclass(frozen=True, eq=False)
 class CalibrationSet:
-    """Recorded inputs, in the order in which the pipeline made its calls."""
+    """Recorded inputs, in the order of the pipeline's calls."""
 
     inputs: Mapping[str, Mapping[str, Array]]
-    """By component and input: the calls stacked along the batch, [N, ...]; float16 or int64."""
+    """Arrays [N, ...] of N calls by component and input; float16 or int64."""
     notes: Mapping[str, Any]
-    """How it was recorded, as JSON."""
+    """Settings of the recording, as a JSON object."""
 
     @classmethod
     def stack(
         cls, calls: Mapping[str, Iterable[Feeds]], notes: Mapping[str, Any]
     ) -> CalibrationSet:
-        """Build a set from each component's calls, which are made with a batch of 1.
+        """Build a set from each component's calls, which have a batch of 1.
 
-        Floats are kept as float16, which halves the file and is finer than any int8 step.
+        Floats are stored as float16, which halves the file and is finer than any int8 step.
 
         Raises:
             OptionError: a recorded number is not finite, or too large for float16.
@@ -57,7 +57,7 @@ class CalibrationSet:
         return cls(inputs, dict(notes))
 
     def count(self, component: str) -> int:
-        """How many calls of a component there are."""
+        """Number of recorded calls of a component."""
         columns = self.inputs.get(component, {})
         return min((len(column) for column in columns.values()), default=0)
 
@@ -65,8 +65,8 @@ class CalibrationSet:
         """A component's calls as feeds with a batch of 1, floats as float32.
 
         Args:
-            component: its name; one that was not recorded has no calls.
-            rows: which of them; None: all.
+            component: name of the component; one that was not recorded has no calls.
+            rows: indices of the calls; None: all.
         """
         for row in range(self.count(component)) if rows is None else rows:
             yield {
@@ -77,20 +77,20 @@ class CalibrationSet:
             }
 
     def calibration(self, component: str) -> list[Feeds]:
-        """The calls to calibrate on: all but those held out."""
+        """Calls to calibrate on: all but those held out."""
         count = self.count(component)
         return list(self.calls(component, range(max(count - _held_out(count), min(count, 1)))))
 
     def held_out(self, component: str) -> list[Feeds]:
-        """The calls to measure on: the last quarter, `HELD_OUT` at most, 1 at least."""
+        """Calls to measure on: the last quarter, at least 1 and at most `HELD_OUT`."""
         count = self.count(component)
         return list(self.calls(component, range(count - _held_out(count), count)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the set, in one step.
+        """Write the set atomically.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         path = Path(path)
         arrays: dict[str, Any] = {
@@ -110,7 +110,7 @@ class CalibrationSet:
         """Read a set.
 
         Raises:
-            OptionError: there is no such file, or it is no calibration set.
+            OptionError: the file does not exist, or is no calibration set.
         """
         inputs: dict[str, dict[str, Array]] = {}
         try:

@@ -1,4 +1,4 @@
-"""Recorded inputs in the forms in which the tools that quantize take them."""
+"""Recorded inputs in the formats of the quantization tools."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["coreml_samples", "nncf_dataset", "onnxruntime_reader"]
 
 
 def nncf_dataset(samples: Iterable[Feeds]) -> Any:
-    """An `nncf.Dataset` of feeds by name."""
+    """Make an `nncf.Dataset` of feeds by name."""
     import nncf
 
     return nncf.Dataset([dict(sample) for sample in samples])
 
 
 def onnxruntime_reader(samples: Iterable[Feeds]) -> Any:
-    """An `onnxruntime.quantization.CalibrationDataReader` of feeds by name."""
+    """Make an `onnxruntime.quantization.CalibrationDataReader` of feeds by name."""
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):
@@ -45,8 +45,9 @@ def onnxruntime_reader(samples: Iterable[Feeds]) -> Any:
 
 
 def coreml_samples(samples: Iterable[Feeds]) -> list[dict[str, NDArray[Any]]]:
-    """What `coremltools.optimize.coreml.experimental.linear_quantize_activations` takes: feeds by
-    name, with int32 for int64, which Core ML lacks.
+    """Feeds by name for coremltools, with int64 as int32, because Core ML has no int64.
+
+    The function is `coremltools.optimize.coreml.experimental.linear_quantize_activations`.
     """
     return [
         {k: v.astype(np.int32) if v.dtype == np.int64 else v for k, v in sample.items()}

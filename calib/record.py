@@ -1,12 +1,12 @@
-"""Record what components are fed while the pipeline upscales photographs: a calibration set.
+"""Record a calibration set: the inputs of the components while the pipeline upscales photographs.
 
     python -m mmsr_edge.calib.record --bundle DIR --pictures DIR --out calibration.npz
 
-Each photograph gives one tile: a crop shrunk to the low resolution, every other one degraded as in
-training, so that clean and noisy pictures are seen. Walks of several lengths cover all timesteps;
-prompts, guidance and the maps at hand vary. Of a picture's calls to a component, a few are kept,
-drawn at random over steps and guidance branches. The HR crops are kept as what `hr_encoder` is fed:
-the export measures by them what quantization costs. The same seed records the same set.
+Each photograph gives one tile: a crop reduced to the low resolution. Every other tile is degraded
+as in training, so that clean and noisy pictures occur. Trajectories of several lengths cover all
+timesteps; prompts, guidance and the available maps vary. A few calls of each component are kept for
+each picture, drawn at random over steps and guidance branches. The HR crops are kept as inputs of
+`hr_encoder`; the export compares its pictures with them. The same seed records the same set.
 """
 
 from __future__ import annotations
@@ -52,23 +52,27 @@ PROMPTS = (
     "auto",
     "a bird on a branch, soft background",
 )
-"""Cycled through; "auto" stands for the bundle's own tags."""
+"""Prompts, used in turn; "auto" stands for the bundle's own tags."""
 
 
 @dataclass(frozen=True)
 class RecordConfig:
-    """What is recorded."""
+    """Settings of a recording.
+
+    Raises:
+        OptionError: a value is below 1.
+    """
 
     pictures: int = 24
-    """Tiles to upscale; photographs are used again where there are fewer."""
+    """Number of tiles to upscale; photographs are reused if there are fewer."""
     calls: int = 6
-    """Calls kept of each component for each picture."""
+    """Number of calls of each component to keep for each picture."""
     steps: tuple[int, ...] = (1, 4, 20, 50)
-    """Lengths of the sampler's walk, cycled through."""
+    """Lengths of the sampler's trajectory, used in turn."""
     maps: float = 0.5
-    """Chance that depth, and that segmentation is there; edges are left out of every tenth tile."""
+    """Probability of depth and of segmentation being present; edges have 0.9."""
     seed: int = 0
-    """Of everything random."""
+    """Seed of all random choices."""
 
     def __post_init__(self) -> None:
         if self.pictures < 1 or self.calls < 1 or not self.steps or min(self.steps) < 1:
@@ -85,11 +89,11 @@ def record(
     Args:
         model: folder of a bundle or checkpoint.
         pictures: folder of photographs, searched recursively.
-        config: what to record; None: the defaults.
-        backend: runs the bundle; "torch" for a checkpoint.
+        config: settings; None: the defaults.
+        backend: backend that runs the bundle; "torch" for a checkpoint.
 
     Raises:
-        OptionError: there are no photographs, or walks longer than the model's schedule.
+        OptionError: there are no photographs.
         MMSRError: the bundle cannot be opened or run.
     """
     config = config or RecordConfig()
@@ -106,7 +110,7 @@ def record(
     )
     tiles = tiles_of_photos(pictures, manifest, config)
     for number, (hr, tile) in enumerate(tqdm(tiles, "recording", config.pictures, unit="picture")):
-        recorder.see("hr_encoder", {"image": hr})
+        recorder.add("hr_encoder", {"image": hr})
         steps = min(config.steps[number % len(config.steps)], manifest.sampler.num_train_timesteps)
         upscaler.upscale(
             tile,
@@ -125,10 +129,10 @@ def record(
 def tiles_of_photos(
     folder: Path, manifest: Manifest, config: RecordConfig
 ) -> Iterator[tuple[Array, Array]]:
-    """Tiles cut from photographs, and the same shrunk; every other one is clean.
+    """Cut tiles from photographs and degrade them; every other LR tile is clean.
 
     Yields:
-        HR, float32 [1, 3, s·t, s·t] in [-1, 1], and LR, uint8 [t, t, 3].
+        HR tile, float32 [1, 3, s·t, s·t] in [-1, 1], and LR tile, uint8 [t, t, 3].
     """
     photos = find_photos(folder)
     rng = np.random.default_rng([config.seed, 1])
@@ -150,7 +154,7 @@ def tiles_of_photos(
 
 
 def _guidance(manifest: Manifest, number: int, steps: int) -> dict[str, Any]:
-    """The bundle's own, and now and then another, whose negative branch lacks modalities."""
+    """Guidance options: the bundle's own for half of the pictures, another kind for the rest."""
     sampler = manifest.sampler
     if number % 4 < 2 or sampler.baked_guidance is not None:
         return {}
@@ -162,9 +166,10 @@ def _guidance(manifest: Manifest, number: int, steps: int) -> dict[str, Any]:
 def _maps(
     tile: Array, manifest: Manifest, config: RecordConfig, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """Which maps there are. Where the bundle makes none itself, stand-ins of the same kind.
+    """Options of the maps: present at random, with stand-ins where the bundle lacks a network.
 
-    Near is what is low in the picture and bright; a class is a range of brightness.
+    In the stand-ins, depth is nearer where a pixel is lower and brighter, and a segmentation class
+    is a range of brightness.
     """
     here = rng.random(3) < (config.maps, config.maps, 0.9)
     grey = gaussian_blur(tile.astype(np.float32).mean(axis=2) / 255, 2.0)
@@ -181,19 +186,19 @@ def _maps(
 
 
 class _Recorder:
-    """Keeps a fair draw of each component's calls, picture by picture."""
+    """Uniform random sample of each component's calls, picture by picture."""
 
     def __init__(self, most: int, rng: np.random.Generator) -> None:
         self.kept: dict[str, list[dict[str, Array]]] = {}
         self._most, self._rng = most, rng
-        self._seen: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
         self._reservoirs: dict[str, dict[int, dict[str, Array]]] = {}
 
-    def see(self, component: str, feeds: dict[str, Array]) -> None:
-        """Reservoir sampling (Vitter 1985, Algorithm R): every call is as likely to stay."""
+    def add(self, component: str, feeds: dict[str, Array]) -> None:
+        """Add a call by reservoir sampling (Vitter 1985, Algorithm R): all are equally likely."""
         reservoir = self._reservoirs.setdefault(component, {})
-        call = self._seen[component]
-        self._seen[component] += 1
+        call = self._counts[component]
+        self._counts[component] += 1
         if len(reservoir) == self._most:
             slot = int(self._rng.integers(call + 1))
             if slot >= self._most:
@@ -202,16 +207,16 @@ class _Recorder:
         reservoir[call] = {name: array.copy() for name, array in feeds.items()}
 
     def end_picture(self) -> None:
-        """Put away what this picture left."""
+        """Store the sampled calls of this picture."""
         for component, reservoir in self._reservoirs.items():
             calls = self.kept.setdefault(component, [])
             calls.extend(reservoir[call] for call in sorted(reservoir))
-        self._seen.clear()
+        self._counts.clear()
         self._reservoirs.clear()
 
 
 class _RecordedPipeline(MultimodalPipeline):
-    """The pipeline with every call seen by a recorder."""
+    """Pipeline that passes every call to a recorder."""
 
     def __init__(
         self,
@@ -227,7 +232,7 @@ class _RecordedPipeline(MultimodalPipeline):
         self, component: str, calls: Sequence[dict[str, Array]], picture: PictureRun
     ) -> list[dict[str, Array]]:
         for feeds in calls:
-            self._recorder.see(component, feeds)
+            self._recorder.add(component, feeds)
         return super().run(component, calls, picture)
 
 
@@ -240,13 +245,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--bundle", type=Path, required=True, help="bundle or checkpoint folder")
     parser.add_argument("--pictures", type=Path, required=True, help="folder of photographs")
-    parser.add_argument("--out", type=Path, required=True, help="the .npz file to write")
-    parser.add_argument("--backend", default="auto", help="runs the bundle (default: auto)")
+    parser.add_argument("--out", type=Path, required=True, help=".npz file to write")
+    parser.add_argument("--backend", default="auto", help="backend to run (default: auto)")
     default = RecordConfig()
-    parser.add_argument("--count", type=int, default=default.pictures, help="pictures to upscale")
+    parser.add_argument("--count", type=int, default=default.pictures, help="tiles to upscale")
     parser.add_argument("--calls", type=int, default=default.calls, help="kept for each picture")
     parser.add_argument(
-        "--steps", type=int, nargs="+", default=default.steps, help="walks' lengths"
+        "--steps", type=int, nargs="+", default=default.steps, help="lengths of the trajectory"
     )
     parser.add_argument("--seed", type=int, default=default.seed)
     args = parser.parse_args(arguments)

@@ -1,1 +1,1 @@
-"""Converters [torch]: from a trained checkpoint to a bundle that devices open."""
+"""Converters [torch]: from a trained checkpoint to a bundle that devices run."""

@@ -1,4 +1,4 @@
-"""Artifacts: one network as files, in the formats and precisions there are."""
+"""Artifacts: one network written as files, in every format and precision."""
 
 from __future__ import annotations
 
@@ -37,45 +37,45 @@ READERS: dict[str, tuple[str, ...]] = {
     "coreml": ("mil",),
     "torch": ("torch",),
 }
-"""Backends that each format is checked with. Core ML itself runs on macOS only; "mil" interprets
-its programs anywhere, on build machines."""
+"""Backends that check each format. Core ML runs on macOS only; "mil" interprets its programs on any
+build machine."""
 INTERPRETER = Backend("mil", "coreml", "mmsr_edge.converters.mil.session", ("coreml",))
-"""The reader that is no runtime."""
+"""Interpreter of ML Programs; a reader for checks, not a runtime."""
 CHECKERS = {backend.name: backend for backend in (*BACKENDS, INTERPRETER)}
-"""All readers by name."""
+"""All readers, by name."""
 QUANTIZED: dict[Precision, tuple[Format, ...]] = {
     "int4": ("onnx", "openvino"),
     "int8": ("onnx", "openvino", "coreml"),
 }
-"""Formats that have int4, and int8: of weights and activations, and of weights alone."""
+"""Formats that support int4 and int8. For Core ML, int8 compresses the weights only."""
 EXACTER: dict[Precision, Precision] = {"int4": "int8", "int8": "fp16", "fp16": "fp32"}
-"""What a component gets that has no such precision."""
+"""Next more exact precision, for a component that lacks the requested one."""
 _INT4: dict[str, Any] = {"weights": "blocks", "bits": 4, "block": BLOCK, "activations": "float"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the artifacts of one component are made from."""
+    """Source of the artifacts of one component: network, specification and settings."""
 
     network: nn.Module
-    """In torch, float32."""
+    """The network in torch at float32."""
     spec: ComponentSpec
-    """Its name and tensors."""
+    """Name and tensors of the component."""
     example: Feeds
-    """One set of inputs."""
+    """One set of inputs, by name."""
     calibration: Sequence[Feeds] = ()
-    """Recorded inputs, for int8."""
+    """Recorded inputs to calibrate int8 on."""
     quantization: QuantConfig | None = None
-    """How int8 is made; None: it is not."""
+    """Settings of int8 and int4; None: the component stays float."""
     coreml_weights: CoreMLWeights = "linear"
-    """How Core ML's weights are compressed where int8 is asked for."""
+    """Compression of Core ML's weights at int8."""
     exact: tuple[str, ...] = ()
-    """Operations that Core ML computes in float32 also where float16 is asked for."""
+    """Operations that Core ML computes in float32 even at float16."""
 
     def forms(
         self, formats: Sequence[Format], precisions: Sequence[Precision]
     ) -> list[tuple[Format, Precision]]:
-        """What to make when these formats and precisions are asked for, each once."""
+        """Distinct (format, precision) pairs to write for the requested formats and precisions."""
         forms: list[tuple[Format, Precision]] = []
         for form in formats:
             for precision in precisions:
@@ -91,15 +91,15 @@ class Source:
             return True
         if form not in QUANTIZED[precision] or self.quantization is None:
             return False
-        # What has int8 weights and no more is small, and in 4 bits it would miss its gate.
+        # Components with float activations are small, and would miss their gate at 4 bits.
         return precision == "int8" or self.quantization.activations != "float"
 
     def write(self, root: Path, form: Format, precision: Precision) -> Artifact:
         """Write one artifact below `root`, as `component/precision.suffix`.
 
         Raises:
-            BundleError, OptionError, ParityError: it cannot be made; see `write_weights`,
-                `quantize`, `to_onnx` and `to_coreml`.
+            BundleError, OptionError, ParityError: the artifact cannot be made; see
+                `write_weights`, `quantize`, `to_onnx` and `to_coreml`.
         """
         if form == "torch":
             return write_weights(
@@ -165,12 +165,12 @@ class Source:
 
     @cached_property
     def _half_program(self) -> Any:
-        """Core ML's float16 program, which int8 is made from too."""
+        """Core ML's float16 program, from which int8 is compressed as well."""
         return to_coreml(self.network, self._arguments, self._outputs, exact=self.exact)
 
     @property
     def _arguments(self) -> Feeds:
-        """The example in the order of the network's arguments; recorded inputs have another."""
+        """The example, sorted by the network's arguments; recorded inputs have another order."""
         return {spec.name: self.example[spec.name] for spec in self.spec.inputs}
 
     @property

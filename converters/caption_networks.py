@@ -1,13 +1,13 @@
-"""Published captioners as two networks: one that looks at the picture, one that writes a word.
+"""Published captioners as two networks: a picture encoder, and a decoder of one token per step.
 
     image [1, 3, s, s]                                       ->  states [1, 2·layers, h, p, e]
     ids [1, 1], position [1], states, past [1, 2·layers, h, r, e]
                                     ->  logits [1, v], column [1, 2·layers, h, 1, e]
 
-`states` are the keys and values of the decoder's cross-attention: of h heads, e wide, for p places
-of the picture. Every word needs them, so they are made once. `past` are those of its
-self-attention, of the r positions before; `column` is this position's. Layer n's keys are at 2n,
-its values at 2n + 1.
+`states` are the keys and values of the decoder's cross-attention, with h heads of width e at p
+places of the picture. Every step needs them, so the encoder computes them once. `past` are the keys
+and values of the self-attention at the r earlier positions; `column` are those of this position.
+Layer n has its keys at index 2n and its values at 2n + 1.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from mmsr_edge.errors import BundleError
 from mmsr_edge.modalities.vocabulary import Vocabulary
 
 HIDDEN = -1e4
-"""Added to the attention of positions to come: e to this is 0, and float16 holds it."""
+"""Added to the attention logits of later positions: exp of it is 0, and it fits into float16."""
 DEFAULT_LENGTH = 21
-"""Ids to a caption where neither checkpoint nor user names a number: a start and the 20 after it
-that `transformers` makes then."""
+"""Ids in a caption where neither checkpoint nor user sets a number: the start id and the 20 new ids
+that are the default of `transformers`."""
 
 
 class CaptionEncoder(nn.Module):
-    """What the decoder sees of a picture."""
+    """Picture encoder: from a picture to the keys and values of the decoder's cross-attention."""
 
     def __init__(self, checkpoint: Published, side: int, inner: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class CaptionEncoder(nn.Module):
         self.model, self.blip = checkpoint.model, checkpoint.kind == "blip"
 
     def look(self, pixels: Tensor) -> Tensor:
-        """What the picture says, [1, p, ·], as `generate` hands it to the decoder."""
+        """Hidden states of the picture [1, p, ·], as `generate` passes them to the decoder."""
         model = self.model
         if self.blip:
             return cast(Tensor, model.vision_model(pixel_values=pixels).last_hidden_state)
@@ -52,7 +52,7 @@ class CaptionEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         states = self.look(self.input(image))
-        # A step on an empty cache fills it; all else of the step is dead code to the exporter.
+        # One step fills the empty cache; the exporter removes the rest of the step as dead code.
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         writer(self.model)(
             input_ids=torch.zeros(1, 1, dtype=torch.int64),
@@ -64,7 +64,7 @@ class CaptionEncoder(nn.Module):
 
 
 class CaptionDecoder(nn.Module):
-    """One step of the decoder."""
+    """Decoder of one token: from an id and the earlier keys and values to logits."""
 
     def __init__(self, checkpoint: Published, length: int) -> None:
         super().__init__()
@@ -72,8 +72,8 @@ class CaptionDecoder(nn.Module):
         self.writer = writer(checkpoint.model)
         self.past = length - 1
         config = self.writer.config
-        # Of what encoder: its values are not looked at, for the cache has what is made of them.
-        self.seen = getattr(config, "encoder_hidden_size", config.hidden_size)
+        # Width of the encoder's states; their values are unused, because the cache replaces them.
+        self.encoder_width = getattr(config, "encoder_hidden_size", config.hidden_size)
 
     def forward(
         self, ids: Tensor, position: Tensor, states: Tensor, past: Tensor
@@ -86,7 +86,7 @@ class CaptionDecoder(nn.Module):
             input_ids=ids,
             attention_mask=mask,
             position_ids=position[None],
-            encoder_hidden_states=torch.zeros(1, states.shape[3], self.seen),
+            encoder_hidden_states=torch.zeros(1, states.shape[3], self.encoder_width),
             past_key_values=cache,
             use_cache=True,
         )
@@ -94,9 +94,9 @@ class CaptionDecoder(nn.Module):
 
 
 def written(encoder: CaptionEncoder, image: NDArray[Any], length: int) -> list[int]:
-    """The ids that `transformers` itself writes greedily, at most `length`."""
+    """Greedy caption ids by `transformers` itself, at most `length`."""
     with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its advice on settings of beams that are not used
+        warnings.simplefilter("ignore")  # warnings about unused beam settings
         ids = encoder.model.generate(
             pixel_values=encoder.input(torch.from_numpy(image)),
             max_new_tokens=length - 1,
@@ -112,7 +112,7 @@ def writer(model: nn.Module) -> nn.Module:
 
 
 def _stack(cache: Any) -> Tensor:
-    """[1, 2·layers, h, ·, e]."""
+    """Keys and values of a cache as one tensor [1, 2·layers, h, ·, e]."""
     return torch.stack([t for layer in cache.layers for t in (layer.keys, layer.values)], 1)
 
 
@@ -124,10 +124,11 @@ def _unstack(tensors: Tensor) -> DynamicCache:
 
 
 def check_captioner(checkpoint: Published) -> None:
-    """Check that a captioner is one of those that convert, and writes greedily what it should.
+    """Check that a captioner converts, and that greedy decoding follows its settings.
 
     Raises:
-        BundleError: its decoder is another, or its generation settings change greedy choices.
+        BundleError: the decoder's type is not supported, or the generation settings change greedy
+            choices.
     """
     kind = writer(checkpoint.model).config.model_type
     if kind not in ("gpt2", "blip_text_model"):
@@ -140,7 +141,7 @@ def check_captioner(checkpoint: Published) -> None:
         if value is not None and value != neutral:
             raise BundleError(
                 f"{str(checkpoint.folder)!r}: generation_config.json has {name} = {value!r}, "
-                f"which greedy decoding here does not do; set it to {neutral!r}"
+                f"which greedy decoding does not support here; set it to {neutral!r}"
             )
 
 
@@ -163,20 +164,20 @@ def _settings(checkpoint: Published) -> Any:
 
 
 def vocabulary(checkpoint: Published, length: int | None) -> Vocabulary:
-    """A captioner's tokens, and where its captions start and stop.
+    """Read a captioner's tokens, and the ids that start and end a caption.
 
     Args:
-        checkpoint: opened for "caption".
-        length: most ids to a caption; None: as the checkpoint says.
+        checkpoint: a checkpoint opened for "caption".
+        length: maximum number of ids in a caption; None: the checkpoint's own.
 
     Raises:
-        BundleError: the folder has no tokenizer, or one of another form.
+        BundleError: the tokenizer is missing or not supported, or the start and end ids are.
     """
     model, settings, folder = checkpoint.model, _settings(checkpoint), checkpoint.folder
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         backend = tokenizer.backend_tokenizer.to_str()
-    except Exception as error:  # whatever files of a tokenizer can provoke
+    except Exception as error:  # tokenizer files can raise anything
         raise BundleError(f"transformers finds no tokenizer in {str(folder)!r}: {error}") from error
     rule = json.loads(backend)
     forms = {"ByteLevel": "byte-bpe", "WordPiece": "wordpiece"}
@@ -185,7 +186,7 @@ def vocabulary(checkpoint: Published, length: int | None) -> Vocabulary:
     if form is None:
         raise BundleError(
             f"{str(folder)!r}: the tokenizer joins tokens by {decoder.get('type')!r}; "
-            f"{' and '.join(forms)} are known"
+            f"{' and '.join(forms)} are supported"
         )
     tokens = [""] * max(len(tokenizer), writer(model).config.vocab_size)
     for token, index in tokenizer.get_vocab().items():
@@ -202,7 +203,7 @@ def vocabulary(checkpoint: Published, length: int | None) -> Vocabulary:
         length = added + 1 if added else settings.max_length or DEFAULT_LENGTH
     if start is None or stop is None:
         raise BundleError(
-            f"{str(folder)!r}: config.json says not which ids start and end a caption "
+            f"{str(folder)!r}: config.json does not state which ids start and end a caption "
             f"(got {start} and {stop})"
         )
     return Vocabulary(

@@ -1,4 +1,4 @@
-"""Parity cards: an artifact measured on every reader of its format, gated, and the card on it."""
+"""Parity cards: measure an artifact on every reader of its format, gate it and attach the card."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ def add_card(
     gated: bool = True,
     opened: Callable[[str, Session], object] = lambda reader, session: None,
 ) -> tuple[Artifact, dict[str, Score]]:
-    """Measure an artifact that `source` wrote below `root`.
+    """Measure an artifact that `source` wrote below `root`, and attach its parity card.
 
     Args:
-        artifact: it.
-        source: what it was made from.
-        root: of the bundle.
-        feeds: inputs that calibration has not seen.
-        references: what the torch network makes of them.
-        options: of the sessions.
-        checkpoint: SHA-256 of the weights that it was made from.
-        preset: of the model, for the torch reader.
-        codes: see `parity.measure`.
-        gated: whether it must pass its gate.
-        opened: is shown every session, by reader.
+        artifact: the artifact to measure.
+        source: network and specification of its component.
+        root: folder of the bundle.
+        feeds: inputs held out of calibration.
+        references: outputs of the torch network for `feeds`.
+        options: options of the sessions.
+        checkpoint: SHA-256 of the weights that the artifact was made from.
+        preset: name of the model's preset, for the torch reader.
+        codes: name of the index output; see `parity.measure`.
+        gated: whether the artifact must pass its gate.
+        opened: callback that receives each reader's name and session.
 
     Returns:
         The artifact with its card, and its scores by reader.
 
     Raises:
-        ParityError: it misses its gate.
+        ParityError: the artifact misses its gate.
     """
     scores: dict[str, Score] = {}
     name, precision = source.spec.name, artifact.precision

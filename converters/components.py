@@ -1,6 +1,6 @@
-"""The table of components: how each is quantized, and which are shipped.
+"""Export settings by component: quantization, index outputs, and whether bundles contain it.
 
-What goes in and out of a component is `mmsr_edge.models.signatures`.
+`mmsr_edge.models.signatures` has the inputs and outputs of each component.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from mmsr_edge.errors import OptionError
 
 @dataclass(frozen=True)
 class Component:
-    """One network as converters see it."""
+    """Export settings of one component."""
 
     quantization: QuantConfig | None = None
-    """How to make it int8; None: it stays float."""
+    """Recipe for int8 and int4; None: the component stays float."""
     codes: str | None = None
-    """Output that holds indices [1, n], by which the others [1, n, ·] are looked up."""
+    """Name of the output with indices [1, n] that select the rows of the others, [1, n, ·]."""
     shipped: bool = True
-    """Whether a bundle needs it; otherwise it is exported on request only."""
+    """Whether bundles contain it by default; otherwise it is exported on request only."""
     exact: tuple[str, ...] = ()
-    """Operations that Core ML computes in float32 also where float16 is asked for."""
+    """Operations that Core ML computes in float32 even at float16."""
 
 
-# In float: the layers that read and write latents and pixels, whose rounding nothing averages out;
-# everything that carries the timestep (TFMQ, arXiv 2311.16503); attention's output projections,
-# whose inputs' ranges differ most between tokens. Norms, softmax and attention's own products have
-# no weights and are never quantized (`QuantConfig`).
+# Float layers: the first and last, because no other layer averages out their quantization error;
+# all that carry the timestep (TFMQ, arXiv 2311.16503); and attention's output projections, because
+# their input ranges differ most between tokens. Norms, softmax and attention's own products have no
+# weights and are never quantized (`QuantConfig`).
 UNET_FLOAT = (
     r"\bconv_in$",
     r"\bconv_out$",
@@ -42,11 +42,11 @@ DECODER_FLOAT = (
     r"^out\.0$|\bconv_out$",
 )
 
-# The small networks that see the whole picture run once for it. With int8 activations they fall far
-# short of the gates (depth 13 dB, segmentation 89 % of its classes) and are no faster.
+# The modality networks are small and run once per picture. With int8 activations they miss their
+# gates by far (depth 13 dB, segmentation 89 % equal classes) and are no faster.
 WEIGHTS_ALONE = QuantConfig(activations="float")
-# In float: the layer that reads pixels, which goes by the name of the BatchNorm that was folded
-# into it, and the one that tells every pixel of the whole picture.
+# Float layers: the first, exported under the name of the BatchNorm folded into it, and `whole`,
+# which passes global context to every pixel.
 DEPTH_WEIGHTS = QuantConfig(activations="float", keep_float=(r"^down\.0\.0\.[01]$", r"^whole$"))
 
 COMPONENTS: dict[str, Component] = {
@@ -58,7 +58,7 @@ COMPONENTS: dict[str, Component] = {
     ),
     "tokenizer": Component(
         codes="indices",
-        exact=("linear", "reduce_argmin"),  # distances to codes, which lie close together
+        exact=("linear", "reduce_argmin"),  # distances to the codes, which are close together
     ),
     "text_encoder": Component(),
     "connector": Component(),
@@ -68,14 +68,14 @@ COMPONENTS: dict[str, Component] = {
     ),
     "hr_encoder": Component(shipped=False),
 }
-"""Settings by name; the order is that of the pipeline."""
+"""Settings by name, in the order of the pipeline."""
 
 
 def component(name: str) -> Component:
-    """Look up a component.
+    """Look up the settings of a component.
 
     Raises:
-        OptionError: for a name that is not in the table.
+        OptionError: the name is unknown.
     """
     try:
         return COMPONENTS[name]

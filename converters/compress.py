@@ -1,8 +1,8 @@
-"""Weights to int8 or int4, activations left in float: a smaller file.
+"""Compression of weights to int8 or int4, with float activations, for smaller files.
 
-int8 is for networks that are small and run once a picture, where rounding activations would gain
-nothing; int4 for what is fetched over a slow line. OpenVINO unpacks the weights when it opens
-the file, ONNX Runtime at every call, which only large convolutions notice.
+int8 is for small networks that run once per picture, where int8 activations gain no speed. int4 is
+for downloads over a slow connection. OpenVINO unpacks the weights once when it opens the file. ONNX
+Runtime unpacks them in every call, which slows down large convolutions only.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ if TYPE_CHECKING:
 __all__ = ["compress_weights", "pack_int4", "round_blocks", "round_weights"]
 
 BLOCK = 32
-"""Weights that share an int4 scale; fewer, down to a half, where these do not divide the inputs."""
+"""Weights per int4 scale; where it does not divide the inputs, a smaller size, at least half."""
 SHARES = (1.0, 0.9, 0.8, 0.7)
-"""Of the greatest weight: where an int4 block's range may end."""
+"""Candidates for the range of an int4 block, as shares of its largest absolute weight."""
 INT4_OPSET = 21
-"""The first in which DequantizeLinear takes int4 and blocks."""
+"""First ONNX opset whose DequantizeLinear supports int4 and blocks."""
 
 
 def round_weights(
     weights: NDArray[np.float32], axis: int
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 per channel: w ≈ q·s, s = max|w| / 127 over all axes but `axis`.
+    """Quantize to symmetric int8 per channel: w ≈ q·s, s = max|w| / 127 over all axes but `axis`.
 
     Returns:
-        q of the weights' shape, and s, one number a channel; a channel of zeros has s = 1.
+        q in the shape of `weights`, and s [channels]; a channel of zeros has s = 1.
     """
     others = tuple(i for i in range(weights.ndim) if i != axis)
     scales = np.abs(weights).max(axis=others, keepdims=True) / 127
     scales[scales == 0] = 1
-    rounded = np.round(weights / scales).astype(np.int8)
-    return rounded, scales.reshape(-1).astype(np.float32)
+    quantized = np.round(weights / scales).astype(np.int8)
+    return quantized, scales.reshape(-1).astype(np.float32)
 
 
 def round_blocks(
     weights: NDArray[np.float32], axis: int, size: int
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int4 by blocks: w ≈ q·s, where `size` neighbours along `axis` share a scale.
+    """Quantize to symmetric int4 by blocks: w ≈ q·s, with one s per `size` weights along `axis`.
 
-    s is the best, by squared error, of a few shares of max|w| / 7: of seven steps a side, the
-    greatest weight is rarely worth one.
+    s is the multiple of max|w| / 7 by one of `SHARES` with the least squared error: with only seven
+    steps on each side, clipping the largest weight often reduces the error.
 
     Returns:
-        q in [-7, 7] of the weights' shape, and s, the same but for `axis`, which counts blocks; a
-        block of zeros has s = 1.
+        q in [-7, 7] in the shape of `weights`, and s in the same shape with the number of blocks
+        along `axis`; a block of zeros has s = 1.
     """
     shape = (*weights.shape[:axis], -1, size, *weights.shape[axis + 1 :])
     blocks = weights.reshape(shape)
@@ -65,12 +65,12 @@ def round_blocks(
         error = np.square(missed).sum(axis=axis + 1, keepdims=True)
         scales = np.where(error < best, tried, scales)
         best = np.minimum(error, best)
-    rounded = np.clip(np.round(blocks / scales), -7, 7).astype(np.int8)
-    return rounded.reshape(weights.shape), scales.squeeze(axis + 1).astype(np.float32)
+    quantized = np.clip(np.round(blocks / scales), -7, 7).astype(np.int8)
+    return quantized.reshape(weights.shape), scales.squeeze(axis + 1).astype(np.float32)
 
 
 def pack_int4(values: NDArray[np.int8], name: str) -> onnx.TensorProto:
-    """An INT4 tensor: two numbers a byte, the first in the low half."""
+    """Make an INT4 tensor: two numbers per byte, the first in the low half."""
     from onnx import TensorProto, helper
 
     flat = values.reshape(-1)
@@ -85,16 +85,20 @@ def compress_weights(
     folder: Path | None = None,
     four: frozenset[str] = frozenset(),
 ) -> onnx.ModelProto:
-    """A copy of a float32 graph in which the weights of `layers` (names of nodes) are int8.
+    """Compress the weights of some layers of a float32 graph to int8 or int4.
 
-    Each is read through a DequantizeLinear along the layer's output channels.
+    Each weight is read through a DequantizeLinear along the layer's output channels (int8) or
+    through one with blocks along its input channels (int4).
 
     Args:
-        model: not changed.
-        layers: names of nodes.
-        folder: where weights lie that the graph keeps in a file beside; one at a time is read.
-        four: those of `layers` whose weights are int4 instead, by blocks along their inputs, where
-            these divide into blocks. The graph's opset is then raised to the first that has int4.
+        model: the float32 graph; not changed.
+        layers: names of the nodes.
+        folder: folder of the external weights, where the graph has any; read one at a time.
+        four: nodes of `layers` with int4 weights, provided that their inputs divide into blocks.
+            The graph's opset is then raised to `INT4_OPSET`.
+
+    Returns:
+        The compressed copy.
     """
     import onnx
     from onnx import helper, numpy_helper, version_converter
@@ -117,11 +121,11 @@ def compress_weights(
             size = _block_size(values.shape[inputs]) if node.name in four else 0
             options = {"axis": inputs, "block_size": size} if size else {"axis": outputs}
             if size:
-                rounded, scales = round_blocks(values, inputs, size)
-                constants[name].CopyFrom(pack_int4(rounded, name))
+                quantized, scales = round_blocks(values, inputs, size)
+                constants[name].CopyFrom(pack_int4(quantized, name))
             else:
-                rounded, scales = round_weights(values, outputs)
-                constants[name].CopyFrom(numpy_helper.from_array(rounded, name))
+                quantized, scales = round_weights(values, outputs)
+                constants[name].CopyFrom(numpy_helper.from_array(quantized, name))
             made[name] = f"{name}.float"
             graph.initializer.append(numpy_helper.from_array(scales, f"{name}.scale"))
             unpacking.append(
@@ -140,12 +144,12 @@ def compress_weights(
 
 
 def _block_size(inputs: int) -> int:
-    """The largest size of blocks that `inputs` divides into; 0 where all would be too small."""
+    """The largest block size that divides `inputs`, from BLOCK / 2 to BLOCK; 0: there is none."""
     return next((n for n in range(BLOCK, BLOCK // 2 - 1, -1) if inputs % n == 0), 0)
 
 
 def _axes(node: onnx.NodeProto, rank: int) -> tuple[int, int]:
-    """Which axes of its weights count a layer's output and input channels."""
+    """Axes of the output and input channels in a layer's weights."""
     flags = {attribute.name: attribute.i for attribute in node.attribute}
     if node.op_type == "MatMul":
         return rank - 1, rank - 2

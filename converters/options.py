@@ -1,4 +1,4 @@
-"""Options: what both export commands read from their command lines."""
+"""Command-line options shared by the export commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["check_names", "read_settings", "words"]
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Words between commas or spaces."""
+    """Split a list that is separated by commas or spaces."""
     return tuple(word for word in text.replace(",", " ").split() if word)
 
 
@@ -21,7 +21,7 @@ def check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
     """Check that all names are known.
 
     Raises:
-        OptionError: naming the first that is not, and those there are.
+        OptionError: a name is unknown; the message lists the known ones.
     """
     for name in names:
         if name not in known:
@@ -29,10 +29,10 @@ def check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
 
 
 def read_settings(path: Path | None) -> dict[str, dict[str, Any]]:
-    """Changes to `QuantConfig` by component, from a JSON file.
+    """Read changes to `QuantConfig`, by component, from a JSON file; None: no changes.
 
     Raises:
-        OptionError: the file cannot be read, or holds something else.
+        OptionError: the file cannot be read, or is no object of objects.
     """
     if path is None:
         return {}
@@ -41,5 +41,5 @@ def read_settings(path: Path | None) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise OptionError(f"{str(path)!r} cannot be read as JSON: {error}") from None
     if not isinstance(settings, dict) or not all(isinstance(v, dict) for v in settings.values()):
-        raise OptionError(f"{str(path)!r} must hold an object of objects, by component")
+        raise OptionError(f"{str(path)!r} must hold an object of settings for each component")
     return settings

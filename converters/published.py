@@ -1,7 +1,7 @@
-"""Published checkpoints: local folders as Hugging Face's libraries write them, opened and checked.
+"""Published checkpoints: local folders in the format of Hugging Face's libraries.
 
-`transformers` builds the network from `config.json`. All else is read here: what its pictures must
-look like, under which licence it is, and which bytes it was.
+`transformers` builds the network from `config.json`. The preprocessing, the licence and the hashes
+of the weights are read here.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ Task = Literal["depth", "segmentation", "caption"]
 
 @dataclass(frozen=True)
 class Family:
-    """An architecture that is known to convert."""
+    """An architecture that converts."""
 
     loader: str
-    """Class of `transformers` that builds it."""
+    """Class of `transformers` that loads the network."""
     multiple: Callable[[Any], int]
-    """Of its config: what the side of its picture must be a multiple of."""
+    """Step of the input's side in pixels, from the config: sides are multiples of it."""
     any_side: bool = True
-    """Whether its picture may have another side than in training."""
+    """Whether the input may have another side than in training."""
     coreml: bool = True
-    """Whether coremltools converts it."""
+    """Whether coremltools converts the network."""
 
 
 def _patch(config: Any) -> int:
-    """Side of a patch, of the network or of its backbone."""
+    """Side of a patch in pixels, from the config of the network or of its backbone."""
     return int(getattr(getattr(config, "backbone_config", None) or config, "patch_size", 32))
 
 
@@ -51,7 +51,7 @@ FAMILIES: dict[Task, dict[str, Family]] = {
     },
     "segmentation": {
         "segformer": Family("AutoModelForSemanticSegmentation", lambda _: 32),
-        # coremltools 9 takes its padding masks, constants of bool, for doubles.
+        # coremltools 9 reads its padding masks, which are bool constants, as doubles.
         "mask2former": Family("AutoModelForUniversalSegmentation", lambda _: 32, coreml=False),
     },
     "caption": {
@@ -59,28 +59,28 @@ FAMILIES: dict[Task, dict[str, Family]] = {
         "blip": Family("BlipForConditionalGeneration", lambda _: 1, False),
     },
 }
-"""By task and `model_type` of config.json. Each is tested against `transformers`' own output."""
+"""Architectures by task and `model_type`; each is tested against the output of `transformers`."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a network's pictures must look like: pixel = image·scale + shift, of [-1, 1]."""
+    """Preprocessing of a network's input: pixel = image·scale + shift, for images in [-1, 1]."""
 
     side: int | None
-    """Side of the square; None: the folder names none."""
+    """Side of the square input in pixels; None: not in the folder."""
     resample: Image.Resampling
-    """How pictures were resized in training."""
+    """Filter of the resizing in training."""
     scale: tuple[float, ...]
-    """By channel."""
+    """Factor by channel."""
     shift: tuple[float, ...]
-    """By channel."""
+    """Offset by channel, added after the factor."""
 
     @classmethod
     def read(cls, folder: Path) -> Preprocessing:
-        """From preprocessor_config.json, or the processor_config.json of newer folders.
+        """Read preprocessor_config.json, or the processor_config.json of newer folders.
 
         Raises:
-            BundleError: neither is there, or it asks for what is not supported.
+            BundleError: both files are missing, or a setting is not supported.
         """
         given = _json(folder / "preprocessor_config.json", needed=False)
         if given is None:
@@ -88,12 +88,12 @@ class Preprocessing:
             given = combined.get("image_processor")
         if given is None:
             raise BundleError(
-                f"{str(folder)!r} has no preprocessor_config.json, which says what pictures the "
-                "network was trained on; copy it from where the checkpoint was published"
+                f"{str(folder)!r} has no preprocessor_config.json, which describes the network's "
+                "input; copy it from where the checkpoint was published"
             )
         if given.get("do_center_crop"):
             raise BundleError(
-                f"{str(folder)!r}: do_center_crop is not supported; networks here see the whole "
+                f"{str(folder)!r}: do_center_crop is not supported; networks run on the whole "
                 "picture"
             )
         factor = given.get("rescale_factor", 1 / 255) if given.get("do_rescale", True) else 1.0
@@ -122,7 +122,7 @@ def _side(size: Any, folder: Path) -> int | None:
         return int(size["shortest_edge"])
     height, width = size.get("height"), size.get("width")
     if height != width:
-        raise BundleError(f"{str(folder)!r}: pictures of {height}x{width}; they must be square")
+        raise BundleError(f"{str(folder)!r}: inputs are {height}x{width}; they must be square")
     return height and int(height)
 
 
@@ -131,38 +131,38 @@ class Published:
     """An opened checkpoint."""
 
     folder: Path
-    """Where it is."""
+    """Folder of the checkpoint."""
     task: Task
-    """What it is wanted for."""
+    """Task that the network is converted for."""
     family: Family
-    """Its architecture."""
+    """Architecture of the network."""
     model: nn.Module
-    """In evaluation mode, float32."""
+    """The network in evaluation mode, float32."""
     preprocessing: Preprocessing
-    """What its pictures must look like."""
+    """Preprocessing of the network's input."""
     weights: tuple[FileSpec, ...]
-    """The files its weights are in, relative to the folder."""
+    """Files of the weights, relative to the folder."""
     licence: str | None
-    """As its README.md declares it."""
+    """Licence declared in README.md; None: not declared."""
 
     @property
     def kind(self) -> str:
-        """`model_type` of its config."""
+        """`model_type` of the config."""
         return cast(str, self.model.config.model_type)
 
     def side(self, wanted: int | None) -> int:
-        """Side of the network's picture.
+        """Side of the network's input in pixels.
 
         Args:
-            wanted: by the user; None: that of training, brought to the nearest it can have.
+            wanted: requested side; None: the supported side that is nearest to training's.
 
         Raises:
-            OptionError: the network cannot have it.
+            OptionError: the network does not support the side.
         """
         step, trained = self.family.multiple(self.model.config), self.preprocessing.side
         if wanted is None:
             if trained is None:
-                raise OptionError(f"{str(self.folder)!r} names no size of picture; give --side")
+                raise OptionError(f"{str(self.folder)!r} states no input size; give --side")
             return max(round(trained / step), 1) * step
         if not self.family.any_side and wanted != trained:
             raise OptionError(f"side {wanted}: {self.kind} takes pictures of {trained} only")
@@ -175,15 +175,15 @@ def open_published(folder: Path, task: Task) -> Published:
     """Open a checkpoint.
 
     Raises:
-        BundleError: the folder is no checkpoint, of an architecture that is not supported for this
-            task, or lacks some of its weights.
+        BundleError: the folder is no checkpoint, its architecture is not supported for `task`, or
+            some of its weights are missing.
     """
     config = _json(folder / "config.json")
     kind = config.get("model_type")
     families = FAMILIES[task]
     if kind not in families:
         other = [name for name, kinds in FAMILIES.items() if kind in kinds]
-        hint = f"; it is one for --task {other[0]}" if other else ""
+        hint = f"; use --task {other[0]}" if other else ""
         raise BundleError(
             f"{str(folder)!r} is of type {kind!r}; --task {task} converts {', '.join(families)}"
             + hint
@@ -215,13 +215,13 @@ def _load(folder: Path, loader: str) -> nn.Module:
             attn_implementation="eager",
             output_loading_info=True,
         )
-    except Exception as error:  # whatever a config or a file of weights can provoke
+    except Exception as error:  # configs and weights can raise anything
         raise BundleError(f"transformers cannot load {str(folder)!r}: {error}") from error
     finally:
         transformers.logging.set_verbosity(level)
         if bars:
             transformers.logging.enable_progress_bar()
-    # transformers draws what it does not find, and only warns.
+    # transformers initializes missing weights at random and only warns.
     missing = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
     if missing:
         raise BundleError(
@@ -232,7 +232,7 @@ def _load(folder: Path, loader: str) -> nn.Module:
 
 
 def _licence(folder: Path) -> str | None:
-    """The licence in the header of README.md."""
+    """Licence in the header of README.md; None: no header or no licence."""
     try:
         text = (folder / "README.md").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -254,5 +254,5 @@ def _json(path: Path, needed: bool = True) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise BundleError(f"{str(path)!r} cannot be read as JSON: {error}") from None
     if not isinstance(data, dict):
-        raise BundleError(f"{str(path)!r} must hold an object")
+        raise BundleError(f"{str(path)!r} must hold a JSON object")
     return data

@@ -1,7 +1,7 @@
-"""Float ONNX graphs to int8, by NNCF's post-training quantization on recorded activations.
+"""Post-training quantization of float ONNX graphs to int8, on recorded activations.
 
-The result is a QDQ graph: weights are int8 in the file, activations pass through QuantizeLinear
-and DequantizeLinear. OpenVINO and ONNX Runtime both fuse these into int8 kernels.
+The result is a QDQ graph: weights are stored as int8, and activations pass through QuantizeLinear
+and DequantizeLinear. OpenVINO and ONNX Runtime both fuse these nodes into int8 kernels.
 """
 
 from __future__ import annotations
@@ -31,49 +31,48 @@ _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 @dataclass(frozen=True)
 class QuantConfig:
-    """How one component is quantized.
+    """Recipe for the quantization of one component.
 
-    Only layers with weights are: convolutions and linear layers, with int8 weights per channel and
-    int8 activations per tensor. All else (norms, softmax, the products inside attention, sums) is
-    float, which costs nothing: measured on a 25 M-parameter UNet, quantizing the rest as well lost
-    3 dB and made OpenVINO slower.
+    Only convolutions and linear layers are quantized, with int8 weights per channel and int8
+    activations per tensor. Everything else (norms, softmax, the products inside attention, sums)
+    stays float: on a UNet of 25 M parameters, quantizing the rest as well lost 3 dB and made
+    OpenVINO slower.
 
     Raises:
-        OptionError: a value is outside its range.
+        OptionError: a value is outside its range, or two settings contradict each other.
     """
 
     keep_float: tuple[str, ...] = ()
-    """Layers that stay float: regular expressions searched for in torch module paths, such as
+    """Regular expressions for layers that stay float, searched for in torch module paths such as
     `net.conv_in`. Each must match a layer."""
     eight: tuple[str, ...] = ()
-    """Layers, besides these, whose weights have 8 bits where int4 is asked for; at int8 they are as
-    others are."""
+    """Regular expressions for further layers with 8-bit weights at int4; no effect at int8."""
     activations: Literal["asymmetric", "symmetric", "float"] = "asymmetric"
-    """Whether activations have a zero point (SiLU's output is one-sided: with one, +2.5 dB), or
-    stay in float, where only the file's size matters; see `compress`."""
+    """Form of the activations: int8 with a zero point (+2.5 dB after SiLU, which is one-sided),
+    int8 without one, or float, where only the file size matters; see `compress`."""
     samples: int = 256
-    """Recorded inputs to use at most, spread evenly over those there are."""
+    """Maximum number of recorded inputs to use, spread evenly over all of them."""
     fast_bias_correction: bool = True
-    """Correct biases from the statistics at hand, rather than by rerunning the network."""
+    """Whether NNCF corrects biases from collected statistics instead of rerunning the network."""
     tool: Literal["nncf", "onnxruntime"] = "nncf"
-    """Who quantizes. ONNX Runtime's tool also rounds what a convolution gives, without which ONNX
-    Runtime has no int8 kernel for it: 2.5 times as fast there, as fast in OpenVINO, less exact. It
+    """Quantization tool. ONNX Runtime's also quantizes the outputs of convolutions, which its int8
+    kernels require: 2.5 times as fast in ONNX Runtime, as fast in OpenVINO, less exact. It
     quantizes convolutions only, with uint8 activations, and does not correct biases."""
     ranges: Literal["widest", "average"] = "widest"
-    """Activations' ranges: the widest seen, or the mean of the recorded inputs' least and greatest,
-    which cuts off what few inputs reach. Training that rounds follows the latter (`fake_quantization`); by
-    ONNX Runtime's tool."""
+    """Ranges of the activations: from the smallest and largest recorded value (widest), or from the
+    means of each input's smallest and largest value (average), which clips rare values.
+    Quantization-aware training (`fake_quantization`) uses the average. Needs tool onnxruntime."""
     smooth: bool = False
-    """SmoothQuant (Xiao et al. 2023): before rounding, what makes single channels of activations
-    large moves into the weights after them. By NNCF, of matrix products."""
+    """Whether to apply SmoothQuant (Xiao et al. 2023), which moves large activation channels into
+    the following weights before quantization. Applies to matrix products; needs tool nncf."""
 
     def __post_init__(self) -> None:
         if self.tool not in ("nncf", "onnxruntime"):
             raise OptionError(f"tool {self.tool!r} must be 'nncf' or 'onnxruntime'")
         if self.tool == "onnxruntime" and self.activations == "symmetric":
             raise OptionError(
-                "activations 'symmetric' with tool 'onnxruntime': it has fast kernels for uint8 "
-                "activations only, which have a zero point; choose 'asymmetric'"
+                "activations 'symmetric' with tool 'onnxruntime': its fast kernels need uint8 "
+                "activations, which have a zero point; choose 'asymmetric'"
             )
         if self.ranges not in ("widest", "average"):
             raise OptionError(f"ranges {self.ranges!r} must be 'widest' or 'average'")
@@ -87,23 +86,23 @@ class QuantConfig:
             )
         if self.smooth and (self.tool != "nncf" or self.activations == "float"):
             raise OptionError(
-                f"smooth with tool {self.tool!r} and activations {self.activations!r}: it is "
-                "NNCF's, for activations that are rounded; choose 'nncf' and 'asymmetric'"
+                f"smooth with tool {self.tool!r} and activations {self.activations!r}: it needs "
+                "NNCF and quantized activations; choose 'nncf' and 'asymmetric'"
             )
         if self.samples < 1:
             raise OptionError(f"samples {self.samples} must be >= 1")
 
     @property
     def eight_at_int4(self) -> tuple[str, ...]:
-        """Layers whose weights have 8 bits at int4: `eight`, and those too sensitive for int8."""
+        """Patterns of the layers with 8-bit weights at int4: `keep_float` and `eight`."""
         return self.keep_float + self.eight
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], base: QuantConfig | None = None) -> QuantConfig:
-        """Settings as JSON gives them, on top of `base` (default: the defaults).
+        """Read settings from a JSON object, on top of `base` (default: the defaults).
 
         Raises:
-            OptionError: also for a key that is not a setting.
+            OptionError: a key is no setting, or a value is outside its range.
         """
         known = [f.name for f in fields(cls)]
         for key in settings:
@@ -119,7 +118,7 @@ class QuantConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON keeps them."""
+        """The settings as a JSON object."""
         return {**asdict(self), "keep_float": list(self.keep_float), "eight": list(self.eight)}
 
 
@@ -129,12 +128,12 @@ def quantize(
     """Quantize a float32 graph made by `to_onnx`.
 
     Args:
-        model: not changed.
+        model: the float32 graph; not changed.
         samples: recorded inputs, by name.
-        config: what to quantize and how.
+        config: the recipe.
 
     Raises:
-        OptionError: no samples, or a `keep_float` that matches no layer.
+        OptionError: there are no samples, or a pattern of `keep_float` matches no layer.
         ParityError: a weight that should be int8 is still float.
         MissingExtraError: the tool is not installed.
     """
@@ -154,11 +153,11 @@ def quantize(
 
 
 def quantize_weights(model: onnx.ModelProto, config: QuantConfig) -> onnx.ModelProto:
-    """Weights to int4, those of `config.eight_at_int4` to int8; activations stay float.
+    """Quantize weights to int4, or int8 for `config.eight_at_int4`; activations stay float.
 
     Args:
-        model: as for `quantize`.
-        config: which layers have 8 bits.
+        model: a float32 graph made by `to_onnx`; not changed.
+        config: the recipe; its `eight_at_int4` selects the layers with 8 bits.
 
     Raises:
         OptionError: a pattern matches no layer.
@@ -170,7 +169,7 @@ def quantize_weights(model: onnx.ModelProto, config: QuantConfig) -> onnx.ModelP
 
 
 def weighted_layers(model: onnx.ModelProto) -> dict[str, str]:
-    """Layers with weights: node name to torch module path."""
+    """Layers with weights: torch module path by node name."""
     constants = {tensor.name for tensor in model.graph.initializer}
     return {
         node.name: node.name.rpartition("/")[0]
@@ -235,12 +234,12 @@ def _run_onnxruntime(
 def quantize_static(
     model: onnx.ModelProto, samples: list[dict[str, NDArray[Any]]], **settings: Any
 ) -> onnx.ModelProto:
-    """ONNX Runtime's `quantize_static` on a graph in memory: QDQ, ranges from least and greatest.
+    """Run ONNX Runtime's `quantize_static` on a graph in memory (QDQ, min-max ranges).
 
     Args:
-        model: not changed.
-        samples: inputs by name; all of them are used.
-        settings: others of that function.
+        model: the float graph; not changed.
+        samples: inputs by name; all are used.
+        settings: other arguments of `quantize_static`.
     """
     import onnx
     from onnxruntime import quantization as ort
@@ -251,7 +250,7 @@ def quantize_static(
     named.CopyFrom(model)
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # it advises, on the root logger, what does not apply here
+    root.setLevel(logging.ERROR)  # its advice, on the root logger, does not apply
     try:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder, "int8.onnx")
@@ -301,13 +300,13 @@ def _run_nncf(
 
 
 def unsigned_activations(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Activations in int8 with a zero point to uint8: s·(q − z) = s·((q + 128) − (z + 128)).
+    """Convert int8 activations with a zero point to uint8: s·(q − z) = s·((q + 128) − (z + 128)).
 
-    The same numbers, in the only type for which OpenVINO has int8 convolutions with a zero point:
-    it runs the others in float32.
+    The values stay the same. OpenVINO supports zero points in quantized convolutions for uint8
+    only, and runs such int8 convolutions in float32.
 
     Args:
-        model: a QDQ graph; not changed.
+        model: the QDQ graph; not changed.
     """
     import onnx
     from onnx import numpy_helper
@@ -317,7 +316,7 @@ def unsigned_activations(model: onnx.ModelProto) -> onnx.ModelProto:
     constants = {tensor.name: tensor for tensor in result.graph.initializer}
     moved: dict[str, str] = {}
     quantized: set[str] = set()
-    for node in result.graph.node:  # sorted: what quantizes comes before what reads it
+    for node in result.graph.node:  # sorted: quantizers precede their readers
         if node.op_type == "QuantizeLinear":
             quantized.add(node.output[0])
         elif node.op_type != "DequantizeLinear" or node.input[0] not in quantized:
@@ -338,12 +337,12 @@ def unsigned_activations(model: onnx.ModelProto) -> onnx.ModelProto:
         if name not in read:
             result.graph.initializer.remove(constants[name])
     for info in [i for i in result.graph.value_info if i.name in quantized]:
-        result.graph.value_info.remove(info)  # it would name the old type
+        result.graph.value_info.remove(info)  # it has the old type
     return result
 
 
 def _check_weights(model: onnx.ModelProto, quantized: set[str]) -> None:
-    """Every quantized layer must read int8 weights from the file, not quantize float ones."""
+    """Check that every quantized layer reads stored int8 weights, not float ones."""
     from onnx import TensorProto
 
     constants = {tensor.name: tensor for tensor in model.graph.initializer}

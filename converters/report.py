@@ -1,7 +1,4 @@
-"""The table of an export: component × format × precision × backend.
-
-As text, and as CSV, JSON and a picture.
-"""
+"""Table of an export, component × format × precision × backend: text, CSV, JSON and a picture."""
 
 from __future__ import annotations
 
@@ -31,44 +28,44 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Row:
-    """What was made, and how near it is."""
+    """An exported artifact and its parity scores."""
 
     component: str
-    """Name."""
+    """Name of the component."""
     artifact: Artifact
-    """With its card."""
+    """The artifact, with its parity card."""
     scores: dict[str, Score]
-    """By backend."""
+    """Scores by backend."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One artifact on one backend, or the whole pipeline."""
+    """One line of the report: an artifact on one backend, or the whole pipeline."""
 
     component: str
-    """Name; "whole pipeline" for all of them."""
+    """Name of the component, or "whole pipeline"."""
     format: str
-    """Of the file."""
+    """Format of the artifact."""
     precision: str
-    """Of the file."""
+    """Precision of the artifact."""
     backend: str
-    """Who ran it."""
+    """Backend that ran the artifact."""
     megabytes: float | None
-    """10⁶ bytes; None for the whole pipeline."""
+    """Size of the files in 10⁶ bytes; None for the whole pipeline."""
     milliseconds: float | None
-    """Median of a call on the machine that exported; None for the whole pipeline."""
+    """Median time of a call on the exporting machine; None for the whole pipeline."""
     decibels: float | None
-    """PSNR of the worst input against torch at float32; None: equal to the last bit."""
+    """PSNR in dB of the worst input against torch at float32; None: equal to the last bit."""
     agreement: float | None
-    """Share of equal indices, where there are any."""
+    """Share of equal indices in [0, 1]; None without an index output."""
     gate: float | None
-    """Least PSNR in dB; None: it was only measured."""
+    """Least PSNR in dB; None: measured without a gate."""
     passed: bool
-    """Whether it met its gate."""
+    """Whether the gate was met."""
 
 
 def artifact_lines(component: str, artifact: Artifact, scores: dict[str, Score]) -> list[Line]:
-    """The lines of one artifact, one a backend."""
+    """Lines of one artifact, one per backend."""
     return [
         Line(
             component,
@@ -87,7 +84,7 @@ def artifact_lines(component: str, artifact: Artifact, scores: dict[str, Score])
 
 
 def pipeline_lines(unet: Sequence[Artifact]) -> list[Line]:
-    """What the UNet's cards say of the whole pipeline."""
+    """Lines of the whole pipeline, from the UNet's parity cards."""
     return [
         Line(
             "whole pipeline",
@@ -107,7 +104,7 @@ def pipeline_lines(unet: Sequence[Artifact]) -> list[Line]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text: size, time, PSNR of the worst input, gate."""
+    """Text table of the rows: size, time, PSNR of the worst input, gate."""
     titles = (f"{'component':<16}{'artifact':<12}{'MB':>8}", f"{'backend':<12}{'ms':>9}")
     lines = [f"{'  '.join(titles)}{'dB':>8}{'gate':>6}"]
     for row in rows:
@@ -118,7 +115,7 @@ def table(rows: Sequence[Row]) -> str:
         )
         for backend, score in row.scores.items():
             decibels = "equal" if score.psnr is None else f"{score.psnr:.1f}"
-            if score.psnr is None and score.agreement not in (None, 1):  # nothing but indices
+            if score.psnr is None and score.agreement not in (None, 1):  # indices only
                 decibels = ""
             agree = "" if score.agreement is None else f"  {score.agreement:.2%} of indices agree"
             lines.append(
@@ -130,7 +127,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def pipeline_table(manifest: Manifest) -> str:
-    """What the UNet's cards say of the whole pipeline, as text."""
+    """Text lines of the whole pipeline, from the UNet's parity cards."""
     lines = []
     for artifact in manifest.components["unet"].artifacts:
         for backend, card in (artifact.parity or {}).get("end_to_end", {}).items():
@@ -169,7 +166,7 @@ def write_report(lines: Sequence[Line], folder: Path) -> None:
 
 def _cells(line: Line) -> tuple[str, ...]:
     decibels = "equal" if line.decibels is None else f"{line.decibels:.1f}"
-    if line.decibels is None and line.agreement not in (None, 1):  # nothing but indices
+    if line.decibels is None and line.agreement not in (None, 1):  # indices only
         decibels = f"{line.agreement:.2%} agree"
     return (
         line.component,
@@ -187,13 +184,13 @@ def _cells(line: Line) -> tuple[str, ...]:
 def draw_table(
     titles: Sequence[str], rows: Sequence[Sequence[str]], bad: set[int], words: int = 4
 ) -> Image.Image:
-    """A table as a picture.
+    """Draw a table as a picture.
 
     Args:
-        titles: of the columns.
+        titles: titles of the columns.
         rows: cells as text.
-        bad: numbers of the rows to show in red.
-        words: columns at the left whose cells are set flush left; numbers are set flush right.
+        bad: indices of the rows to draw in red.
+        words: number of leading columns aligned left; the others are aligned right.
     """
     font = ImageFont.load_default(16)
     gap, height = 24, 28

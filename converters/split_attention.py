@@ -1,12 +1,12 @@
-r"""Attention in the form that Apple's Neural Engine takes, for the export to Core ML.
+r"""Attention in the layout of Apple's Neural Engine, for the export to Core ML.
 
 After *Deploying Transformers on the Apple Neural Engine* (Apple 2022): tensors are [B, C, 1, S]
-with the long axis last, projections are 1×1 convolutions, and the heads are taken apart, so that a
-head's weights fit into the engine's near memory. Head by head,
+with the long axis last, projections are 1×1 convolutions, and the heads are split, so that the
+weights of one head fit into the engine's near memory. For each head,
 
     A = softmax(Kᵀ·Q/√d) over the keys,  [1, S_k, S_q],      O = V·A,  [1, d, S_q]
 
-which is the same attention: only the order of axes differs.
+This is the usual attention with another order of axes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["SplitAttention", "split_attention"]
 
 
 def _project(layer: nn.Linear, x: Tensor) -> Tensor:
-    """A linear layer as a 1×1 convolution: [B, C, 1, S] to [B, C', 1, S]."""
+    """Apply a linear layer as a 1×1 convolution: [B, C, 1, S] to [B, C', 1, S]."""
     return F.conv2d(x, layer.weight[:, :, None, None], layer.bias)
 
 
 class SplitAttention:
-    """A processor of `diffusers.Attention` inside transformer blocks, without masks."""
+    """Processor of `diffusers.Attention` in transformer blocks; masks are not supported."""
 
     def __call__(
         self,
@@ -40,16 +40,16 @@ class SplitAttention:
         attention_mask: Tensor | None = None,
         **unused: Any,
     ) -> Tensor:
-        """[B, S_q, C] attends to [B, S_k, C_k], or to itself: [B, S_q, C]."""
+        """Attend from [B, S_q, C] to [B, S_k, C_k], or to itself; returns [B, S_q, C]."""
         if attention_mask is not None:
             raise NotImplementedError("attention for the Neural Engine takes no mask")
         x = hidden_states.transpose(1, 2).unsqueeze(2)
-        seen = x if encoder_hidden_states is None else encoder_hidden_states
+        source = x if encoder_hidden_states is None else encoder_hidden_states
         if encoder_hidden_states is not None:
-            seen = seen.transpose(1, 2).unsqueeze(2)
+            source = source.transpose(1, 2).unsqueeze(2)
         size = attn.to_q.out_features // attn.heads
         query = (_project(attn.to_q, x) * attn.scale).split(size, 1)
-        key, value = (_project(layer, seen).split(size, 1) for layer in (attn.to_k, attn.to_v))
+        key, value = (_project(layer, source).split(size, 1) for layer in (attn.to_k, attn.to_v))
         heads = []
         for q, k, v in zip(query, key, value, strict=True):
             weights = torch.softmax(k.permute(0, 2, 3, 1) @ q.transpose(1, 2), 2)
@@ -60,7 +60,7 @@ class SplitAttention:
 
 @contextlib.contextmanager
 def split_attention(network: nn.Module) -> Iterator[int]:
-    """Let `network`'s transformer blocks attend this way for a while; how many do."""
+    """Use `SplitAttention` in the network's transformer blocks; yields the number of layers."""
     found = [
         attention
         for block in network.modules()

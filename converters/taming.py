@@ -1,4 +1,4 @@
-"""VQGANs of taming-transformers (Esser et al. 2021) as tokenizers: their names in `diffusers`."""
+"""Import of VQGANs of taming-transformers (Esser et al. 2021) as tokenizers in `diffusers` form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmsr_edge.models.presets import TokenizerConfig
 from mmsr_edge.models.tokenizer import Tokenizer
 
 _USED = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
-"""What a tokenizer is made of; the rest of a checkpoint served its training (`loss.`)."""
+"""Prefixes of the tokenizer's weights; other weights (`loss.`) only served the training."""
 _RENAMES = (
     (r"^(encoder|decoder)\.mid\.block_1\.", r"\1.mid_block.resnets.0."),
     (r"^(encoder|decoder)\.mid\.block_2\.", r"\1.mid_block.resnets.1."),
@@ -36,12 +36,12 @@ _RENAMES = (
 
 
 def import_vqgan(path: Path, config: TokenizerConfig) -> nn.Module:
-    """A tokenizer with the weights of a VQGAN.
+    """Build a tokenizer with the weights of a VQGAN.
 
     Args:
-        path: a .safetensors file, or a torch pickle (.ckpt, .pt, .pth), of which nothing but
-            tensors and plain containers is read.
-        config: its sizes.
+        path: a .safetensors file or a torch pickle (.ckpt, .pt, .pth); a pickle may hold tensors
+            and plain containers only.
+        config: sizes of the tokenizer.
 
     Raises:
         BundleError: the file cannot be read, or holds another network.
@@ -52,10 +52,10 @@ def import_vqgan(path: Path, config: TokenizerConfig) -> nn.Module:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, below `state_dict` where a trainer has wrapped it.
+    """Read the state dict in a file, or the one under its key `state_dict`.
 
     Raises:
-        BundleError: it cannot be read, or not without running what a pickle says.
+        BundleError: the file cannot be read, or only by running code of a pickle.
     """
     try:
         if path.suffix == ".safetensors":
@@ -77,12 +77,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def rename(state: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
-    """Bring a VQGAN's weights to the names and shapes of `diffusers.VQModel`.
+    """Convert a VQGAN's weights to the names and shapes of `diffusers.VQModel`.
 
     Args:
-        state: not changed.
-        levels: sizes that the network works at; taming-transformers counts its decoder's from the
-            full size down, diffusers in the order in which they run.
+        state: weights of the VQGAN; not changed.
+        levels: number of resolutions of the network. taming-transformers numbers the decoder's
+            levels from the full size down, diffusers in the order in which they run.
     """
     renamed = {}
     for key, value in state.items():
@@ -93,17 +93,18 @@ def rename(state: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
         key = re.sub(
             r"(?<=^decoder\.up_blocks\.)\d+", lambda level: str(levels - 1 - int(level[0])), key
         )
-        # Attention's 1×1 convolutions are linear layers over the pixels.
+        # Attention's 1×1 convolutions become linear layers over the pixels.
         linear = re.search(r"\.to_(?:[qkv]|out\.0)\.weight$", key)
         renamed[key] = value[..., 0, 0] if linear and value.ndim == 4 else value
     return renamed
 
 
 def fit(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load a state dict; every weight must be there, and no other.
+    """Load a state dict; its keys and shapes must match exactly.
 
     Raises:
-        BundleError: naming `source` and what does not fit.
+        BundleError: a weight is missing, superfluous or of another shape; the message names
+            `source` and the weights.
     """
     try:
         network.load_state_dict(state)

@@ -1,12 +1,12 @@
-"""Networks to Core ML: an ML Program (`.mlpackage`) each, static shapes, for iOS 17 and macOS 14.
+"""Export of networks to Core ML: one ML Program (`.mlpackage`) each, for iOS 17 and macOS 14.
 
-Through `torch.export`, for `torch.jit.trace` fails with numpy ≥ 2.4. At int8 and as palettes only
-the weights are compressed, activations stay float16: to calibrate activations coremltools predicts
-with the model, which needs macOS. `QuantConfig.keep_float`, which spares layers from int8
-activations, is therefore not regarded; weights alone cost little.
+Shapes are static. Networks are captured by `torch.export`, because `torch.jit.trace` fails with
+numpy ≥ 2.4. int8 and palettes compress the weights only, and activations stay float16: coremltools
+calibrates activations by running the model, which needs macOS. `QuantConfig.keep_float` protects
+layers from int8 activations and is therefore ignored here; int8 weights alone lose little.
 
-The UNet's attention takes the Neural Engine's form; see `split_attention`. That of the text encoder
-and the connector, which run once a picture, is what coremltools makes of it for iOS 17.
+The UNet's attention is rewritten for the Neural Engine; see `split_attention`. The text encoder and
+the connector run once per picture and keep the attention that coremltools emits for iOS 17.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from mmsr_edge.converters.split_attention import split_attention
 from mmsr_edge.errors import OptionError, OutputError, ParityError, missing_extra
 
 CoreMLPrecision = Literal["fp32", "fp16", "int8", "palette", "uniform"]
-"""palette: 6-bit indices into 64 float16 weights per tensor, found by k-means; uniform: the same
-with 64 evenly spaced ones, in minutes for the largest networks."""
+"""palette: 6-bit indices into 64 float16 values per tensor, found by k-means; uniform: 64 evenly
+spaced values instead, found within minutes for the largest networks."""
 PALETTE_BITS = 6
-"""Fewer are not worth their quality on the Neural Engine."""
+"""Bits of a palette index; fewer lose too much quality on the Neural Engine."""
 SMALLEST_COMPRESSED = 2048
-"""Weights of no more elements (biases, norms) stay float16: they weigh nothing."""
+"""Weights with at most this many elements (biases, norms) stay float16: they add little."""
 
 _WEIGHTS = {
     "conv": ("weight",),
@@ -46,20 +46,20 @@ _WEIGHTS = {
     "matmul": ("x", "y"),
     "gather": ("x",),
 }
-"""Where weights are, by operation and parameter. Other constants are none: of an attention mask
-with its −∞, neither a scale nor a palette can be made."""
+"""Parameters that hold weights, by operation. Other constants are not compressed: an attention mask
+contains −∞, which admits neither a scale nor a palette."""
 _COPIES = {"aten.alias.default", "aten.detach.default", "aten.lift_fresh_copy.default"}
-"""Operators of the export that do nothing, and that coremltools does not have all of."""
+"""Operators of the export without effect; coremltools does not support all of them."""
 _PADS = {"aten.pad.default", "aten.constant_pad_nd.default"}
 _RESIZES = (
     "upsample_bicubic2d",
     "_upsample_bicubic2d_aa",
-    "_upsample_bilinear2d_aa",  # coremltools has it without its antialiasing
+    "_upsample_bilinear2d_aa",  # coremltools converts it without antialiasing
 )
 
 
 def import_coremltools() -> Any:
-    """Import coremltools, without what it says of the versions beside it.
+    """Import coremltools without its warnings about the versions of other packages.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -81,24 +81,24 @@ def convert(
     out: Path,
     precision: CoreMLPrecision = "fp16",
 ) -> Path:
-    """Convert a network and write it as a package, whole or not at all.
+    """Convert a network and write it as a package, atomically.
 
     Inputs and outputs are float32, or int32 where the network has integers: Core ML has no int64.
 
     Args:
-        network: in evaluation mode, on the CPU.
+        network: network in evaluation mode, on the CPU.
         feeds: one set of inputs, by name, in the order of the network's arguments.
-        outputs: names, in the order of the network's results.
-        out: a folder `*.mlpackage`; one already there is replaced.
-        precision: of the weights, and of computation: fp32 computes in float32 (for tests: no
-            device but the CPU does), the others in float16.
+        outputs: names of the outputs, in the order of the network's results.
+        out: folder `*.mlpackage`; an existing one is replaced.
+        precision: precision of the weights and of the computation. fp32 computes in float32, which
+            only the CPU supports, and is meant for tests; the others compute in float16.
 
     Returns:
         `out`.
 
     Raises:
         OptionError: `precision` is unknown, or `out` has another suffix.
-        ParityError: the program's inputs or outputs are not those asked for.
+        ParityError: the program's inputs or outputs differ from `feeds` or `outputs`.
         OutputError: `out` cannot be written.
         MissingExtraError: coremltools is not installed.
         NotImplementedError: coremltools lacks an operator of the network.
@@ -120,10 +120,10 @@ def to_coreml(
     precision: Literal["fp32", "fp16"] = "fp16",
     exact: Collection[str] = (),
 ) -> Any:
-    """Convert a network to a `coremltools` model; for the arguments and errors see `convert`.
+    """Convert a network to a `coremltools` model; `convert` has the other arguments and the errors.
 
     Args:
-        exact: types of operations that compute in float32 also at fp16.
+        exact: types of the operations that compute in float32 even at fp16.
     """
     ct = import_coremltools()
     with _quiet():
@@ -151,7 +151,7 @@ def _export(network: nn.Module, feeds: Mapping[str, NDArray[Any]]) -> ExportedPr
 
 
 def _crop(graph: torch.fx.Graph, pad: torch.fx.Node) -> None:
-    """Let slices do what is negative of a padding; coremltools has none of that."""
+    """Replace negative padding, which coremltools lacks, by slices."""
     x, sides, *rest = pad.args
     for i in range(len(sides) // 2):
         before, after = (min(side, 0) for side in sides[2 * i : 2 * i + 2])
@@ -179,7 +179,7 @@ def _to_program(
     (results,) = next(node for node in exported.graph.nodes if node.op == "output").args
     found = [node.meta["val"].dtype for node in results]
     if len(found) != len(outputs):
-        raise ParityError(f"the network gives {len(found)} results, asked for are {list(outputs)}")
+        raise ParityError(f"the network gives {len(found)} results, expected {list(outputs)}")
     return ct.convert(
         exported,
         convert_to="mlprogram",
@@ -206,11 +206,11 @@ def _boundary(floating: bool) -> type:
 
 
 def compress_weights(model: Any, precision: CoreMLPrecision) -> Any:
-    """Compress the weights of a float16 model of `to_coreml`; floats stay as they are."""
+    """Compress the weights of a float16 model made by `to_coreml`; fp32 and fp16 change nothing."""
     import coremltools.optimize.coreml as cto
 
     if precision == "int8":
-        # Symmetric, one scale to an output channel.
+        # Symmetric, with one scale per output channel.
         compress, settings = (
             cto.linear_quantize_weights,
             cto.OpLinearQuantizerConfig(
@@ -228,8 +228,8 @@ def compress_weights(model: Any, precision: CoreMLPrecision) -> Any:
         )
     else:
         return model
-    # By name: by the operation's type, coremltools takes biases too, and refuses one that another
-    # type shares.
+    # Selected by name: selection by operation type would include biases, and coremltools rejects a
+    # constant that operations of two types share.
     names = _weight_names(model.get_spec().mlProgram.functions["main"])
     config = cto.OptimizationConfig(op_name_configs=dict.fromkeys(names, settings))
     with _quiet():
@@ -237,7 +237,7 @@ def compress_weights(model: Any, precision: CoreMLPrecision) -> Any:
 
 
 def _weight_names(function: Any) -> list[str]:
-    """The float16 constants that are weights."""
+    """Names of the float16 constants that are weights."""
     from coremltools.proto import MIL_pb2
 
     block = function.block_specializations[function.opset]
@@ -269,14 +269,14 @@ def _check_ports(
 
 
 def save_coreml(model: Any, out: Path) -> tuple[str, ...]:
-    """Write a model as a package, whole or not at all.
+    """Write a model as a package, atomically.
 
     Returns:
-        The files written, relative to the folder of `out`; the first is the model file.
+        The written files, relative to the folder of `out`; the model file comes first.
 
     Raises:
-        OptionError: `out` has another suffix than .mlpackage.
-        OutputError: it cannot be written.
+        OptionError: `out` does not end in .mlpackage.
+        OutputError: `out` cannot be written.
     """
     _check_suffix(out)
     try:
@@ -300,7 +300,7 @@ def _check_suffix(out: Path) -> None:
 
 
 def _settle(package: Path) -> None:
-    """Make equal networks give equal files: no random identifiers, no date, nothing to debug."""
+    """Remove random identifiers, dates and debug data, so that equal networks give equal files."""
     from coremltools.proto import Model_pb2
 
     (package / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
@@ -316,32 +316,32 @@ def _settle(package: Path) -> None:
     spec.ParseFromString(file.read_bytes())
     spec.description.metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
     file.write_bytes(spec.SerializeToString(deterministic=True))
-    for entry in package.rglob("*"):  # coremltools leaves the model readable by its owner only
+    for entry in package.rglob("*"):  # coremltools makes the model readable by its owner only
         entry.chmod(0o755 if entry.is_dir() else 0o644)
 
 
 def _model_path(manifest: Mapping[str, Any]) -> str:
-    """Where a package's manifest has its model file, below `Data`."""
+    """Path of the model file below `Data`, from the package's manifest."""
     return str(manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"])
 
 
 def package_files(package: Path) -> tuple[str, ...]:
-    """The files of a package, relative to the folder it is in; the first is the model."""
+    """Files of a package, relative to its parent folder; the model file comes first."""
     manifest = json.loads((package / "Manifest.json").read_text(encoding="utf-8"))
     model = package / "Data" / _model_path(manifest)
     others = sorted(path for path in package.rglob("*") if path.is_file() and path != model)
     return tuple(path.relative_to(package.parent).as_posix() for path in (model, *others))
 
 
-# --- Operators that coremltools lacks or has wrong ----------------------------------------------
+# --- Operators that coremltools lacks or converts wrongly ---------------------------------------
 
 
 def _register_operators() -> None:
-    """Enter them into coremltools' registry.
+    """Register the missing operators with coremltools.
 
-    Resizing with a cubic or an antialiased kernel is a product with a matrix along each axis. Of a
-    constant (a position embedding brought to the input's size) coremltools works out the products
-    itself, so that only the result is stored.
+    Resizing with a cubic or an antialiased kernel becomes a matrix product along each axis. For a
+    constant, such as a resized position embedding, coremltools folds the products, and only the
+    result is stored.
     """
     from coremltools.converters.mil import Builder
     from coremltools.converters.mil.frontend.torch.ops import _get_inputs, where
@@ -356,7 +356,7 @@ def _register_operators() -> None:
         kind, _, overload = node.kind.partition(".")
         x, size, align_corners, *scales = _get_inputs(context, node)
         sizes, factors = number(size), [number(scale) for scale in scales] or [None, None]
-        if overload == "vec":  # sizes or factors are given, each as a list
+        if overload == "vec":  # takes sizes or factors, each as a list
             factors = [None, None] if factors[0] is None else [float(f) for f in factors[0]]
         for axis, factor in enumerate(factors):
             before = x.shape[2 + axis]
@@ -376,7 +376,7 @@ def _register_operators() -> None:
 def _resize_matrix(
     kind: str, size: int, target: int, align_corners: bool, scale: float | None
 ) -> NDArray[np.float32]:
-    """[target, size]: what torch's resize makes of each unit vector."""
+    """Matrix [target, size] of torch's resize along one axis."""
     resize = getattr(torch.ops.aten, kind).default
     units = torch.eye(size)[None, None]
     return resize(units, [target, size], align_corners, scale, None)[0, 0].numpy()
@@ -384,7 +384,7 @@ def _resize_matrix(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep coremltools' progress, and its remarks on versions beside it, off the screen."""
+    """Suppress coremltools' progress output and its version warnings."""
     logger = logging.getLogger("coremltools")
     level = logger.level
     logger.setLevel(logging.ERROR)

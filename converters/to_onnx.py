@@ -1,4 +1,4 @@
-"""Networks to ONNX: one static graph per component, read by ONNX Runtime and OpenVINO alike."""
+"""Export of networks to ONNX: one static graph per component, for ONNX Runtime and OpenVINO."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from mmsr_edge.bundle import TensorSpec
 
 OPSET = 18
-"""Old enough for every runtime we support; newer ones would only rename GELU and GroupNorm."""
+"""ONNX opset that every supported runtime reads; newer ones only name GELU and GroupNorm."""
 SMALLEST_HALF = 1024
-"""Tensors of fewer elements (biases, norms, constants) stay float32: they weigh nothing."""
+"""Tensors with fewer elements (biases, norms, constants) stay float32: they are negligible."""
 SINGLE_FILE_LIMIT = 1 << 30
-"""Larger graphs keep their weights in a file beside: protobuf ends at 2 GiB."""
+"""Bytes; larger graphs keep their weights in a second file, because protobuf ends at 2 GiB."""
 
 _DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64"}
 
@@ -44,17 +44,17 @@ def to_onnx(
 ) -> onnx.ModelProto:
     """Export a network at float32 with batch 1 and static shapes.
 
-    Nodes are named `module.path/OpType`, so that a part of the network can be pointed at by its
-    torch name. Nothing of the exporting machine (source paths, stack traces) stays in the graph.
+    Nodes are named `module.path/OpType`, so that a part of the network can be selected by its
+    torch name. Source paths and stack traces of the exporting machine are removed from the graph.
 
     Args:
-        network: in evaluation mode.
+        network: network in evaluation mode.
         feeds: one set of inputs, by name.
-        inputs: what the graph must take, in the order of the network's arguments.
-        outputs: what it must give.
+        inputs: expected inputs of the graph, in the order of the network's arguments.
+        outputs: expected outputs of the graph.
 
     Raises:
-        ParityError: the graph's names, shapes or dtypes are not those asked for.
+        ParityError: the graph's names, shapes or dtypes differ from `inputs` or `outputs`.
     """
     arguments = tuple(torch.from_numpy(feeds[spec.name]) for spec in inputs)
     program = _program(
@@ -74,10 +74,10 @@ def to_onnx(
 def export_onnx(
     network: nn.Module, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str], path: Path
 ) -> onnx.ModelProto:
-    """Export a network of any size at float32: its weights lie beside `path`, which is written too.
+    """Export a network of any size at float32 to `path`, with the weights in a file beside it.
 
     Returns:
-        The graph, nodes named as by `to_onnx`; its weights are not in memory.
+        The graph, with nodes named as by `to_onnx`. Its weights are not in memory.
     """
     arguments = tuple(torch.from_numpy(np.ascontiguousarray(value)) for value in feeds.values())
     program = _program(network, arguments, list(feeds), list(outputs))
@@ -102,7 +102,7 @@ def _program(
             external_data=False,
             verbose=False,
         )
-    if program is None:  # what the signature allows, for exports to a file
+    if program is None:  # the signature allows None, for exports to a file
         raise TypeError("torch.onnx.export gave no program")
     return program
 
@@ -110,10 +110,13 @@ def _program(
 def halve_weights(model: onnx.ModelProto, folder: Path | None = None) -> onnx.ModelProto:
     """Store weights as float16, each followed by a Cast to float32.
 
-    The file halves and computation stays float32: runtimes fold the Casts when they load. Left in
-    float32 are small tensors, those that quantization refers to, and those that float16 cannot
-    hold to within its own rounding (2⁻¹⁰ of their norm). `folder` is where weights lie that the
-    graph keeps in a file beside.
+    The file shrinks by half and computation stays float32: runtimes fold the Casts at load time.
+    These tensors stay float32: small ones, those that quantization nodes read, and those that
+    float16 cannot represent to within 2⁻¹⁰ of their norm.
+
+    Args:
+        model: a float32 graph; not changed.
+        folder: folder of the external weights, where the graph has any.
     """
     halved = onnx.ModelProto()
     halved.CopyFrom(model)
@@ -157,7 +160,7 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> tuple[str, ...]:
     """Check a graph and write it.
 
     Returns:
-        The names of the files written, all in the folder of `path`; the first is the graph.
+        Names of the written files in the folder of `path`; the graph comes first.
     """
     if model.ByteSize() <= SINGLE_FILE_LIMIT:
         onnx.checker.check_model(model, full_check=True)
@@ -170,15 +173,15 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> tuple[str, ...]:
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for node in graph.node:
         scopes = [p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"]
-        # The innermost module that has a name; the list's last entry is the operator itself.
+        # The innermost named module; the last entry of the list is the operator itself.
         modules = ast.literal_eval(scopes[0])[:-1] if scopes else []
         path = next((module for module in reversed(modules) if module), "")
         name = f"{path}/{node.op_type}"
-        seen[name] += 1
-        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+        counts[name] += 1
+        node.name = name if counts[name] == 1 else f"{name}_{counts[name]}"
 
 
 def _strip(model: onnx.ModelProto) -> None:
@@ -203,7 +206,7 @@ def _check(kind: str, wanted: Sequence[TensorSpec], found: Sequence[onnx.ValueIn
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress and its advice to its own developers off the screen."""
+    """Suppress the exporter's progress output and its developer warnings."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

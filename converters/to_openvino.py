@@ -1,7 +1,7 @@
-"""ONNX graphs to OpenVINO's own form: an .xml file with the weights in a .bin beside it.
+"""Conversion of ONNX graphs to OpenVINO IR: an .xml file, and the weights in a .bin file beside it.
 
-OpenVINO reads ONNX itself, and at the same speed once compiled. Its own form loads without a
-conversion, and is what its other tools take.
+OpenVINO also reads ONNX, and runs it at the same speed once compiled. IR loads without a conversion
+and is the input of OpenVINO's other tools.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ __all__ = ["save_openvino"]
 
 
 def save_openvino(model: onnx.ModelProto, path: Path) -> tuple[str, ...]:
-    """Convert a graph and write it; weights are stored as they are.
+    """Convert a graph and write it, with the weights at the precision that they have.
 
-    OpenVINO's own `compress_to_fp16` also halves small constants. With those of our connector, its
-    CPU plugin (2026.4) gives the right answer once, and from the second call on one 30 dB away.
+    OpenVINO's own `compress_to_fp16` also halves small constants. With the connector's constants
+    halved, the CPU plugin (2026.4) is right on the first call and 30 dB off from the second on.
 
     Args:
-        model: at most 2 GiB; for float16 weights, what `to_onnx.halve_weights` made.
-        path: of the .xml file.
+        model: graph of at most 2 GiB; for float16 weights, a result of `to_onnx.halve_weights`.
+        path: path of the .xml file.
 
     Returns:
-        The names of the files written, in the folder of `path`; the first is the graph.
+        Names of the written files in the folder of `path`; the graph comes first.
 
     Raises:
-        ParityError: the converted graph has other inputs or outputs.
+        ParityError: the converted graph has other inputs or outputs than `model`.
         MissingExtraError: OpenVINO is not installed.
     """
     if importlib.util.find_spec("openvino") is None:
@@ -48,7 +48,7 @@ def save_openvino(model: onnx.ModelProto, path: Path) -> tuple[str, ...]:
                     f"the converted graph lacks {kind} {value.name!r}; it has "
                     f"{sorted(port.get_names())} in its place"
                 )
-            # A tensor may have several names, those of nodes that were fused; one is the contract's
+            # Fused nodes leave several names on a tensor; only the contract's name stays.
             port.get_tensor().set_names({value.name})
     ov.save_model(converted, str(path), compress_to_fp16=False)
     return (path.name, path.with_suffix(".bin").name)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -51,7 +52,9 @@ def main() -> None:
     sheet = Image.new("RGB", (MARGIN + len(SCALES) * SIDE, rows * (SIDE + LINE)), "white")
     pen = ImageDraw.Draw(sheet)
 
-    def draw(row: int, name: str, symbol: str, dials: dict[float, dict], gain: int = 0) -> None:
+    def draw(
+        row: int, name: str, symbol: str, dials: dict[float, dict[str, Any]], gain: int = 0
+    ) -> None:
         """Draw one row: differences times `gain`, or the pictures themselves if `gain` is 0."""
         y = row * (SIDE + LINE)
         pen.text((4, y + SIDE // 2), name, fill="black")

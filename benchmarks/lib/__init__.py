@@ -1,1 +1,1 @@
-"""What the benchmark scripts beside this folder share."""
+"""Modules shared by the benchmark scripts in the parent folder."""

@@ -1,4 +1,4 @@
-"""Comparing methods on test sets: pairs of pictures, bicubic, and means of measured rows.
+"""Comparison of methods on test sets: pairs of pictures, bicubic, and means of measured rows.
 
 A test set is a folder with `hr/` and one folder per degradation (`lr_…`); files of the same name
 belong together.
@@ -16,17 +16,17 @@ from PIL import Image
 from lib.metrics import Picture, measured
 
 Row = dict[str, object]
-"""A line of a table."""
+"""A row of a table, by column."""
 Method = Callable[[Image.Image], Image.Image]
 
 
 def bicubic(lr: Image.Image) -> Image.Image:
-    """What people get without us."""
+    """Enlarge a picture ×4 by bicubic interpolation."""
     return lr.resize((lr.width * 4, lr.height * 4), Image.Resampling.BICUBIC)
 
 
 def pairs(root: Path) -> list[tuple[str, Path, Path]]:
-    """(degradation, LR path, HR path) of a test set."""
+    """(degradation, LR path, HR path) of every pair of a test set."""
     found = [
         (folder.name, lr, root / "hr" / lr.name)
         for folder in sorted(root.glob("lr_*"))
@@ -41,7 +41,7 @@ def pairs(root: Path) -> list[tuple[str, Path, Path]]:
 
 
 def read(path: Path) -> Image.Image:
-    """A picture as RGB."""
+    """Read a picture as RGB."""
     with Image.open(path) as file:
         return file.convert("RGB")
 

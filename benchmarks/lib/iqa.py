@@ -1,6 +1,6 @@
-"""Metrics of the package `pyiqa`, where that is installed; with a reference and without.
+"""Metrics of the package `pyiqa`, where it is installed, with a reference and without.
 
-It is not among our extras: it needs torchvision and fetches the weights of most of its metrics.
+It is in none of our extras: it needs torchvision and downloads the weights of most metrics.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 PREFIX = "pyiqa_"
-"""Of the columns' names: several of these metrics have other weights than ours of the same name."""
+"""Prefix of the columns: some metrics share a name with ours, but have other weights."""
 
 Picture = NDArray[np.uint8]
 Measure = Callable[[Picture, Picture], float]
 
 
 def load_metrics(names: Sequence[str]) -> dict[str, Measure]:
-    """Measures by column name, of a picture and its reference, both [H, W, 3] uint8.
+    """Load metrics of a picture and its reference, both uint8 [H, W, 3], by column name.
 
     Raises:
-        SystemExit: the package, or a metric of that name, is not there.
+        SystemExit: the package is not installed, or a metric is unknown.
     """
     if not names:
         return {}

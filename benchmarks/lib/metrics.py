@@ -1,6 +1,6 @@
-"""Full-reference metrics of a picture pair: PSNR-Y, SSIM-Y, LPIPS and DISTS; colour shift.
+"""Full-reference metrics of two pictures: PSNR-Y, SSIM-Y, LPIPS and DISTS; and the colour shift.
 
-LPIPS and DISTS are networks in ONNX files that stay outside the project; name their folder:
+LPIPS and DISTS are networks in ONNX files outside of this repository, in one folder:
 
     lpips_alex.onnx        a, b -> distance
     vgg_dists_lpips.onnx   a, b -> dists, lpips (VGG)
@@ -19,24 +19,24 @@ from lib.iqa import PREFIX, load_metrics
 from mmsr_edge.image.color import block_means, delta_e00
 
 Picture = NDArray[np.uint8]
-"""[H, W, 3], RGB."""
+"""RGB picture, uint8 [H, W, 3]."""
 
 COLUMNS = ("psnr_y", "ssim_y", "lpips", "lpips_vgg", "dists", "niqe", "shift_e00")
-"""Names of what may be measured, in the order of a table; of the first two, more is better."""
+"""Columns of measurements, in table order; for the first two, higher is better."""
 
 
 def measured(row: Mapping[str, object]) -> list[str]:
-    """Which columns of a row are measurements, in the order of a table."""
+    """Columns of a row that are measurements, in table order."""
     return [*(c for c in COLUMNS if c in row), *(c for c in row if c.startswith(PREFIX))]
 
 
 def luma(picture: Picture) -> NDArray[np.float64]:
-    """Y of ITU-R BT.601 in its studio range [16, 235], as super-resolution papers measure it."""
+    """Y of ITU-R BT.601 in the studio range [16, 235], as in super-resolution papers."""
     return 16 + picture.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255
 
 
 def psnr_y(a: Picture, b: Picture, border: int = 4) -> float:
-    """10·log10(255² / MSE) of luma in dB, `border` pixels left out on each side."""
+    """10·log10(255² / MSE) of luma in dB, without `border` pixels on each side."""
     inner = np.s_[border:-border, border:-border]
     error = np.mean((luma(a)[inner] - luma(b)[inner]) ** 2)
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
@@ -50,14 +50,14 @@ def ssim_y(a: Picture, b: Picture, border: int = 4) -> float:
 
 
 def shift_e00(picture: Picture, lr: Picture, side: int = 8) -> float:
-    """Colour shift: mean ΔE00 of a result from its input, both averaged over the same squares.
+    """Colour shift: mean ΔE00 between a result and its input, both averaged over squares.
 
-    Pixel by pixel, the noise that the result no longer has would count as a shift.
+    Without the averages, the noise removed from the input would count as a shift.
 
     Args:
-        picture: the result, [s·H, s·W, 3].
-        lr: the input, [H, W, 3].
-        side: of a square in pixels of the input; what is left over at the ends is not looked at.
+        picture: result [s·H, s·W, 3].
+        lr: input [H, W, 3].
+        side: side of a square in input pixels; incomplete squares at the ends are ignored.
     """
     scale = len(picture) // len(lr)
     side = min(side, *lr.shape[:2])
@@ -82,12 +82,12 @@ def _network(path: Path) -> Callable[[Picture, Picture], list[float]]:
 
 
 class Metrics:
-    """All metrics that can be had.
+    """Full-reference metrics, by column name.
 
     Args:
-        folder: of the metric networks; None measures PSNR and SSIM only.
-        vgg: also run the VGG network (DISTS, LPIPS-VGG), which takes ten times as long.
-        others: names of metrics of the package `pyiqa`.
+        folder: folder of the metric networks; None: PSNR and SSIM only.
+        vgg: whether to run the VGG network (DISTS, LPIPS-VGG), which takes ten times as long.
+        others: names of further metrics of the package `pyiqa`.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Metrics:
         self.vgg = _network(folder / "vgg_dists_lpips.onnx") if folder and vgg else None
 
     def __call__(self, picture: Picture, reference: Picture) -> dict[str, float]:
-        """Measure `picture` against `reference`, both [H, W, 3] uint8 of one size."""
+        """Measure `picture` against `reference`, both uint8 [H, W, 3] of one size."""
         values = {"psnr_y": psnr_y(picture, reference), "ssim_y": ssim_y(picture, reference)}
         if self.alex:
             (values["lpips"],) = self.alex(picture, reference)

@@ -1,8 +1,8 @@
-"""NIQE, quality without a reference (Mittal, Soundararajan and Bovik 2013); lower is better.
+"""NIQE, a quality measure without a reference (Mittal et al. 2013); lower is better.
 
-How far the statistics of a picture's patches are from those of good photographs. The published
-model of good photographs belongs to other pictures; `fit` makes one from a folder of your own, so
-values are comparable with each other, not with those of papers.
+NIQE is the distance of the statistics of a picture's patches from those of good photographs. The
+model of good photographs is fitted here to a folder of photographs instead of the published set,
+so that values are comparable with each other, but not with those of papers.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from mmsr_edge.jobs.tasks import SUFFIXES
 Array = NDArray[np.float64]
 
 PATCH = 96
-"""Side of a patch in pixels; half of it at the second scale."""
+"""Side of a patch in pixels; half as long at the second scale."""
 SHARP = 0.75
-"""Of a photograph's patches, those with this share of the highest sharpness make the model."""
+"""Least sharpness of a patch in the model, as a share of the photograph's sharpest patch."""
 _SHAPES = np.arange(0.2, 10, 0.001)
-# ρ(α) = Γ(2/α)² / (Γ(1/α)·Γ(3/α)): the ratio of moments from which the shape α is found.
+# ρ(α) = Γ(2/α)² / (Γ(1/α)·Γ(3/α)): the ratio of moments that determines the shape α.
 _RATIOS = gamma(2 / _SHAPES) ** 2 / (gamma(1 / _SHAPES) * gamma(3 / _SHAPES))
 
 
@@ -36,9 +36,9 @@ class Statistics:
     """A multivariate Gaussian of patch features."""
 
     mean: Array
-    """[36]."""
+    """Mean [36]."""
     covariance: Array
-    """[36, 36]."""
+    """Covariance [36, 36]."""
 
 
 def normalized(grey: Array) -> tuple[Array, Array]:
@@ -53,7 +53,7 @@ def normalized(grey: Array) -> tuple[Array, Array]:
 
 
 def fit_aggd(values: Array) -> tuple[float, float, float]:
-    """Shape α, left and right scale β of an asymmetric generalized Gaussian, by its moments.
+    """Fit an asymmetric generalized Gaussian by its moments: shape α, left and right scale β.
 
     Lasmar, Stitou and Berthoumieu 2009; α = 2 is a Gaussian and β = σ·√2, α = 1 a Laplacian.
     """
@@ -72,7 +72,7 @@ def fit_aggd(values: Array) -> tuple[float, float, float]:
 
 
 def patch_features(mscn: Array) -> list[float]:
-    """18 features of one patch: its own distribution, and that of products of neighbours."""
+    """18 features of one patch: of its values, and of the products of neighbouring values."""
     shape, low, high = fit_aggd(mscn)
     features = [shape, (low + high) / 2]
     for shift in ((0, 1), (1, 0), (1, 1), (1, -1)):
@@ -86,7 +86,7 @@ def features(picture: NDArray[np.uint8]) -> tuple[Array, Array]:
     """36 features of each patch of an RGB picture [H, W, 3], and each patch's sharpness.
 
     Raises:
-        ValueError: for a picture without two patches.
+        ValueError: the picture has fewer than two patches.
     """
     grey = luma(picture)
     rows, columns = grey.shape[0] // PATCH, grey.shape[1] // PATCH
@@ -111,7 +111,7 @@ def features(picture: NDArray[np.uint8]) -> tuple[Array, Array]:
 
 
 def fit(pictures: Iterable[NDArray[np.uint8]]) -> Statistics:
-    """The model of good photographs, from their sharp patches."""
+    """Fit the model of good photographs to their sharp patches."""
     kept = []
     for picture in pictures:
         rows, sharpness = features(picture)
@@ -121,7 +121,7 @@ def fit(pictures: Iterable[NDArray[np.uint8]]) -> Statistics:
 
 
 def fit_folder(folder: Path, count: int = 60, side: int = 960) -> Statistics:
-    """The model of `count` photographs of a folder, the middle `side`² pixels of each."""
+    """Fit the model to about `count` photographs of a folder, to the middle `side`² pixels."""
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not paths:
         raise SystemExit(f"{folder}: no photographs")
@@ -138,8 +138,9 @@ def fit_folder(folder: Path, count: int = 60, side: int = 960) -> Statistics:
 
 
 def niqe(picture: NDArray[np.uint8], good: Statistics) -> float:
-    """√((μ₁ − μ₂)ᵀ ((Σ₁ + Σ₂) / 2)⁺ (μ₁ − μ₂)) of `picture` [H, W, 3] and the model."""
+    """√((μ₁ − μ₂)ᵀ ((Σ₁ + Σ₂) / 2)⁺ (μ₁ − μ₂)) of a picture [H, W, 3] and the model."""
     rows, _ = features(picture)
     apart = rows.mean(0) - good.mean
     pooled = (np.cov(rows, rowvar=False) + good.covariance) / 2
-    return float(np.sqrt(apart @ np.linalg.pinv(pooled) @ apart))
+    # The form is not negative; rounding may make it so where the two models are almost equal.
+    return float(np.sqrt(max(apart @ np.linalg.pinv(pooled) @ apart, 0.0)))

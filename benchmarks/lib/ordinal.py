@@ -1,4 +1,4 @@
-"""Ordinal accuracy: how often a depth map says rightly which of two points is nearer."""
+"""Ordinal accuracy: share of point pairs that a depth map orders correctly by depth."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ Map = NDArray[np.float64]
 def draw_pairs(
     depth: Map, ratio: float, count: int, seed: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Random pairs of pixels with known depths that differ by more than `ratio`.
+    """Draw random pairs of pixels with known depths that differ by more than `ratio`.
 
     Args:
-        depth: [H, W], any unit; 0 where it is unknown.
-        ratio: the larger over the smaller depth of a pair is above this.
-        count: pairs.
-        seed: of the draw.
+        depth: depth [H, W] in any unit; 0 where unknown.
+        ratio: least ratio of the larger to the smaller depth of a pair.
+        count: number of pairs.
+        seed: seed of the draw.
 
     Returns:
         Flat indices of the nearer and of the farther pixels, [count] each.
 
     Raises:
-        ValueError: when there are hardly any such pairs.
+        ValueError: too few such pairs are found.
     """
     rng = np.random.default_rng(seed)
     known = np.flatnonzero(depth > 0)
@@ -44,17 +44,17 @@ def draw_pairs(
 def ordinal_accuracy(
     nearness: Map, near: NDArray[np.int64], far: NDArray[np.int64], ties: float | None = 0.5
 ) -> float:
-    """Share of pairs that `nearness` orders as they are.
+    """Share of pairs that `nearness` orders correctly, in [0, 1].
 
     Args:
-        nearness: [H, W], larger is nearer.
+        nearness: map [H, W]; larger is nearer.
         near: flat indices of the nearer pixels.
-        far: of the farther ones.
-        ties: what a pair with equal values counts, so that a constant map gets 0.5; None leaves
-            such pairs out.
+        far: flat indices of the farther pixels.
+        ties: score of a pair with equal values; 0.5 gives a constant map 0.5. None: such pairs are
+            left out.
 
     Raises:
-        ValueError: when all pairs are ties and ties are left out.
+        ValueError: all pairs are ties, and ties are left out.
     """
     flat = nearness.ravel()
     difference = flat[near] - flat[far]
@@ -67,5 +67,5 @@ def ordinal_accuracy(
 
 
 def lower_is_nearer(height: int, width: int) -> Map:
-    """The rule to beat: [height, width], each row nearer than the one above."""
+    """Baseline map [height, width]: each row is nearer than the row above."""
     return np.repeat(np.arange(height, dtype=np.float64)[:, None], width, axis=1)

@@ -1,4 +1,4 @@
-"""Strips: the same crop of a picture as several methods give it, side by side, with captions."""
+"""Strips: the same crop of a picture by several methods, side by side, with captions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ LINE = 14
 
 
 def strip(rows: Sequence[Sequence[tuple[str, Image.Image]]], side: int = 160) -> Image.Image:
-    """One row a picture; the crop is where the row's first picture has most detail.
+    """Draw one row per picture, cropped where the first picture of the row has the most detail.
 
     Args:
-        rows: (caption, picture) of each cell; a row's pictures are of one size.
-        side: of a crop in pixels.
+        rows: (caption, picture) of each cell; the pictures of a row have one size.
+        side: side of a crop in pixels.
     """
     width = max(len(row) for row in rows) * side
     sheet = Image.new("RGB", (width, len(rows) * (side + LINE)), "white")

@@ -1,4 +1,4 @@
-"""Operations element by element: arithmetic, comparisons, activations, casts; and reductions."""
+"""Elementwise operations (arithmetic, comparisons, activations, casts), reductions and products."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ CASTS = {
     "int32": torch.int32,
     "bool": torch.bool,
 }
-"""MIL's names of element types in parameters, and how each is held."""
+"""Torch type that holds each element type, by MIL's name in parameters."""
 
 
 def cast_type(name: str) -> torch.dtype:
-    """How elements of the type `name` are held."""
+    """Torch type of the elements of type `name`."""
     try:
         return CASTS[name]
     except KeyError:
-        raise BackendError(f"element type {name!r} is not known to the interpreter") from None
+        raise BackendError(f"element type {name!r} is not supported by the interpreter") from None
 
 
 # --- Two operands -------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ for name, compute in {
     "mul": torch.mul,
     "real_div": _divide,
     "floor_div": torch.floor_divide,
-    "mod": torch.remainder,  # the sign is the divisor's
+    "mod": torch.remainder,  # takes the divisor's sign
     "pow": torch.pow,
     "maximum": torch.maximum,
     "minimum": torch.minimum,
@@ -160,7 +160,7 @@ def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
         return F.gelu(x, approximate="tanh")
     if mode == "SIGMOID_APPROXIMATION":
         return x * torch.sigmoid(1.702 * x)
-    raise BackendError(f"mode {mode!r} is not known to the interpreter")
+    raise BackendError(f"mode {mode!r} is not supported by the interpreter")
 
 
 @operation()
@@ -215,7 +215,7 @@ def sigmoid_hard(x: Tensor, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
 def _reduction(compute: Callable[[Tensor, Ints, bool], Tensor]) -> Callable[..., Tensor]:
     def kernel(x: Tensor, axes: Ints | None = None, keep_dims: bool = False) -> Tensor:
         every = list(range(x.ndim)) if axes is None else axes
-        # Core ML reduces integers to integers; torch would count in int64.
+        # Core ML keeps the integer type; torch sums in int64.
         return compute(x, every, keep_dims).to(x.dtype)
 
     return kernel

@@ -1,4 +1,4 @@
-"""Operations that move elements: shapes, slices, joins, padding, look-ups, orders."""
+"""Operations that move elements: shapes, slices, joins, padding, look-ups, sorting."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def slice_by_size(x: Tensor, begin: Ints, size: Ints) -> Tensor:
 
 @operation("pad")
 def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0) -> Tensor:
-    """Pad the last axes; `pad` has (before, after) for each of them, the outer one first."""
+    """Pad the last axes; `pad` has (before, after) for each, outermost axis first."""
     modes: dict[str, Any] = {"reflect": "reflect", "replicate": "edge"}
     for i in range(len(pad) // 2):
         axis = x.ndim - len(pad) // 2 + i
@@ -153,7 +153,7 @@ def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0)
             index = np.pad(np.arange(x.shape[axis]), (before, after), mode=modes[mode])
             x = x.index_select(axis, torch.from_numpy(index))
         else:
-            raise BackendError(f"mode {mode!r} is not known to the interpreter")
+            raise BackendError(f"mode {mode!r} is not supported by the interpreter")
     return x
 
 
@@ -161,7 +161,7 @@ def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0)
 
 
 def _wrap(indices: Tensor, size: int) -> Tensor:
-    """Negative indices count from the end."""
+    """Convert negative indices, which count from the end, and check the range."""
     indices = indices.long()
     if indices.numel() and (int(indices.min()) < -size or int(indices.max()) >= size):
         raise BackendError(
@@ -174,7 +174,7 @@ def _wrap(indices: Tensor, size: int) -> Tensor:
 def gather(
     x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False
 ) -> Tensor:
-    del validate_indices  # they always are
+    del validate_indices  # indices are always validated
     axis %= x.ndim
     indices = _wrap(indices, x.shape[axis])
     if batch_dims == 0:
@@ -228,7 +228,7 @@ def _update(data: Tensor, where: tuple[Tensor | slice, ...], updates: Tensor, mo
     elif mode in _UPDATES:
         _UPDATES[mode](result, place, updates.numpy())
     else:
-        raise BackendError(f"mode {mode!r} is not known to the interpreter")
+        raise BackendError(f"mode {mode!r} is not supported by the interpreter")
     return torch.from_numpy(result)
 
 
@@ -275,7 +275,7 @@ def scatter_nd(
     return _update(data, _along_axes(data, indices), updates, mode)
 
 
-# --- Made of numbers ----------------------------------------------------------------------------
+# --- Constructed arrays -------------------------------------------------------------------------
 
 
 @operation("fill")
@@ -335,8 +335,8 @@ def topk(
     return_indices: bool = True,
     output_indices_dtype: str = "int32",
 ) -> tuple[Tensor, ...]:
-    """The `k` largest, or with `ascending` the smallest; equal ones in the order they come in."""
-    del sort  # sorted they are as good as in any order
+    """The `k` largest (`ascending`: smallest) elements; equal ones keep their order."""
+    del sort  # without it any order is allowed, sorted as well
     k = x.shape[axis] if k == -1 else k
     values, indices = x.sort(dim=axis, descending=not ascending, stable=True)
     parts = (

@@ -1,9 +1,10 @@
-"""The weights file of an ML Program: MIL blob storage, version 2.
+"""Weights file of an ML Program: MIL blob storage, version 2.
 
-Little-endian; a header of 64 bytes (count and version, both uint32), then per blob, aligned to 64
-bytes, a record and somewhere after it the data. The program refers to a blob by its record's
-offset. A record, also 64 bytes: sentinel 0xDEADBEEF and element type (uint32), size in bytes and
-offset of the data (uint64), and for elements of less than a byte the number of unused bits.
+The file is little-endian. It has a header of 64 bytes (count and version, both uint32), then for
+each blob a record, aligned to 64 bytes, and after it the data. The program refers to a blob by the
+offset of its record. A record has 64 bytes: sentinel 0xDEADBEEF and element type (both uint32),
+size in bytes and offset of the data (both uint64), and, for elements smaller than a byte, the
+number of unused bits (uint64).
 """
 
 from __future__ import annotations
@@ -38,17 +39,17 @@ ELEMENTS: dict[int, tuple[str, np.dtype[Any], int]] = {
     14: ("INT32", np.dtype("<i4"), 32),
     15: ("UINT32", np.dtype("<u4"), 32),
 }
-"""By the file's own code: MIL's name of the type, how it is held here, bits per element."""
+"""Element types by their code in the file: MIL's name, numpy type, bits per element."""
 
 
 class BlobFile:
     """A weights file, mapped into memory."""
 
     def __init__(self, path: Path) -> None:
-        """Open it.
+        """Open the file.
 
         Raises:
-            BundleError: it is too short, or of another version.
+            BundleError: the file is too short, or of another version.
         """
         self.path = path
         self.size = path.stat().st_size
@@ -57,18 +58,18 @@ class BlobFile:
         self._data: NDArray[np.uint8] = np.memmap(path, np.uint8, mode="r")
         _, version = _HEADER.unpack(self._data[: _HEADER.size].tobytes())
         if version != _VERSION:
-            raise BundleError(f"{str(path)!r} is of version {version}; {_VERSION} is read")
+            raise BundleError(f"{str(path)!r} is of version {version}; {_VERSION} is supported")
 
     def read(self, offset: int, element: str, count: int) -> NDArray[Any]:
-        """The elements of one blob, flat, those of less than a byte unpacked.
+        """Read one blob as a flat array; elements smaller than a byte are unpacked.
 
         Args:
-            offset: of its record.
-            element: MIL's name of the type that the program declares.
-            count: how many elements the program declares.
+            offset: offset of the blob's record in bytes.
+            element: declared element type, by MIL's name.
+            count: declared number of elements.
 
         Raises:
-            BundleError: there is no such blob there, or the file ends before it does.
+            BundleError: no such blob is at `offset`, or the file is truncated.
         """
         where = f"{str(self.path)!r}, blob at {offset}"
         if offset + _RECORD.size > self.size:
@@ -81,7 +82,7 @@ class BlobFile:
         name, dtype, bits = ELEMENTS[code]
         if name != element or size * 8 - padding != count * bits:
             raise BundleError(
-                f"{where}: it holds {(size * 8 - padding) // bits} {name}, the program wants "
+                f"{where}: it holds {(size * 8 - padding) // bits} {name}, the program declares "
                 f"{count} {element}; export the package again"
             )
         if begin + size > self.size:
@@ -97,6 +98,6 @@ class BlobFile:
 
 
 def unpack_bits(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:
-    """Elements of `bits` bits each, packed from the least significant bit of each byte upwards."""
+    """Unpack elements of `bits` bits each; the least significant bits of a byte come first."""
     flat = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
     return np.packbits(flat, axis=1, bitorder="little")[:, 0]

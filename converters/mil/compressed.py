@@ -1,4 +1,4 @@
-"""Compressed constants, and quantized values: affine, palettes, sparse; iOS 16's and 18's forms."""
+"""Compressed constants and quantized values: affine, palettes, sparse; forms of iOS 16 and 18."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmsr_edge.errors import BackendError
 
 
 def _along(vector: Tensor | None, rank: int, axis: int | None) -> Tensor | float:
-    """A scale or zero point, broadcast along `axis`; a scalar as it is."""
+    """Broadcast a scale or zero point along `axis`; a scalar stays, None becomes 0."""
     if vector is None:
         return 0.0
     if vector.ndim == 0 or axis is None:
@@ -28,7 +28,7 @@ def _along(vector: Tensor | None, rank: int, axis: int | None) -> Tensor | float
 def constexpr_affine_dequantize(
     quantized_data: Tensor, zero_point: Tensor, scale: Tensor, axis: int
 ) -> Tensor:
-    """scale·(q − zero point)."""
+    """Compute scale·(q − zero point)."""
     return dequantize(quantized_data, scale, zero_point, axis)
 
 
@@ -36,7 +36,7 @@ def constexpr_affine_dequantize(
 def constexpr_blockwise_shift_scale(
     data: Tensor, scale: Tensor, offset: Tensor | None = None
 ) -> Tensor:
-    """scale·(q − offset), with one of each per block."""
+    """Compute scale·(q − offset), with one scale and one offset per block."""
     blocks = [d // s for d, s in zip(data.shape, scale.shape, strict=True)]
 
     def spread(t: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def constexpr_blockwise_shift_scale(
 def constexpr_lut_to_dense(
     indices: Tensor, lut: Tensor, shape: Ints | None = None, vector_axis: int | None = None
 ) -> Tensor:
-    """iOS 16: one palette, indices packed, `shape` given. iOS 18: a palette per block."""
+    """Look up palettes. iOS 16: one palette, packed indices and `shape`. iOS 18: one per block."""
     if shape is not None:
         bits = int(math.log2(lut.numel()))
         packed = indices.numpy()
@@ -61,7 +61,7 @@ def constexpr_lut_to_dense(
             shape
         )
     if lut.shape[-1] != 1 or vector_axis is not None:
-        raise BackendError("palettes of vectors are not known to the interpreter")
+        raise BackendError("palettes of vectors are not supported by the interpreter")
     table = lut[..., 0]
     for axis, size in enumerate(indices.shape):
         table = table.repeat_interleave(size // table.shape[axis], axis)
@@ -72,7 +72,7 @@ def constexpr_lut_to_dense(
 def constexpr_sparse_to_dense(
     nonzero_data: Tensor, mask: Tensor, shape: Ints | None = None
 ) -> Tensor:
-    """Zeros but where a mask of bits (iOS 16) or of elements (iOS 18) says otherwise."""
+    """Place values where a mask is set. iOS 16: mask of bits, with `shape`. iOS 18: of elements."""
     bits = mask.numpy()
     if shape is not None:
         bits = np.unpackbits(bits, count=math.prod(shape), bitorder="little").reshape(shape)

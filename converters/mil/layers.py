@@ -1,4 +1,4 @@
-"""Layers: convolutions, pools, norms, resizing."""
+"""Operations of layers: convolutions, pools, norms, resizing."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _MAXIMA = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 def _padding(
     pad_type: str, pad: Ints | None, sizes: Ints, kernel: Ints, strides: Ints
 ) -> list[tuple[int, int]]:
-    """(before, after) along each spatial axis; `kernel` with its dilation."""
+    """Padding (before, after) along each spatial axis; `kernel` includes the dilation."""
     if pad_type == "valid":
         return [(0, 0)] * len(sizes)
     if pad_type == "custom":
         pad = pad or [0, 0] * len(sizes)
         return list(zip(pad[::2], pad[1::2], strict=True))
     if pad_type not in ("same", "same_lower"):
-        raise BackendError(f"pad_type {pad_type!r} is not known to the interpreter")
+        raise BackendError(f"pad_type {pad_type!r} is not supported by the interpreter")
     pairs = []
     for size, k, s in zip(sizes, kernel, strides, strict=True):
-        # As much as makes the output ⌈size/stride⌉ long; "lower" puts the odd one before.
+        # The output gets ⌈size/stride⌉ elements; "same_lower" puts an odd element before.
         total = max(0, (math.ceil(size / s) - 1) * s + k - size)
         less, more = total // 2, total - total // 2
         pairs.append((less, more) if pad_type == "same" else (more, less))
@@ -82,7 +82,7 @@ def conv_transpose(
     dilations: Ints | None = None,
     groups: int = 1,
 ) -> Tensor:
-    """The whole transposed convolution, of which `pad` is cut away."""
+    """Compute the full transposed convolution and crop it by `pad`."""
     n = x.ndim - 2
     strides, dilations = strides or [1] * n, dilations or [1] * n
     whole = _TRANSPOSED[n](x, weight, None, strides, 0, 0, groups, dilations)
@@ -91,13 +91,13 @@ def conv_transpose(
     elif pad_type == "valid":
         pairs = [(0, 0)] * n
     else:
-        raise BackendError(f"pad_type {pad_type!r} is not known to the interpreter")
+        raise BackendError(f"pad_type {pad_type!r} is not supported by the interpreter")
     for i, (before, after) in enumerate(pairs):
         axis = 2 + i
         size = whole.shape[axis] - before - after
         size = size if output_shape is None else output_shape[axis]
         kept = whole.narrow(axis, before, min(size, whole.shape[axis] - before))
-        # An output longer than what the kernel reaches is empty at its end.
+        # Beyond the reach of the kernel, the output is filled with zeros.
         lacking = size - kept.shape[axis]
         whole = _pad(kept, [(0, lacking if j == i else 0) for j in range(n)])
     return whole if bias is None else whole + _per_channel(bias, x.ndim)
@@ -109,7 +109,7 @@ def conv_transpose(
 def _pool_padding(
     x: Tensor, kernel: Ints, strides: Ints, pad_type: str, pad: Ints | None, ceil_mode: bool
 ) -> tuple[list[tuple[int, int]], list[int]]:
-    """Padding, and how far the last window reaches beyond it (ceil_mode)."""
+    """Padding, and how far the last window extends beyond it (ceil_mode), by axis."""
     sizes = list(x.shape[2:])
     pairs = _padding(pad_type, pad, sizes, kernel, strides)
     beyond = []
@@ -132,7 +132,7 @@ def avg_pool(
     exclude_padding_from_average: bool = False,
     ceil_mode: bool = False,
 ) -> Tensor:
-    """Sum of each window over the number of its elements that count."""
+    """Average each window over the elements that count."""
     n = x.ndim - 2
     strides = strides or [1] * n
     pairs, beyond = _pool_padding(x, kernel_sizes, strides, pad_type, pad, ceil_mode)
@@ -198,7 +198,7 @@ def layer_norm(
     beta: Tensor | None = None,
     epsilon: float = 1e-5,
 ) -> Tensor:
-    """γ and β have the shape of the normalized axes."""
+    """Normalize over `axes`; γ and β have the shape of these axes."""
     normalized = sorted(axis % x.ndim for axis in (axes or range(x.ndim)))
     broadcast = [x.shape[axis] if axis in normalized else 1 for axis in range(x.ndim)]
     y = _standardize(x, normalized, epsilon)
@@ -213,7 +213,7 @@ def _standardize(x: Tensor, axes: Ints, epsilon: float) -> Tensor:
 
 @operation()
 def l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """Over the last three axes together."""
+    """Normalize by the L2 norm over the last three axes together."""
     return x / torch.sqrt(x.square().sum((-3, -2, -1), keepdim=True) + epsilon)
 
 
@@ -221,7 +221,7 @@ def l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
 
 
 def _grid(size: int, target: int, mode: str) -> Tensor:
-    """Where, along an axis of `size` points, each of `target` points is sampled."""
+    """Positions [target] of the samples along an axis of `size` points."""
     i = torch.arange(target, dtype=torch.float64)
     if mode in ("STRICT_ALIGN_CORNERS", "ALIGN_CORNERS"):
         points = i * (size - 1) / max(target - 1, 1)
@@ -234,7 +234,7 @@ def _grid(size: int, target: int, mode: str) -> Tensor:
     elif mode == "UNALIGN_CORNERS":
         points = (i + 0.5) * size / target - 0.5
     else:
-        raise BackendError(f"sampling_mode {mode!r} is not known to the interpreter")
+        raise BackendError(f"sampling_mode {mode!r} is not supported by the interpreter")
     return points.clamp(0, size - 1)
 
 
@@ -304,13 +304,13 @@ def resize(
             x = _nearest(x, axis, target)
         else:
             how = f"{interpolation_mode} at {sampling_mode}"
-            raise BackendError(f"resizing by {how} is not known to the interpreter")
+            raise BackendError(f"resizing by {how} is not supported by the interpreter")
     return x
 
 
 @operation()
 def crop(x: Tensor, crop_height: Ints, crop_width: Ints) -> Tensor:
-    """Take so many rows off the top and the bottom, columns off the left and the right."""
+    """Remove rows (top, bottom) and columns (left, right)."""
     (top, bottom), (left, right) = crop_height, crop_width
     return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
 
@@ -331,17 +331,19 @@ def resample(
     """Sample at (x, y) `coordinates` [B, H, W, 2]."""
     if padding_mode not in _EDGES or sampling_mode not in ("bilinear", "nearest"):
         how = f"{sampling_mode!r} with {padding_mode!r} edges"
-        raise BackendError(f"resampling by {how} is not known to the interpreter")
+        raise BackendError(f"resampling by {how} is not supported by the interpreter")
     size = torch.tensor([x.shape[-1], x.shape[-2]])
     grid = coordinates.float()
-    if coordinates_mode == "unnormalized":  # pixel numbers, to where grid_sample has them
+    if coordinates_mode == "unnormalized":  # pixel indices to the range of grid_sample
         grid = (
             (2 * grid / (size - 1).clamp(min=1) - 1) if align_corners else (2 * grid + 1) / size - 1
         )
     elif coordinates_mode == "normalized_zero_to_one":
         grid = 2 * grid - 1
     elif coordinates_mode != "normalized_minus_one_to_one":
-        raise BackendError(f"coordinates_mode {coordinates_mode!r} is not known to the interpreter")
+        raise BackendError(
+            f"coordinates_mode {coordinates_mode!r} is not supported by the interpreter"
+        )
     offset = padding_value if padding_mode == "constant" else 0.0
     sampled = F.grid_sample(
         x - offset, grid, sampling_mode, _EDGES[padding_mode], align_corners=align_corners

@@ -1,4 +1,4 @@
-"""The `.mlpackage` folder: where its manifest says that the model and its weights are."""
+"""The `.mlpackage` folder: location of the model and of its weights, from the manifest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmsr_edge.converters.to_coreml import import_coremltools
 from mmsr_edge.errors import BundleError
 
 WEIGHTS_PREFIX = "@model_path/"
-"""How a program writes "the folder that the model file is in"."""
+"""Prefix in a program for the folder of the model file."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Package:
     model: Path
     """The model file, a serialized `CoreML.Specification.Model`."""
     spec: Any
-    """The same, parsed."""
+    """The parsed model file."""
 
     @property
     def name(self) -> str:
@@ -31,15 +31,15 @@ class Package:
         return self.root.name
 
     def weights(self, name: str) -> Path:
-        """The file that a program calls `name`, such as `@model_path/weights/weight.bin`.
+        """Path of a file that the program refers to, such as `@model_path/weights/weight.bin`.
 
         Raises:
-            BundleError: it is missing, or not inside the package.
+            BundleError: the file is missing, or outside of the package.
         """
         relative = PurePosixPath(name.removeprefix(WEIGHTS_PREFIX))
         path = self.model.parent / relative
         if not name.startswith(WEIGHTS_PREFIX) or ".." in relative.parts:
-            raise BundleError(f"{self.name!r} refers to {name!r}, which is not inside it")
+            raise BundleError(f"{self.name!r} refers to {name!r}, which is outside of the package")
         if not path.is_file():
             raise BundleError(f"{str(path)!r} is missing; export the package again")
         return path
@@ -50,7 +50,7 @@ def open_package(root: Path) -> Package:
 
     Raises:
         BundleError: the folder, its manifest or its model file is missing or malformed.
-        MissingExtraError: coremltools, which knows the file's protobuf schema, is not installed.
+        MissingExtraError: coremltools, which has the protobuf schema, is not installed.
     """
     path = root / "Manifest.json"
     try:

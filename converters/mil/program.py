@@ -1,11 +1,11 @@
-"""The program: a saved ML Program decoded once, then run as often as wanted.
+"""A saved ML Program: decoded once, run any number of times.
 
-Numbers are kept as the program declares them, so a float16 program is rounded to float16 after
-every operation, and overflows where 65504 is exceeded; inside one operation (a convolution's or
-softmax's sums) arithmetic is float32. That is how the GPU and the Neural Engine store what passes
-between layers; what they do inside one differs by chip and is not claimed. Such a result shows
-what a float16 file can lose (weights, ranges, cancellation between layers), hence it is fit for a
-gate; it is not bit-exact to any device.
+Values have the types that the program declares. A float16 program is therefore rounded to float16
+after every operation, and overflows beyond 65504. Inside an operation, such as the sums of a
+convolution or a softmax, arithmetic is float32. The GPU and the Neural Engine also store float16
+between layers; their arithmetic inside a layer differs by chip and is not reproduced. The result
+shows the losses of a float16 file (weights, ranges, cancellation between layers) and is therefore
+fit for a gate, but it is not bit-exact to any device.
 """
 
 from __future__ import annotations
@@ -36,39 +36,39 @@ class Port:
     """An input or output of the model."""
 
     name: str
-    """As feeds and results have it."""
+    """Key in the feeds or results."""
     shape: tuple[int, ...]
-    """Static."""
+    """Static shape."""
     dtype: np.dtype[Any]
-    """Core ML has float32, float16 and int32."""
+    """Element type: float32, float16 or int32."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation that is left to run."""
+    """One operation of the program, not yet run."""
 
     kind: str
     """Key of `OPERATIONS`."""
     name: str
-    """Its own, for messages."""
+    """Name of the operation, for messages."""
     inputs: dict[str, list[str | Value]]
-    """By parameter: names of values, or values that stand in the operation itself."""
+    """Inputs by parameter: names of values, or values given in the operation itself."""
     outputs: tuple[tuple[str, ValueType], ...]
-    """Names and declared types."""
+    """Names and declared types of the outputs."""
 
 
 class MILProgram:
-    """A saved `.mlpackage`, to be run without Core ML."""
+    """A saved `.mlpackage` that runs without Core ML."""
 
     def __init__(self, package: Package) -> None:
-        """Decode `package`; use `open`."""
+        """Decode `package`; `open` is the usual constructor."""
         self.package = package
         self.inputs = _ports(package.spec.description.input)
-        """What `run` takes."""
+        """Inputs of `run`."""
         self.outputs = _ports(package.spec.description.output)
-        """What `run` gives."""
+        """Outputs of `run`."""
         self.kinds: Counter[str] = Counter()
-        """How often each operation occurs, constants aside."""
+        """Number of occurrences of each operation, without constants."""
         self._files: dict[str, BlobFile] = {}
         self._constants: dict[str, Value] = {}
         self._operations: list[Operation] = []
@@ -92,25 +92,25 @@ class MILProgram:
         """Read a package and all its constants.
 
         Raises:
-            BundleError: a file is missing, cut off or not what the program says.
+            BundleError: a file is missing, truncated, or does not fit the program.
             BackendError: the program has an operation that is not in the table.
             MissingExtraError: coremltools is not installed.
         """
         return cls(open_package(path))
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run once.
+        """Run the program once.
 
         Args:
-            feeds: an array for each of `inputs`, of its shape; int64 becomes int32.
+            feeds: one array for each of `inputs`, in its shape; int64 becomes int32.
 
         Returns:
-            An array for each of `outputs`.
+            One array for each of `outputs`, by name.
 
         Raises:
-            OptionError: `feeds` are not what the program takes.
+            OptionError: names, shapes or types of `feeds` differ from `inputs`.
             BackendError: an operation failed.
-            BundleError: an operation gave something else than the program declares.
+            BundleError: an operation's result differs from its declared type or shape.
         """
         values: dict[str, Value] = {**self._constants, **self._fed(feeds)}
         for i, operation in enumerate(self._operations):
@@ -156,7 +156,7 @@ class MILProgram:
             raise BackendError(f"{where}: {type(error).__name__}: {error}") from error
         if len(results) != len(operation.outputs):
             raise BundleError(
-                f"{where}: it has {len(operation.outputs)} outputs, {len(results)} came"
+                f"{where}: it has {len(operation.outputs)} outputs, but computed {len(results)}"
             )
         return {
             name: _declared(result, declared, f"{where}: output {name!r}")
@@ -168,12 +168,12 @@ class MILProgram:
         unknown = sorted(kinds - set(OPERATIONS))
         if unknown:
             raise BackendError(
-                f"{self.package.name!r} has operations that the interpreter does not know: "
+                f"{self.package.name!r} has operations that the interpreter does not support: "
                 f"{', '.join(unknown)}; add them to mmsr_edge.converters.mil"
             )
 
     def _decode(self, proto: Any) -> None:
-        """Keep a constant's value, work out a compressed one's, and note what is left to run."""
+        """Store a constant, decompress a compressed one, or append an operation to run."""
         attributes = {key: value for key, value in proto.attributes.items() if key != "name"}
         outputs = tuple((out.name, value_type(out.type)) for out in proto.outputs)
         name = outputs[0][0]
@@ -181,7 +181,7 @@ class MILProgram:
             if proto.type == "const":
                 self._constants[name] = self._constant(attributes["val"], outputs[0][1])
                 return
-            # iOS 16's compressed constants keep their parts in attributes, all else in inputs.
+            # iOS 16's compressed constants have attributes; all other operations have inputs.
             inputs: dict[str, list[str | Value]] = {
                 key: [self._constant(value)] for key, value in attributes.items()
             }
@@ -218,7 +218,7 @@ def _look_up(values: Mapping[str, Value], item: str | Value) -> Value:
 
 
 def _declared(result: Tensor, declared: ValueType, where: str) -> Tensor:
-    """A result as the program keeps it: its shape and kind checked, rounded to its precision."""
+    """Check a result's shape and kind, and round it to its declared type."""
     kinds = [(t == torch.bool, t.is_floating_point) for t in (result.dtype, declared.dtype)]
     if tuple(result.shape) != declared.shape or kinds[0] != kinds[1]:
         found = f"{str(result.dtype).removeprefix('torch.')} {list(result.shape)}"

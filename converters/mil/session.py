@@ -1,4 +1,4 @@
-"""The interpreter as a runtime, so that parity is measured on Core ML's files as on any others."""
+"""The interpreter as a runtime, so that Core ML files are measured like those of other formats."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from mmsr_edge.runtimes.base import (
 
 
 def load() -> None:
-    """Import coremltools, whose protobuf schema the interpreter reads packages with.
+    """Import coremltools, which has the protobuf schema of packages.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: coremltools is not installed.
     """
     import_coremltools()
 
@@ -33,12 +33,14 @@ def load() -> None:
 def open_session(
     path: Path, component: ComponentSpec, artifact: Artifact, options: SessionOptions, preset: str
 ) -> Session:
-    """Open the `.mlpackage` that holds `path`; the other arguments do not matter here.
+    """Open the `.mlpackage` that contains `path`.
+
+    `artifact`, `options` and `preset` are unused; they are part of the interface of runtimes.
 
     Raises:
-        BundleError: there is no package, it is damaged, or its inputs or outputs differ from
+        BundleError: the package is missing or damaged, or its inputs or outputs differ from
             `component`'s.
-        BackendError: it has an operation that the interpreter does not know.
+        BackendError: an operation is not supported by the interpreter.
     """
     del artifact, options, preset
     package = next((p for p in (path, *path.parents) if p.suffix == ".mlpackage"), None)
@@ -55,7 +57,7 @@ class _MILSession(CheckedSession):
             ("input", self.inputs, program.inputs),
             ("output", self.outputs, program.outputs),
         ):
-            # Core ML has no int64: its int32 stands for ours.
+            # Core ML has no int64; its int32 stands for the int64 of the specification.
             found = {p.name: (p.dtype.name.replace("int32", "int64"), p.shape) for p in ports}
             check_signature(component.name, kind, specs, found)
 

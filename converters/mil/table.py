@@ -1,8 +1,8 @@
-"""The table of operations, and how one is called.
+"""Table of operations, and the call of an operation.
 
-An operation is a function whose parameters bear MIL's own names; their annotations say in which
-form it wants them. One that a program gives and the function lacks is an error: whatever it asks
-for would be left out of the result.
+An operation is a function whose parameters have MIL's names. Their annotations set the form of the
+arguments. A parameter that the function lacks is an error, because its effect would be missing from
+the result.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Tensors: TypeAlias = list[Tensor]
 Kernel: TypeAlias = "Callable[..., Tensor | tuple[Tensor, ...]]"
 
 OPERATIONS: dict[str, Kernel] = {}
-"""By MIL's name of the operation."""
+"""Operations, by MIL's name."""
 _FORMS: dict[str, dict[str, Any]] = {}
 
 
 def operation(*names: str) -> Callable[[Kernel], Kernel]:
-    """Enter a function into the table, under its own name or under `names`."""
+    """Decorator that adds a function to the table, under its own name or under `names`."""
 
     def enter(kernel: Kernel) -> Kernel:
         for name in names or (kernel.__name__.removesuffix("_"),):
@@ -45,18 +45,18 @@ def call(name: str, inputs: Mapping[str, Sequence[Value]]) -> tuple[Tensor, ...]
 
     Args:
         name: key of `OPERATIONS`.
-        inputs: by parameter, one value or, where MIL takes a tuple, several.
+        inputs: values by parameter; several values where MIL takes a tuple.
 
     Returns:
-        Its results, floats as float32 and indices as int32 or int64.
+        The results, with floats as float32 and indices as int32 or int64.
 
     Raises:
-        BackendError: the program gives it an input that is not known here.
+        BackendError: the program passes a parameter that is not supported.
     """
     forms = _FORMS[name]
     unknown = sorted(set(inputs) - set(forms))
     if unknown:
-        raise BackendError(f"its inputs {unknown} are not known to the interpreter")
+        raise BackendError(f"its inputs {unknown} are not supported by the interpreter")
     arguments = {key: _convert(forms[key], values) for key, values in inputs.items()}
     result = OPERATIONS[name](**arguments)
     return result if isinstance(result, tuple) else (result,)
@@ -81,6 +81,6 @@ def _convert(form: Any, values: Sequence[Value]) -> Any:
 
 
 def _widen(value: Value) -> Value:
-    """Arithmetic is done at float32; what is rounded to float16 is what an operation gives."""
+    """Convert float16 to float32: operations compute at float32, and only results are rounded."""
     half = isinstance(value, Tensor) and value.dtype.itemsize == 2 and value.is_floating_point()
     return value.float() if half else value  # type: ignore[union-attr]

@@ -1,7 +1,7 @@
-"""Types and constants of a program, from protobuf to torch tensors.
+"""Types and constants of a program, decoded from protobuf to torch tensors.
 
-Integers that torch lacks or computes little with are held wider: what a program does with them
-(counting, indexing) is the same there.
+Integer types that torch lacks, or supports in part, are held in wider types; counting and indexing
+give the same results.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import Tensor
 from mmsr_edge.errors import BundleError
 
 Value: TypeAlias = "Tensor | str"
-"""What an operation takes or gives."""
+"""Input or output of an operation."""
 Load: TypeAlias = "Callable[[str, int, str, int], NDArray[Any]]"
-"""Reads a blob: file name, offset, element type, element count."""
+"""Function that reads a blob, from file name, offset, element type and element count."""
 
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -40,7 +40,7 @@ DTYPES: dict[str, torch.dtype] = {
     "UINT16": torch.int32,
     "UINT32": torch.int64,
 }
-"""How each element type is held."""
+"""Torch type that holds each element type, by MIL's name."""
 
 _PACKED = {
     "FLOAT16": "<f2",
@@ -50,20 +50,21 @@ _PACKED = {
     "UINT16": "<u2",
     "UINT32": "<u4",
 }
-"""Types that an immediate value gives as bytes, where there are any."""
+"""numpy types of immediate values that are stored as bytes."""
 
 
 @dataclass(frozen=True)
 class ValueType:
-    """Element type and shape, as a program declares them."""
+    """Declared element type and shape of a value."""
 
     element: str
-    """MIL's name; STRING has no shape."""
+    """MIL's name of the element type."""
     shape: tuple[int, ...] = ()
+    """Static shape; () for STRING."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """How its elements are held."""
+        """Torch type of the elements."""
         return DTYPES[self.element]
 
     def __str__(self) -> str:
@@ -74,27 +75,27 @@ def value_type(proto: Any) -> ValueType:
     """Decode a `ValueType` message.
 
     Raises:
-        BundleError: it is no tensor of a known element type and fixed shape.
+        BundleError: the value is no tensor, or its element type or shape is not supported.
     """
     from coremltools.proto import MIL_pb2
 
     kind = proto.WhichOneof("type")
     if kind != "tensorType":
-        raise BundleError(f"a value is a {kind}; only tensors are interpreted")
+        raise BundleError(f"a value is a {kind}; only tensors are supported")
     element = MIL_pb2.DataType.Name(proto.tensorType.dataType)
     if element not in DTYPES and element != "STRING":
-        raise BundleError(f"a tensor has elements of type {element}, which are not interpreted")
+        raise BundleError(f"a tensor has elements of type {element}, which are not supported")
     dimensions = proto.tensorType.dimensions
     if any(d.WhichOneof("dimension") != "constant" for d in dimensions):
-        raise BundleError("a tensor has a flexible shape; only static shapes are interpreted")
+        raise BundleError("a tensor has a flexible shape; only static shapes are supported")
     return ValueType(element, tuple(d.constant.size for d in dimensions))
 
 
 def constant(proto: Any, load: Load) -> Value:
-    """Decode a `Value` message, with its elements from the weights file where they are there.
+    """Decode a `Value` message; elements may be in the message or in the weights file.
 
     Raises:
-        BundleError: its elements are not what its type says.
+        BundleError: the number of elements does not fit the declared type.
     """
     declared = value_type(proto.type)
     count = math.prod(declared.shape)
@@ -110,5 +111,5 @@ def constant(proto: Any, load: Load) -> Value:
         packed = _PACKED.get(declared.element, "<u1")
         array = np.frombuffer(values, packed) if field == "bytes" else np.array(values)
     if array.size != count:
-        raise BundleError(f"a constant has {array.size} elements, its type says {declared}")
+        raise BundleError(f"a constant has {array.size} elements, declared is {declared}")
     return torch.tensor(array.reshape(declared.shape)).to(declared.dtype)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmsr_edge.models.connector import MODALITIES, Attention, Connector, attention
+from mmsr_edge.bundle import MODALITIES
+from mmsr_edge.models.connector import Attention, Connector, attention
 from mmsr_edge.models.presets import PRESETS, ConnectorConfig, preset
 from mmsr_edge.training.data.samples import Samples
 from mmsr_edge.training.stage_networks import load_stage_networks
