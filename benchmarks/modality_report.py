@@ -176,9 +176,9 @@ def mean_tags(labels: Path, names: list[str]) -> Array:
     return np.asarray(whole.mean(0)[[once.index(n) for n in names]])
 
 
-def confusion(truth: Array, said: Array, classes: int) -> Array:
-    """Counts of pixels by true class and class in `said`: [classes, classes]."""
-    pairs = truth.astype(np.int64).ravel() * classes + said.ravel()
+def confusion(truth: Array, predicted: Array, classes: int) -> Array:
+    """Counts of pixels by true class and class in `predicted`: [classes, classes]."""
+    pairs = truth.astype(np.int64).ravel() * classes + predicted.ravel()
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 

@@ -41,7 +41,7 @@ class CaptionEncoder(nn.Module):
         self.input = PictureInput(checkpoint.preprocessing, side, inner)
         self.model, self.blip = checkpoint.model, checkpoint.kind == "blip"
 
-    def look(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Tensor) -> Tensor:
         """Hidden states of the picture [1, p, ·], as `generate` passes them to the decoder."""
         model = self.model
         if self.blip:
@@ -51,7 +51,7 @@ class CaptionEncoder(nn.Module):
         return cast(Tensor, states if project is None else project(states))
 
     def forward(self, image: Tensor) -> Tensor:
-        states = self.look(self.input(image))
+        states = self.encode(self.input(image))
         # One step fills the empty cache; the exporter removes the rest of the step as dead code.
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         writer(self.model)(
