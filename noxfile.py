@@ -76,7 +76,7 @@ def host(session: nox.Session) -> None:
     session.install(TORCH)
     session.install("-e", ".[convert,train,dev]")
     targets = ["tests/host", *sorted(str(path) for path in ROOT.glob("tests/test_*.py"))]
-    session.run("python", "-m", "pytest", *targets, *session.posargs)
+    session.run("python", "-m", "pytest", "--durations=15", *targets, *session.posargs)
 
 
 @nox.session
