@@ -194,12 +194,15 @@ class BackendStatus:
 
     name: str
     """Name of the backend, as `Upscaler(backend=…)` takes it."""
-    usable: bool
-    """Whether it is installed and opens the whole bundle."""
     reason: str | None
     """Reason why it is not usable; None if it is."""
     chosen: bool
     """Whether `backend="auto"` chooses it."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is installed and opens the whole bundle."""
+        return self.reason is None
 
 
 def list_backends(bundle: Bundle | None = None) -> tuple[BackendStatus, ...]:
@@ -208,15 +211,9 @@ def list_backends(bundle: Bundle | None = None) -> tuple[BackendStatus, ...]:
     Args:
         bundle: the bundle to open; None: a backend must only be installed.
     """
-    statuses: list[BackendStatus] = []
-    found = False
-    for backend in BACKENDS:
-        reason = backend.unusable(bundle)
-        statuses.append(
-            BackendStatus(backend.name, reason is None, reason, not found and not reason)
-        )
-        found = found or reason is None
-    return tuple(statuses)
+    reasons = {backend.name: backend.unusable(bundle) for backend in BACKENDS}
+    first = next((name for name, reason in reasons.items() if reason is None), None)
+    return tuple(BackendStatus(name, reason, name == first) for name, reason in reasons.items())
 
 
 def open_session(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmsr_edge.bundle import CONTRACT, MAP_SIDE, MAP_TOKENS, MODALITIES
+from mmsr_edge.bundle import CONTRACT, MAP_SIDE, MAP_TOKENS
 from mmsr_edge.models.autoencoder import FACTOR, SCALE
 from mmsr_edge.models.presets import Preset
 
@@ -76,25 +76,25 @@ def _picture(_: Preset, shape: tuple[int, ...], rng: np.random.Generator) -> Arr
     return (coarse[..., :n, :n] + fine).clip(-1, 1).astype(np.float32)
 
 
-def _ids(p: Preset, _: tuple[int, ...], rng: np.random.Generator) -> Array:
+def _ids(p: Preset, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     """Ids of a prompt: start, 0 to 11 words, end, padding."""
     words = int(rng.integers(0, 12))
-    ids = np.zeros((1, p.text.length), np.int64)
+    ids = np.zeros(shape, np.int64)
     ids[0, : words + 2] = [1, *rng.integers(3, p.text.vocab_size, words), 2]
     return ids
 
 
-def _present(_: Preset, __: tuple[int, ...], rng: np.random.Generator) -> Array:
-    return (rng.random((1, len(MODALITIES))) < 0.7).astype(np.float32)
+def _present(_: Preset, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    return (rng.random(shape) < 0.7).astype(np.float32)
 
 
-def _temperature(_: Preset, __: tuple[int, ...], rng: np.random.Generator) -> Array:
+def _temperature(_: Preset, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     """Log-uniform over the allowed range (Sec. 3.2)."""
-    return np.exp(rng.uniform(np.log(0.4), np.log(10), (1, len(MODALITIES)))).astype(np.float32)
+    return np.exp(rng.uniform(np.log(0.4), np.log(10), shape)).astype(np.float32)
 
 
-def _timestep(p: Preset, _: tuple[int, ...], rng: np.random.Generator) -> Array:
-    return rng.integers(0, p.sampler.num_train_timesteps, 1).astype(np.float32)
+def _timestep(p: Preset, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    return rng.integers(0, p.sampler.num_train_timesteps, shape).astype(np.float32)
 
 
 _DRAWS: dict[str, Draw] = {

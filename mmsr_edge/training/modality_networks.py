@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmsr_edge.bundle import load_manifest
+from mmsr_edge.bundle import MANIFEST_NAME, load_manifest
 from mmsr_edge.errors import OptionError
 from mmsr_edge.files import write_text
 from mmsr_edge.models.networks import MODALITY_NETWORKS, build_component
@@ -34,7 +34,7 @@ def load_labels(folder: Path) -> dict[str, tuple[str, ...]]:
 
     They come from a checkpoint's manifest or a run's `labels.json`; empty if a run has none.
     """
-    if (folder / "manifest.json").exists():
+    if (folder / MANIFEST_NAME).exists():
         components = load_manifest(folder).components
         return {name: spec.labels for name, spec in components.items() if spec.labels}
     path = folder / "labels.json"

@@ -78,6 +78,13 @@ def run_config(args: argparse.Namespace, stage: type[Stage]) -> tuple[RunConfig,
     return read(RunConfig), read(stage)
 
 
+def add_lpips(parser: argparse.ArgumentParser) -> None:
+    """Add `--lpips`, the folder with the feature networks of the perceptual losses."""
+    parser.add_argument(
+        "--lpips", type=Path, required=True, help="folder with alexnet.ckpt, vgg16.ckpt"
+    )
+
+
 def add_teacher(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add `--teacher`, the folder with Real-ESRGAN's weights."""
     parser.add_argument(

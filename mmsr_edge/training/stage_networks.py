@@ -15,6 +15,7 @@ from mmsr_edge.models.networks import build_component
 from mmsr_edge.models.tokenizer import Tokenizer
 from mmsr_edge.training.denoiser import Denoiser
 from mmsr_edge.training.losses.discriminator import Discriminator
+from mmsr_edge.training.options import add_lpips
 from mmsr_edge.training.states import load_states, start_from
 
 
@@ -36,11 +37,8 @@ def add_stage_networks(parser: argparse.ArgumentParser, *, lpips: bool = True) -
         parser.add_argument(
             f"--{name}", type=Path, required=True, help=f"run of train_{name}, or a checkpoint"
         )
-    if not lpips:
-        return
-    parser.add_argument(
-        "--lpips", type=Path, required=True, help="folder with alexnet.ckpt, vgg16.ckpt"
-    )
+    if lpips:
+        add_lpips(parser)
 
 
 def grow_super_resolution(decoder: nn.Module, fresh: list[str]) -> None:

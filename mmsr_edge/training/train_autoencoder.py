@@ -28,7 +28,7 @@ from mmsr_edge.training.data.degradation import DegradeConfig, degrade
 from mmsr_edge.training.data.photos import Photos
 from mmsr_edge.training.losses.discriminator import Discriminator
 from mmsr_edge.training.losses.picture import AdversarialConfig, PictureLoss, PictureLossConfig
-from mmsr_edge.training.options import PresetConfig, add_run_options, run_config
+from mmsr_edge.training.options import PresetConfig, add_lpips, add_run_options, run_config
 from mmsr_edge.training.run import Run
 from mmsr_edge.training.states import load_states, start_from
 
@@ -102,9 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--lpips", type=Path, required=True, help="folder with alexnet.ckpt, vgg16.ckpt"
-    )
+    add_lpips(parser)
     add_run_options(parser, AutoencoderStage(), steps=20000)
     parser.add_argument(
         "--init", type=Path, help="run or checkpoint to start from; of a run, the averaged weights"

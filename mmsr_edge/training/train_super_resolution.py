@@ -23,6 +23,7 @@ from mmsr_edge.training.data.distillation import DistillationConfig, Distillatio
 from mmsr_edge.training.losses.picture import AlexTargetConfig, PictureLoss, PictureLossConfig
 from mmsr_edge.training.options import (
     add_distillation,
+    add_lpips,
     add_run_options,
     distillation_pool,
     run_config,
@@ -73,9 +74,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_distillation(parser)
-    parser.add_argument(
-        "--lpips", type=Path, required=True, help="folder with alexnet.ckpt, vgg16.ckpt"
-    )
+    add_lpips(parser)
     parser.add_argument(
         "--init", type=Path, help="run of this stage, to start from its averaged weights"
     )
