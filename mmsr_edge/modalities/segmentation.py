@@ -1,4 +1,9 @@
-"""Segmentation: one colour per class. From the caller's classes or colours, or by a network."""
+"""Segmentation: one colour per class. From the caller's classes or colours, or by a network.
+
+The subject of a picture, the class that fills most of its middle, is drawn in the colours of the
+classes 64 higher. A tile shows a part of the picture and cannot tell by itself what its subject is;
+temperature uses it (see `training.data.dials`).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +25,14 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["PALETTE", "SEGMENTATION", "make_segmentation", "segmentation_map"]
+__all__ = [
+    "PALETTE",
+    "SEGMENTATION",
+    "SUBJECT",
+    "make_segmentation",
+    "mark_subject",
+    "segmentation_map",
+]
 
 
 def _voc_palette() -> npt.NDArray[np.uint8]:
@@ -35,6 +47,8 @@ def _voc_palette() -> npt.NDArray[np.uint8]:
 
 PALETTE = _voc_palette()
 """Colour of each class, uint8 [256, 3], as in PASCAL VOC. Fixed: the weights depend on it."""
+SUBJECT = 64
+"""Added to the class of the picture's subject; the colour differs by 32 in red."""
 
 
 def segmentation_map(segmentation: MapSource) -> Map:
@@ -64,7 +78,21 @@ def segmentation_map(segmentation: MapSource) -> Map:
             f"segmentation has classes from {classes.min()} to {classes.max()}; "
             "they must be from 0 to 255"
         )
-    return PALETTE[classes.astype(np.uint8)].astype(np.float32) / 127.5 - 1
+    return PALETTE[mark_subject(classes.astype(np.uint8))].astype(np.float32) / 127.5 - 1
+
+
+def mark_subject(classes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Classes [H, W] with `SUBJECT` added where the subject is; unchanged if there are 64 or more.
+
+    The subject is the class with the largest area, weighted by a raised cosine in both directions:
+    1 in the middle of the picture, 0 at its border. Class 0, "none", is never the subject.
+    """
+    if classes.max() >= SUBJECT or not classes.any():
+        return classes
+    rows, columns = (np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 for n in classes.shape)
+    area = np.bincount(classes.ravel(), np.outer(rows, columns).ravel(), minlength=SUBJECT)
+    subject = int(area[1:].argmax()) + 1
+    return classes + np.uint8(SUBJECT) * (classes == subject)
 
 
 def make_segmentation(rgb: Array, run: NetworkRun) -> Map | None:

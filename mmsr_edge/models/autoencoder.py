@@ -30,6 +30,8 @@ FACTOR = 8
 """HR pixels per latent cell, along a side."""
 SCALE = 4
 """HR pixels per LR pixel, along a side."""
+DEGRADATION = 6
+"""Numbers that tell the decoder the degradation; see `SlimDecoder.forward`."""
 
 
 class ResidualBlock(nn.Module):
@@ -108,24 +110,30 @@ class SlimDecoder(nn.Module):
                 config.compact_layers, config.compact_width, SCALE
             )
             self.join = nn.Conv2d(config.compact_width, width // 2, 1)
+            if config.degradation:
+                self.compact.tell(DEGRADATION)
         self.quarter = _blocks(quarter, width // 2)
         self.halved = nn.Sequential()
         if half:
             self.halved = nn.Sequential(*_up(width // 2, width // 4, 2), _blocks(half, width // 4))
         self.out = _up(width // 4, 3, 2) if half else _up(width // 2, 3, 4)
 
-    def forward(self, latent: Tensor, lr: Tensor | None = None) -> Tensor:
+    def forward(
+        self, latent: Tensor, lr: Tensor | None = None, degradation: Tensor | None = None
+    ) -> Tensor:
         """Decode `latent` [B, C, h, w] to RGB [B, 3, 8h, 8w], about [-1, 1], not clipped.
 
         Args:
             latent: [B, C, h, w].
             lr: the LR picture [B, 3, 2h, 2w], RGB in [-1, 1]; required with `compact_layers`.
+            degradation: [B, 6], levels of noise, blur and JPEG in [0, 1], 0 where unknown, and 1 or
+                0 for each that is known; None: none is.
         """
         x = self.eighth(latent)
         if self.compact is None:
             return self._tail(x)
         assert lr is not None, "this decoder requires the LR picture"
-        features = self.compact.features(lr)
+        features = self.compact.features(lr, degradation)
         return self._tail(x + self.join(features)) + self.compact.picture(features, lr)
 
     def _tail(self, x: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from mmsr_edge.bundle import (
 from mmsr_edge.bundle.staging import staged_bundle
 from mmsr_edge.errors import BundleError
 from mmsr_edge.models.autoencoder import FACTOR, SCALE
+from mmsr_edge.models.connector import Connector
 from mmsr_edge.models.networks import build_component
 from mmsr_edge.models.presets import Preset, preset
 from mmsr_edge.models.signatures import draw_inputs, output_names
@@ -90,7 +91,10 @@ def _load(bundle: Bundle, name: str) -> nn.Module:
             f"{str(path)!r} does not hold the weights of {name!r} of preset "
             f"{bundle.manifest.preset!r}: {error}"
         ) from None
-    return network.eval().requires_grad_(False)
+    network.eval().requires_grad_(False)
+    if isinstance(network, Connector):
+        network.fix_absent()
+    return network
 
 
 def component_state(bundle: Bundle, name: str) -> dict[str, Tensor]:

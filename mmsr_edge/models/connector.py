@@ -3,6 +3,14 @@
 N learned latent tokens attend to the M = 77 + 3·256 tokens of text, depth, segmentation and
 edges, then to each other. The UNet attends to the resulting N tokens, whichever modalities are
 present. The cost of the cross-attention is linear in M: O(MN).
+
+With `relative`, the context is relative to c∅, the latents' result for four absent modalities:
+
+    context = f(m) − f(m∅)
+
+so that absent modalities add exactly nothing to the UNet's cross-attention, whose values have no
+bias. Without the difference the network can satisfy its loss with a constant context, which the
+UNet turns into biases, and then has no gradient that would lead it back: nano 0.10.0 ended there.
 """
 
 from __future__ import annotations
@@ -14,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmsr_edge.bundle import MAP_TOKENS, MODALITIES
+from mmsr_edge.models.positions import grid_sinusoids
 from mmsr_edge.models.presets import ConnectorConfig
 
 
@@ -82,21 +91,28 @@ class Connector(nn.Module):
         super().__init__()
         self.pad = dim - token_width
         self.lengths = (text_length, MAP_TOKENS, MAP_TOKENS, MAP_TOKENS)
-        self.condenses = config.latents > 0
+        self.condenses, self.relative = config.latents > 0, config.relative
         if self.condenses:
             self.latents = nn.Parameter(torch.randn(config.latents, dim))
         # m∅ replaces every token of an absent modality; each modality has its own.
         self.m_absent = nn.Parameter(0.02 * torch.randn(len(MODALITIES), dim))
         # Attention ignores order. Maps share their position embeddings, so that depth and edges of
         # one place have the same position. (Text tokens already contain their positions.)
-        self.position = nn.Parameter(0.02 * torch.randn(MAP_TOKENS, dim))
-        self.modality = nn.Parameter(0.02 * torch.randn(len(MODALITIES), dim))
+        # As large as the tokens: at 0.02 nothing was learnt of where something is.
+        self.position = nn.Parameter(grid_sinusoids(math.isqrt(MAP_TOKENS), dim))
+        self.modality = nn.Parameter(0.5 * torch.randn(len(MODALITIES), dim))
         self.norm = nn.LayerNorm(dim)
         if not self.condenses:
             return
         self.cross = Block(dim, config.heads)
+        with torch.no_grad():  # logits of about 3, not 0.3: temperature scales nothing but them
+            self.cross.attention.to_q.weight.mul_(3)
+            self.cross.attention.to_k.weight.mul_(3)
+        self.told = nn.Linear(len(MODALITIES), dim, bias=False) if config.told else None
         self.blocks = nn.ModuleList(Block(dim, config.heads) for _ in range(config.blocks))
         self.out = nn.LayerNorm(dim)
+
+        self.register_buffer("fixed", None, persistent=False)
 
     def tokens(self, modalities: list[Tensor], present: Tensor) -> Tensor:
         """All tokens [B, M, D], with those of absent modalities replaced by m∅."""
@@ -134,8 +150,34 @@ class Connector(nn.Module):
         if not self.condenses:
             return tokens
         per_key = [temperature[:, i, None].expand(-1, n) for i, n in enumerate(self.lengths)]
-        x = self.latents.expand(text.shape[0], -1, -1)
-        x = self.cross(x, tokens, torch.cat(per_key, dim=1)[:, None, None])
+        shift = None
+        if self.told is not None:  # nothing at τ = 1, and of an absent modality
+            shift = self.told(temperature.log() * present)[:, None]
+        context = self.condense(tokens, torch.cat(per_key, dim=1)[:, None, None], shift)
+        if not self.relative:
+            return context
+        return context - (self.absent() if self.fixed is None else self.fixed)
+
+    def condense(
+        self, tokens: Tensor, temperature: Tensor | float = 1.0, shift: Tensor | None = None
+    ) -> Tensor:
+        """f: the latents after attention to `tokens` [B, M, D] and to each other, [B, N, D]."""
+        x = self.latents.expand(tokens.shape[0], -1, -1)
+        if shift is not None:
+            x = x + shift
+        x = self.cross(x, tokens, temperature)
         for block in self.blocks:
             x = block(x)
         return self.out(x)
+
+    def absent(self) -> Tensor:
+        """c∅ = f(m∅), [1, N, D]."""
+        kinds = self.m_absent + self.modality
+        tokens = torch.cat([kinds[i].expand(1, n, -1) for i, n in enumerate(self.lengths)], dim=1)
+        return self.condense(self.norm(tokens))
+
+    @torch.no_grad()
+    def fix_absent(self) -> None:
+        """Compute c∅ once; the weights must not change afterwards. Exported graphs hold it."""
+        if self.relative:
+            self.fixed = self.absent()

@@ -4,6 +4,7 @@
 |-------------|------------------------------------------------------|-----------------|
 | `micro`     | for tests: builds and exports in seconds             | random          |
 | `nano`      | ships in the wheel                                   | trained here    |
+| `nano-0.10` | sizes of the released nano 0.10.0                    | trained here    |
 | `nano-bare` | `nano` without the MMLC, for comparison (Table 2)    | on demand       |
 | `sd2`       | the paper's size (Sec. 4): Stable Diffusion 2, VQGAN | the user's own  |
 """
@@ -42,6 +43,8 @@ class AutoencoderConfig:
     and the decoder does not read the LR picture."""
     compact_width: int = 64
     """Channels of the compact super-resolution network."""
+    degradation: bool = False
+    """Whether the compact super-resolution network is told the levels of degradation."""
     block_out_channels: tuple[int, ...] = ()
     """Channels of `AutoencoderKL` by level, for `kl` only."""
 
@@ -51,9 +54,12 @@ class TokenizerConfig:
     """The VQ tokenizer of modality maps (Sec. 3.1): 256×256 → 16×16 tokens of width 256."""
 
     block_out_channels: tuple[int, ...]
-    """Channels by level, from full size down; five levels reduce 256 to 16."""
-    layers_per_block: int
-    """Residual layers at each level."""
+    """Channels by level. VQGAN: from full size down, and five levels reduce 256 to 16. Slim: from a
+    quarter of it down, three levels."""
+    layers_per_block: int = 0
+    """VQGAN's residual layers at each level."""
+    blocks: tuple[int, ...] = ()
+    """Residual blocks of the slim encoder by level; without, the tokenizer is a VQGAN."""
     codes: int = 1024
     """Entries of the codebook."""
     width: int = 256
@@ -90,6 +96,10 @@ class ConnectorConfig:
     """Attention heads."""
     blocks: int
     """Self-attention blocks after the cross-attention."""
+    relative: bool = False
+    """Whether the context is relative to that of four absent modalities; see `connector`."""
+    told: bool = False
+    """Whether the latents are told the temperatures beside what these do to their attention."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,10 @@ class UNetConfig:
     """Groups of its GroupNorms."""
     linear_projection: bool = True
     """Whether projections around attention are linear, as in SD2, not 1×1 convolutions."""
+    positions: bool = False
+    """Whether cross-attention's queries know their places; see `unet`."""
+    aligned: int = 0
+    """Channels of the maps on the latent's grid that `conv_in` reads too; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +197,9 @@ SHARP = "sharp detailed photo"
 BLURRY = "blurry noisy low quality photo"
 """Caption of a deliberately blurred target in training."""
 
+ALIGNED = 20
+"""Channels of `modalities.aligned`."""
+
 MICRO_TRUNK = TrunkConfig(widths=(4, 4, 8), blocks=(0, 1, 0))
 """Trunk of the classifiers of preset `micro`."""
 
@@ -193,14 +210,15 @@ PRESETS: dict[str, Preset] = {
         autoencoder=AutoencoderConfig(
             "slim", channels=4, width=16,
             encoder_blocks=(1, 1), lr_blocks=(1, 1), decoder_blocks=(1, 1, 1),
-            compact_layers=2, compact_width=8,
+            compact_layers=2, compact_width=8, degradation=True,
         ),
-        tokenizer=TokenizerConfig((8, 8, 8, 16, 16), layers_per_block=1, codes=32, norm_groups=4),
+        tokenizer=TokenizerConfig((8, 8, 16), blocks=(1, 1, 1), codes=32),
         text=TextConfig("hashed-words", vocab_size=64, layers=1, heads=2),
-        connector=ConnectorConfig(latents=16, heads=2, blocks=1),
+        connector=ConnectorConfig(latents=16, heads=2, blocks=1, relative=True, told=True),
         unet=UNetConfig(
             (16, 32), attention=(False, True),
             layers_per_block=1, heads=(2, 4), norm_groups=4,
+            positions=True, aligned=ALIGNED,
         ),
         depth=DepthConfig(widths=(4, 4, 8), blocks=(0, 1, 1), decoder=(8, 4)),
         segmentation=SegmentationConfig(classes=3, trunk=MICRO_TRUNK, width=4),
@@ -212,14 +230,14 @@ PRESETS: dict[str, Preset] = {
         autoencoder=AutoencoderConfig(
             "slim", channels=16, width=128,
             encoder_blocks=(2, 3), lr_blocks=(2, 5), decoder_blocks=(4, 4, 2),
-            compact_layers=32,
+            compact_layers=32, degradation=True,
         ),
-        tokenizer=TokenizerConfig((16, 32, 64, 96, 128), layers_per_block=1, norm_groups=16),
+        tokenizer=TokenizerConfig((32, 64, 128), blocks=(1, 2, 2)),
         text=TextConfig("hashed-words", vocab_size=4096, layers=2, heads=4),
-        connector=ConnectorConfig(latents=128, heads=4, blocks=3),
+        connector=ConnectorConfig(latents=128, heads=4, blocks=3, relative=True, told=True),
         unet=UNetConfig(
             (64, 128, 256, 256), attention=(False, True, True, False),
-            layers_per_block=1, heads=(2, 4, 8, 8),
+            layers_per_block=1, heads=(2, 4, 8, 8), positions=True, aligned=ALIGNED,
         ),
         depth=DepthConfig(),
         segmentation=SegmentationConfig(classes=35),
@@ -247,6 +265,14 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 # fmt: on
+PRESETS["nano-0.10"] = replace(
+    PRESETS["nano"],
+    name="nano-0.10",
+    autoencoder=replace(PRESETS["nano"].autoencoder, degradation=False),
+    tokenizer=TokenizerConfig((16, 32, 64, 96, 128), layers_per_block=1, norm_groups=16),
+    connector=ConnectorConfig(latents=128, heads=4, blocks=3),
+    unet=replace(PRESETS["nano"].unet, positions=False, aligned=0),
+)
 PRESETS["nano-bare"] = replace(
     PRESETS["nano"], name="nano-bare", connector=ConnectorConfig(latents=0, heads=4, blocks=0)
 )

@@ -27,6 +27,12 @@ class CompactSuperResolution(nn.Module):
         convs = [nn.Conv2d(3 if i == 0 else width, width, 3, padding=1) for i in range(layers + 1)]
         self.body = nn.Sequential(*(m for c in convs for m in (c, nn.PReLU(width))))
         self.out = nn.Conv2d(width, 3 * scale**2, 3, padding=1)
+        self.told: nn.Linear | None = None
+
+    def tell(self, numbers: int) -> None:
+        """Add an input of `numbers` that describe the picture; zero weights, so no effect yet."""
+        self.told = nn.Linear(numbers, self.out.in_channels, bias=False)
+        nn.init.zeros_(self.told.weight)
 
     def pass_on(self, first: int) -> None:
         """Set the convolutions from number `first` on, and their PReLUs, to the identity.
@@ -42,9 +48,15 @@ class CompactSuperResolution(nn.Module):
             nn.init.zeros_(conv.bias)
             nn.init.ones_(prelu.weight)
 
-    def features(self, lr: Tensor) -> Tensor:
-        """`lr` [B, 3, h, w], RGB in [-1, 1], to features [B, width, h, w]."""
-        features: Tensor = self.body(lr)
+    def features(self, lr: Tensor, told: Tensor | None = None) -> Tensor:
+        """`lr` [B, 3, h, w], RGB in [-1, 1], to features [B, width, h, w].
+
+        `told` [B, numbers] shifts the first convolution's result, where the network has `tell`.
+        """
+        features: Tensor = self.body[0](lr)
+        if self.told is not None and told is not None:
+            features = features + self.told(told)[..., None, None]
+        features = self.body[1:](features)
         return features
 
     def picture(self, seen: Tensor, lr: Tensor) -> Tensor:

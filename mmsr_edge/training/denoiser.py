@@ -1,4 +1,4 @@
-"""Denoiser: the three networks that the diffusion stage trains, as one module."""
+"""Denoiser: text encoder, connector and UNet as one module; and the formulas of the diffusion."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from torch.nn import functional as F
 from mmsr_edge.models.networks import build_component
 from mmsr_edge.models.presets import preset
 from mmsr_edge.sampler import make_schedule
-from mmsr_edge.training.data.samples import Samples
 
 
 class Denoiser(nn.Module):
-    """Text encoder, connector and UNet as one network, with one forward pass for training.
+    """Text encoder, connector and UNet as one network, which stages save and load together.
 
     Args:
         preset_name: preset of the networks.
@@ -26,22 +25,27 @@ class Denoiser(nn.Module):
         self.connector = build_component("connector", preset_name)
         self.unet = build_component("unet", preset_name)
         self.register_buffer("codebook", codebook, persistent=False)
-        self.register_buffer("residual_scale", torch.zeros(self.unet.net.config.out_channels))
+        channels = self.unet.net.config.out_channels
+        self.register_buffer("residual_scale", torch.zeros(channels))
+        self.register_buffer("latent_scale", torch.zeros(channels))
 
-    def forward(self, noisy: Tensor, t: Tensor, batch: Samples, present: Tensor) -> Tensor:
-        """Predict v, [B, C, h, w].
+    def context(
+        self, ids: Tensor, indices: Tensor, present: Tensor, temperature: Tensor | None = None
+    ) -> Tensor:
+        """The connector's context, [B, N, D].
 
         Args:
-            noisy: z_t, [B, C, h, w].
-            t: timesteps, [B].
-            batch: the samples; `z_lr`, `ids` and `indices` are used.
+            ids: [B, 77], token ids of the prompts.
+            indices: [B, 3, 256], token indices of depth, segmentation and edges.
             present: [B, 4], 1 for each modality given and 0 for each absent.
+            temperature: [B, 4]; None: 1.
         """
-        text = self.text_encoder(batch.ids)
-        maps = [F.embedding(batch.indices[:, i], self.codebook) for i in range(3)]
-        context = self.connector(text, *maps, present, torch.ones_like(present))
-        latent = torch.cat([noisy, batch.z_lr], 1).contiguous(memory_format=torch.channels_last)
-        return self.unet(latent, t, context)
+        text = self.text_encoder(ids)
+        maps = [F.embedding(indices[:, i].long(), self.codebook) for i in range(3)]
+        if temperature is None:
+            temperature = torch.ones_like(present)
+        context: Tensor = self.connector(text, *maps, present, temperature)
+        return context
 
 
 def diffuse(z0: Tensor, a: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,17 +5,27 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmsr_edge.bundle import MANIFEST_NAME, load_manifest
 from mmsr_edge.errors import OptionError
 from mmsr_edge.files import write_text
 from mmsr_edge.models.networks import MODALITY_NETWORKS, build_component
-from mmsr_edge.training.data.maps import ModalityNetworks
 from mmsr_edge.training.states import load_states
+
+
+@dataclass(frozen=True)
+class ModalityNetworks:
+    """The modality networks, and the names of their classes and tags."""
+
+    networks: dict[str, nn.Module]
+    """The networks, by name in `models.networks.MODALITY_NETWORKS`."""
+    labels: dict[str, tuple[str, ...]]
+    """Names of classes and tags, by network."""
 
 
 def add_modality_networks(parser: argparse.ArgumentParser) -> None:

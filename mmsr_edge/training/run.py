@@ -14,7 +14,7 @@ import csv
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -48,6 +48,9 @@ class RunConfig:
     """Steps of linear warm-up of the learning rate."""
     ema: float = 0.999
     """Decay of the weights' moving average, approached from below."""
+    epsilon: float = 1e-8
+    """Adam's ε. Where gradients are small next to it, its steps are too: much of those of the
+    cross-attention are below 1e-8."""
     clip: float = 1.0
     """Largest gradient norm; larger ones are scaled down to it."""
     log_every: int = 25
@@ -74,6 +77,8 @@ class Run:
         config: the settings that all stages share.
         stage: the stage's own settings, a dataclass; recorded, and compared on resuming.
         trained: the networks that are trained, by name, on the device.
+        rates: factors on the learning rate, by a part of the parameters' names, such as ".attn2.";
+            the first that fits counts, and others have 1.
 
     Raises:
         OptionError: `folder` holds a run with other settings, or `by_time` is set without
@@ -82,7 +87,12 @@ class Run:
     """
 
     def __init__(
-        self, folder: Path, config: RunConfig, stage: Any, trained: dict[str, nn.Module]
+        self,
+        folder: Path,
+        config: RunConfig,
+        stage: Any,
+        trained: dict[str, nn.Module],
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         if find_spec("matplotlib") is None:  # fail now, not at the first save
             raise missing_extra("matplotlib", "train")
@@ -98,9 +108,10 @@ class Run:
         self.parameters = [p for m in trained.values() for p in m.parameters() if p.requires_grad]
         on_gpu = self.parameters[0].device.type == "cuda"
         self.optimizer = torch.optim.AdamW(
-            self.parameters,
+            _groups(trained, rates or {}),
             lr=config.learning_rate,
             betas=(0.9, 0.99),
+            eps=config.epsilon,
             weight_decay=1e-4,
             fused=on_gpu,
         )
@@ -156,11 +167,15 @@ class Run:
         """Seconds trained, including earlier sessions."""
         return self.seconds + time.monotonic() - self.started
 
+    def done(self) -> float:
+        """Share of the schedule that is done, of its steps or, with `by_time`, of its time."""
+        if self.config.by_time:
+            return self.elapsed() / (60 * (self.config.minutes or 1))
+        return self.step / self.config.steps
+
     def learning_rate(self) -> float:
         """Learning rate of this step: linear warm-up, then half a cosine down to a fiftieth."""
-        peak, done = self.config.learning_rate, self.step / self.config.steps
-        if self.config.by_time:
-            done = self.elapsed() / (60 * (self.config.minutes or 1))
+        peak, done = self.config.learning_rate, self.done()
         warm = min(1.0, (self.step + 1) / self.config.warmup)
         cosine = 0.5 * (1 + torch.cos(torch.tensor(min(done, 1.0) * torch.pi)).item())
         return peak * warm * (0.02 + 0.98 * cosine)
@@ -197,7 +212,7 @@ class Run:
         """Make one optimizer step on `loss`; the means of `logged` go to the log."""
         rate = self.learning_rate()
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
@@ -227,6 +242,21 @@ class Run:
                 writer.writeheader()
             writer.writerow(row)
         self._sums, self._count = {}, 0
+
+
+def _groups(trained: dict[str, nn.Module], rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Parameter groups of the optimizer, each with its factor on the learning rate.
+
+    Without `rates` there is one, in the order of `Run.parameters`.
+    """
+    groups: dict[float, list[nn.Parameter]] = {}
+    for network, module in trained.items():
+        for key, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                name = f"{network}.{key}"
+                factor = next((f for part, f in rates.items() if part in name), 1.0)
+                groups.setdefault(factor, []).append(parameter)
+    return [{"params": params, "factor": factor} for factor, params in groups.items()]
 
 
 def draw_curve(log: Path, picture: Path) -> None:

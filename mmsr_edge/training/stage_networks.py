@@ -1,4 +1,4 @@
-"""Networks that the stages after the diffusion start from."""
+"""Networks that the stages after the autoencoder start from."""
 
 from __future__ import annotations
 
@@ -33,10 +33,13 @@ class StageNetworks:
 
 def add_stage_networks(parser: argparse.ArgumentParser, *, lpips: bool = True) -> None:
     """Add the options that `load_stage_networks` reads, and `--lpips` unless it is not needed."""
-    for name in ("autoencoder", "tokenizer", "diffusion"):
-        parser.add_argument(
-            f"--{name}", type=Path, required=True, help=f"run of train_{name}, or a checkpoint"
-        )
+    add = parser.add_argument
+    add("--autoencoder", type=Path, required=True, help="run of train_autoencoder, or a checkpoint")
+    add("--tokenizer", type=Path, help="run of train_tokenizer, or a checkpoint; fresh if left out")
+    add(
+        "--diffusion", type=Path,
+        help="run or checkpoint with the denoiser to start from; fresh if left out",
+    )  # fmt: skip
     if lpips:
         add_lpips(parser)
 
@@ -71,8 +74,8 @@ def load_stage_networks(
     """
     states = {
         **load_states(args.autoencoder),
-        **load_states(args.tokenizer, ema=False),
-        **load_states(args.diffusion),
+        **(load_states(args.tokenizer, ema=False) if args.tokenizer else {}),
+        **(load_states(args.diffusion) if args.diffusion else {}),
     }
     networks: dict[str, nn.Module] = {
         name: build_component(name, preset_name)
@@ -86,7 +89,8 @@ def load_stage_networks(
     net = Denoiser(preset_name, tokenizer.vq.quantize.embedding.weight.detach())
     # A preset without the MMLC leaves its weights out.
     own = net.state_dict()
-    net.load_state_dict({k: v for k, v in states["denoiser"].items() if k in own})
+    given = states.get("denoiser", own)
+    net.load_state_dict({k: v for k, v in given.items() if k in own})
     for module in (*networks.values(), discriminator, net):
         module.to(device, memory_format=torch.channels_last)
     return StageNetworks(networks, net, discriminator)

@@ -103,3 +103,13 @@ def load_states(folder: Path, *, ema: bool = True) -> dict[str, dict[str, Tensor
     if scale is not None:
         denoiser["residual_scale"] = torch.tensor(scale)
     return {**states, "denoiser": denoiser}
+
+
+def tokenizer_states(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """State dict of a tokenizer, by its name, of a run or checkpoint.
+
+    Encoder weights are the averaged ones. Codes are the last ones: the average of a revived code
+    lies between its old place and its new one.
+    """
+    states = load_states(folder, ema=False)
+    return {"tokenizer": states["tokenizer"]}

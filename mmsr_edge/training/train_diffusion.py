@@ -1,12 +1,21 @@
-r"""Train the denoiser, the connector and the text encoder together.
+r"""Train the denoiser, with modalities, on the diffusion's loss.
 
-    python -m mmsr_edge.training.train_diffusion \
-        --photos DIR --autoencoder RUN --tokenizer RUN --modalities RUN RUN RUN --out RUN
+    python -m mmsr_edge.training.train_diffusion --tiles FILE … --checkpoint DIR --tokenizer RUN \
+        --out RUN
 
 Classifier-free training as in Sec. 3.1: each modality, text included, is replaced by its m∅ with
-p = 0.1. The target is v = √ᾱ·ε − √(1−ᾱ)·z_0 on a schedule rescaled to zero terminal SNR (Lin et al.
-2023), so that training, like sampling, includes pure noise; z_0 is the residual of
-`models/autoencoder.py`.
+p = 0.1. The loss is that of v = √ᾱ·ε − √(1−ᾱ)·z_0 on a schedule rescaled to zero terminal SNR (Lin et
+al. 2023), so that training, like sampling, includes pure noise.
+
+The student gives a residual r̂ = (z − z_lr) / s. The diffusion models the latent itself, as the paper
+does: z_hr = z_lr + s·r, and not the residual, of which the LR picture tells nothing once E_lr is
+trained well; at the last timestep there would be nothing to predict. The target lies between the
+student's latent and the HR picture's:
+
+    z_0 = (z_lr + s·(r̂ + ρ·(r − r̂))) / σ
+
+r̂ is a function of the LR picture, r − r̂ is what the LR picture does not determine. At ρ = 1 a small
+denoiser draws much of that part as noise; ρ is how much of it is asked for.
 """
 
 from __future__ import annotations
@@ -21,43 +30,79 @@ from torch import Tensor
 from mmsr_edge.models.device import autocast, pick_device
 from mmsr_edge.models.networks import build_component
 from mmsr_edge.models.presets import preset
-from mmsr_edge.models.tokenizer import Tokenizer
-from mmsr_edge.training.data.samples import Encoder, Pool, SamplesConfig, draw_present
+from mmsr_edge.training.data.tile_samples import ConditionsConfig, TileSamples
+from mmsr_edge.training.data.tiles import join_tiles, load_tiles
 from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse
-from mmsr_edge.training.modality_networks import add_modality_networks, load_modality_networks
 from mmsr_edge.training.options import PresetConfig, add_run_options, run_config
 from mmsr_edge.training.run import Run
-from mmsr_edge.training.states import load_states
+from mmsr_edge.training.states import load_states, start_from, tokenizer_states
+from mmsr_edge.training.student import RATES, begin, draw_place, student_residuals
 
 
 @dataclass(frozen=True)
-class DiffusionStage(PresetConfig, SamplesConfig):
+class DiffusionStage(PresetConfig, ConditionsConfig):
     """Settings of this stage."""
 
+    batch: int = 8
+    """Parts of tiles per step; of whole tiles there are a quarter as many."""
+    window: int = 32
+    """Side in latent cells of these parts."""
+    whole: float = 0.15
+    """Share of the steps with whole tiles."""
+    share: float = 0.3
+    """ρ, share of what the LR picture does not determine."""
+    full: float = 0.2
+    """Share of the samples with ρ = 1, which keep the denoiser true to HR pictures."""
+    soft: float = 0.85
+    """Factor on the target under the negative prompt."""
+    context_alone: bool = False
+    """Whether text encoder and connector are frozen, to be shared with the student."""
 
-@torch.no_grad()
-def residual_scale(encoder: Encoder, batches: int = 6) -> Tensor:
-    """s: the standard deviation of z_hr − z_lr per channel, [C], over batches of 16 crops."""
-    parts = [encoder(16) for _ in range(batches)]
-    return torch.cat([p.z_hr - p.z_lr for p in parts]).std((0, 2, 3))
+
+def latent_scale(samples: TileSamples, residual_scale: Tensor, count: int = 400) -> Tensor:
+    """σ: the root mean square of z_hr per channel, [C], over the first `count` tiles."""
+    z_lr, residual = samples.latents(torch.arange(min(count, len(samples.z_lr))))
+    z_hr = z_lr + residual_scale[:, None, None] * residual
+    return z_hr.square().mean((0, 2, 3)).sqrt()
 
 
-def train(pool: Pool, run: Run, stage: DiffusionStage, device: torch.device) -> None:
-    """Run the stage; `run.trained` holds `denoiser`."""
-    net, g = run.trained["denoiser"], pool.encoder.g
+def train(samples: TileSamples, reference: Tensor, run: Run, stage: DiffusionStage) -> None:
+    """Run the stage; `run.trained` holds `denoiser`, `reference` the student's residuals."""
+    net, g = run.trained["denoiser"], samples.g
     assert isinstance(net, Denoiser)
-    table = alphas(stage.preset, device)
+    table = alphas(stage.preset, torch.device("cpu"))
+    scale, sigma = net.residual_scale[:, None, None], net.latent_scale[:, None, None]
     for _ in run:
-        batch = pool.batch(stage.batch)
-        z0 = (batch.z_hr - batch.z_lr) / net.residual_scale[:, None, None]
-        t = torch.randint(len(table), (stage.batch,), generator=g, device=device)
+        place = draw_place(samples.size, min(stage.window, samples.size), stage.whole, g)
+        count = max(1, stage.batch // 4) if place.side > stage.window else stage.batch
+        rows = samples.rows(count)
+        given = samples.conditions(rows, stage)
+        z_lr, residual, student = (
+            place.of(x[rows].float()) for x in (samples.z_lr, samples.residual, reference)
+        )
+        true = torch.rand(count, generator=g) < stage.full
+        rho = torch.where(true, 1.0, stage.share)[:, None, None, None]
+        wanted = student + rho * (residual - student)
+        wanted[given.negative] *= stage.soft
+        z0 = (z_lr + scale * wanted) / sigma
+        t = torch.randint(len(table), (count,), generator=g)
         a = table[t][:, None, None, None]
-        noise = torch.randn(z0.shape, generator=g, device=device)
+        noise = torch.randn(z0.shape, generator=g)
         noisy, v = diffuse(z0, a, noise)
-        present = draw_present(batch.soft, stage.drop, g)
-        with autocast(device):
-            prediction = net(noisy, t.float(), batch, present)
-        run.update((prediction.float() - v).square().mean())
+        with autocast(z0.device):
+            context = net.context(given.ids, given.indices, given.present)
+            latent = torch.cat([noisy, z_lr], 1).contiguous(memory_format=torch.channels_last)
+            net.unet.place(place.top, place.left)
+            prediction = net.unet(latent, t.float(), context, place.of(given.aligned)).float()
+        error = (prediction - v).square().mean((1, 2, 3))
+        share = (error / v.square().mean((1, 2, 3))).detach()
+        early, middle = t >= 667, (t >= 333) & (t < 667)
+        run.update(
+            error.mean(),
+            share=share.mean(),
+            noisy=(share * early).sum() / early.sum().clamp_min(1),
+            half=(share * middle).sum() / middle.sum().clamp_min(1),
+        )
 
 
 def main() -> None:
@@ -65,43 +110,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--autoencoder", type=Path, required=True, help="run of train_autoencoder, or a checkpoint"
-    )
-    parser.add_argument(
-        "--tokenizer", type=Path, required=True, help="run of train_tokenizer, or a checkpoint"
-    )
-    add_modality_networks(parser)
-    parser.add_argument(
-        "--init", type=Path, help="run or checkpoint to start from; of a run, the averaged weights"
-    )
-    add_run_options(parser, DiffusionStage(), steps=3000, learning_rate=3e-4, warmup=100, ema=0.998)
+    add = parser.add_argument
+    add("--tiles", type=Path, nargs="+", required=True, help="files from make_tiles")
+    add("--checkpoint", type=Path, required=True, help="checkpoint or run to start from")
+    add("--tokenizer", type=Path, required=True, help="run of train_tokenizer, or a checkpoint")
+    add("--denoiser", type=Path, help="run whose denoiser replaces the checkpoint's")
+    add("--encoded", type=Path, help="file that keeps the encoded tiles for the next session")
+    add("--fold", action="store_true", help="start from a checkpoint whose context is a constant")
+    add_run_options(
+        parser, DiffusionStage(), steps=20000, photos=False, learning_rate=2e-4, warmup=100,
+        epsilon=1e-12,
+    )  # fmt: skip
     args = parser.parse_args()
     config, stage = run_config(args, DiffusionStage)
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
-    states = {**load_states(args.autoencoder), **load_states(args.tokenizer, ema=False)}
-    frozen = {}
-    for name in ("hr_encoder", "lr_encoder", "tokenizer"):
-        frozen[name] = build_component(name, stage.preset)
-        frozen[name].load_state_dict(states[name])
-        frozen[name].to(device, memory_format=torch.channels_last).requires_grad_(False)
-    tokenizer = frozen["tokenizer"]
-    assert isinstance(tokenizer, Tokenizer)
-    net = Denoiser(stage.preset, tokenizer.vq.quantize.embedding.weight.detach())
-    net.to(device, memory_format=torch.channels_last).train()
-    if args.init:
-        net.load_state_dict(load_states(args.init)["denoiser"])
-    run = Run(args.out, config, stage, {"denoiser": net})
-    text = preset(stage.preset).text_spec()
-    modalities = load_modality_networks(args.modalities, stage.preset, device)
-    seed = config.seed + run.step
-    encoder = Encoder(
-        args.photos, frozen, modalities, text, stage.crop, stage.negative, device, seed
-    )
-    if not net.residual_scale.any():
-        net.residual_scale.copy_(residual_scale(encoder))
-    train(Pool(encoder, stage.pool, stage.reuse), run, stage, device)
+    states = {**load_states(args.checkpoint), **tokenizer_states(args.tokenizer)}
+    networks = {
+        name: build_component(name, stage.preset)
+        for name in ("hr_encoder", "lr_encoder", "tokenizer")
+    }
+    start_from(networks, states)
+    net = Denoiser(stage.preset, states["tokenizer"]["vq.quantize.embedding.weight"])
+    begin(net, states["denoiser"], stage.preset, fold=args.fold)
+    for network in (net, *networks.values()):
+        network.to(device, memory_format=torch.channels_last)
+    tiles = join_tiles([load_tiles(path) for path in args.tiles])
+    text, g = preset(stage.preset).text_spec(), torch.Generator().manual_seed(config.seed)
+    samples = TileSamples(tiles, networks, text, net.residual_scale, g, args.encoded)
+    reference = student_residuals(samples, net, stage.preset, args.encoded)
+    if args.denoiser:
+        start_from({"denoiser": net}, load_states(args.denoiser))
+    if stage.context_alone:
+        net.text_encoder.requires_grad_(False)
+        net.connector.requires_grad_(False)
+    net.latent_scale.copy_(latent_scale(samples, net.residual_scale))
+    run = Run(args.out, config, stage, {"denoiser": net.train()}, RATES)
+    g.manual_seed(config.seed + run.step)
+    train(samples, reference, run, stage)
 
 
 if __name__ == "__main__":

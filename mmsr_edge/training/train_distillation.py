@@ -96,6 +96,19 @@ def later_timesteps(count: int, longest: int, total: int, g: torch.Generator) ->
     return table[torch.randint(len(table), (count,), generator=g, device=g.device)]
 
 
+@torch.no_grad()
+def residual_scale(
+    pool: DistillationPool, hr_encoder: nn.Module, lr_encoder: nn.Module, batches: int = 6
+) -> Tensor:
+    """s: the standard deviation of z_hr − z_lr per channel, [C], over batches of 16 pieces."""
+    parts = []
+    for _ in range(batches):
+        lr, hr, _ = pool.batch(16)
+        with autocast(lr.device):
+            parts.append((hr_encoder(hr) - lr_encoder(lr)).float())
+    return torch.cat(parts).std((0, 2, 3))
+
+
 def train(
     pool: DistillationPool, picture: PictureLoss, hr_encoder: nn.Module, run: Run,
     stage: DistillationStage, device: torch.device,
@@ -200,6 +213,9 @@ def main() -> None:
         trained["discriminator"] = discriminator
     run = Run(args.out, config, stage, trained)
     pool = distillation_pool(args, stage, config.seed + run.step, device)
+    if not net.residual_scale.any():  # a fresh denoiser
+        encoders = networks["hr_encoder"], trained["lr_encoder"]
+        net.residual_scale.copy_(residual_scale(pool, *encoders))
     picture = PictureLoss(
         args.lpips, stage, discriminator, stage.adversarial_weight, target_share=0.0
     ).to(device)

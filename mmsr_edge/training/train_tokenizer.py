@@ -1,34 +1,32 @@
-"""Train the VQ tokenizer of modality maps (Sec. 3.1).
+"""Train the tokenizer of modality maps (Sec. 3.1) on what a token should tell.
 
-    python -m mmsr_edge.training.train_tokenizer --photos DIR --modalities RUN RUN RUN --out RUN
+    python -m mmsr_edge.training.train_tokenizer --tiles FILE --out RUN
 
-A vector-quantized autoencoder (van den Oord et al. 2017). Codebooks of this width collapse if they
-are trained from the start, so the first `warm` steps have no quantization. Then the codebook is set
-by k-means on the encoder's features, and unused codes are regularly moved to current features.
+Encoder and codebook are trained with the heads of `losses.tokens`, and with the commitment of
+VQ-VAE (van den Oord et al. 2017). Codebooks of this width collapse if they are trained from the
+start, so the first `warm` steps have no quantization. Then the codebook is set by k-means on the
+encoder's features, and unused codes are regularly moved to current features. The heads are not
+released.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
+from torch.nn import functional as F
 
-from mmsr_edge.bundle import MAP_SIDE
+from mmsr_edge.errors import OptionError
 from mmsr_edge.models.device import autocast, pick_device
 from mmsr_edge.models.presets import preset
 from mmsr_edge.models.tokenizer import Tokenizer, nearest_codes
-from mmsr_edge.training.data.degradation import DegradeConfig, degrade
-from mmsr_edge.training.data.maps import MapMaker, ModalityNetworks
-from mmsr_edge.training.data.photos import Photos
-from mmsr_edge.training.modality_networks import (
-    add_modality_networks,
-    load_modality_networks,
-)
+from mmsr_edge.training.data.tiles import Tiles, join_tiles, load_tiles
+from mmsr_edge.training.losses.tokens import TokenHeads, what_maps_tell
 from mmsr_edge.training.options import PresetConfig, add_run_options, run_config
 from mmsr_edge.training.run import Run
 from mmsr_edge.training.states import load_states, start_from
@@ -38,37 +36,40 @@ from mmsr_edge.training.states import load_states, start_from
 class TokenizerStage(PresetConfig):
     """Settings of this stage."""
 
-    crop: int = 256
-    """Side in HR pixels of the crops that maps are made of."""
-    side: int = 128
-    """Side in pixels of the piece of a 256×256 map that is trained on."""
-    batch: int = 4
-    """Crops per step; each has three maps."""
-    warm: int = 120
+    batch: int = 8
+    """Tiles per step; each has three maps."""
+    sharp: float = 0.4
+    """Share of the maps that are made of the HR picture, each drawn on its own."""
+    warm: int = 250
     """Number of first steps without quantization."""
-    revive_every: int = 50
+    revive_every: int = 60
     """Steps between replacements of unused codes."""
 
 
-def map_batches(
-    photos: Photos, modalities: ModalityNetworks, stage: TokenizerStage, seed: int
-) -> Iterator[Tensor]:
-    """Endless batches of pieces of depth, segmentation and edge maps, [3·batch, 3, side, side]."""
-    maker = MapMaker(photos, modalities, seed)
-    g = torch.Generator(photos.device).manual_seed(seed)
-    while True:
-        hr, crops = photos.batch(stage.batch, stage.crop)
-        lr = degrade(hr, DegradeConfig(), g)
-        maps = maker(crops, hr, lr).maps.flatten(0, 1)
-        top, left = (int(torch.randint(MAP_SIDE - stage.side + 1, ())) for _ in range(2))
-        yield maps[:, :, top : top + stage.side, left : left + stage.side]
+Batch = tuple[Tensor, list[Tensor]]
+"""Maps [3·B, 3, 256, 256] in [-1, 1], kind after kind, and what they tell."""
+
+
+def draw_maps(tiles: Tiles, stage: TokenizerStage, g: torch.Generator) -> Batch:
+    """Maps of randomly drawn, mirrored tiles."""
+    rows = torch.randint(len(tiles), (stage.batch,), generator=g)
+    sharp = (torch.rand((stage.batch, 3), generator=g) < stage.sharp).long()
+    flip = bool(torch.rand((), generator=g) < 0.5)
+
+    def turned(x: Tensor) -> Tensor:
+        return x.flip(-1) if flip else x
+
+    maps = turned(tiles.maps(rows, sharp)).transpose(0, 1).flatten(0, 1)
+    planes = (tiles.depth, tiles.classes, tiles.edges)
+    told = what_maps_tell(*(turned(p[rows, sharp[:, i]]) for i, p in enumerate(planes)))
+    return maps.contiguous(memory_format=torch.channels_last), told
 
 
 @torch.no_grad()
-def place_codebook(tokenizer: Tokenizer, batches: Iterator[Tensor], seed: int) -> None:
-    """Set the codes to the k-means centres of the encoder's features, over 24 batches."""
+def place_codebook(tokenizer: Tokenizer, draw: Callable[[], Batch], seed: int) -> None:
+    """Set the codes to the k-means centres of the encoder's features, over 12 batches."""
     codebook = tokenizer.vq.quantize.embedding.weight
-    rows = torch.cat([tokenizer.features(next(batches)).flatten(0, 1) for _ in range(24)])
+    rows = torch.cat([tokenizer.features(draw()[0]).flatten(0, 1) for _ in range(12)])
     means = MiniBatchKMeans(len(codebook), batch_size=4096, n_init=1, random_state=seed)
     codebook.copy_(torch.from_numpy(means.fit(rows.float().cpu().numpy()).cluster_centers_))
 
@@ -88,17 +89,18 @@ def revive(codebook: Tensor, counts: Tensor, features: Tensor) -> int:
     return len(dead)
 
 
-def train(batches: Iterator[Tensor], run: Run, stage: TokenizerStage, device: torch.device) -> None:
-    """Run the stage; `run.trained` holds `tokenizer`."""
-    tokenizer = run.trained["tokenizer"]
-    assert isinstance(tokenizer, Tokenizer)
+def train(draw: Callable[[], Batch], run: Run, stage: TokenizerStage, device: torch.device) -> None:
+    """Run the stage; `run.trained` holds `tokenizer` and `heads`."""
+    tokenizer, heads = run.trained["tokenizer"], run.trained["heads"]
+    assert isinstance(tokenizer, Tokenizer) and isinstance(heads, TokenHeads)
     vq = tokenizer.vq
     codebook = vq.quantize.embedding.weight
     counts = torch.zeros(len(codebook), device=device)
     for step in run:
-        maps = next(batches).contiguous(memory_format=torch.channels_last)
+        maps, told = draw()
+        maps, told = maps.to(device), [t.to(device) for t in told]
         if step == stage.warm:
-            place_codebook(tokenizer, batches, run.config.seed)
+            place_codebook(tokenizer, draw, run.config.seed)
         with autocast(device):
             h = vq.quant_conv(vq.encoder(maps)).float()
             commitment = h.new_zeros(())
@@ -107,20 +109,25 @@ def train(batches: Iterator[Tensor], run: Run, stage: TokenizerStage, device: to
                 flat = h.permute(0, 2, 3, 1).flatten(0, 2)
                 indices = nearest_codes(flat.detach(), codebook.detach())
                 counts += torch.bincount(indices, minlength=len(codebook))
-                codes = torch.nn.functional.embedding(indices, codebook)
+                codes = F.embedding(indices, codebook)
                 codes = codes.reshape(h.shape[0], *h.shape[2:], -1).permute(0, 3, 1, 2)
                 # VQ-VAE, Eq. 3: codes move to the features, and features, less, to the codes.
                 commitment = (codes - h.detach()).square().mean() + 0.25 * (
                     codes.detach() - h
                 ).square().mean()
                 quantized = h + (codes - h).detach()
-            out = vq.decoder(vq.post_quant_conv(quantized))
-        reconstruction = (out.float() - maps).abs().mean()
+            losses, weights = heads.loss(quantized, told)
         dead = float((counts == 0).float().mean()) if step > stage.warm else 0.0
+        alone = losses[0].detach()
         run.update(
-            reconstruction + commitment, l1=reconstruction, commitment=commitment, unused=dead
+            (losses * weights).sum() + commitment,
+            depth=alone[0],
+            classes=alone[1],
+            edges=alone[2],
+            commitment=commitment,
+            unused=dead,
         )
-        if step > stage.warm and step % stage.revive_every == 0 and step < 0.8 * run.config.steps:
+        if step > stage.warm and step % stage.revive_every == 0 and run.done() < 0.8:
             revive(codebook, counts, flat.detach())
             counts.zero_()
 
@@ -130,23 +137,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_modality_networks(parser)
+    parser.add_argument(
+        "--tiles", type=Path, nargs="+", required=True, help="files from make_tiles"
+    )
     parser.add_argument("--init", type=Path, help="run or checkpoint to start from")
-    add_run_options(parser, TokenizerStage(), steps=600, learning_rate=5e-4, warmup=50, ema=0.99)
+    add_run_options(
+        parser,
+        TokenizerStage(),
+        steps=2500,
+        photos=False,
+        learning_rate=1.5e-3,
+        warmup=50,
+        ema=0.99,
+    )
     args = parser.parse_args()
     config, stage = run_config(args, TokenizerStage)
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
-    network = Tokenizer(preset(stage.preset).tokenizer).to(
-        device, memory_format=torch.channels_last
-    )
+    p = preset(stage.preset)
+    if not p.tokenizer.blocks or p.segmentation is None:
+        raise OptionError(f"preset {p.name!r} has no slim tokenizer to train")
+    networks = {
+        "tokenizer": Tokenizer(p.tokenizer),
+        "heads": TokenHeads(p.tokenizer.width, p.segmentation.classes),
+    }
     if args.init:
-        start_from({"tokenizer": network}, load_states(args.init, ema=False))
-    run = Run(args.out, config, stage, {"tokenizer": network.train()})
-    seed = config.seed + run.step
-    photos = Photos(args.photos, device, seed=seed)
-    modalities = load_modality_networks(args.modalities, stage.preset, device)
-    train(map_batches(photos, modalities, stage, seed), run, stage, device)
+        start_from({"tokenizer": networks["tokenizer"]}, load_states(args.init, ema=False))
+    for network in networks.values():
+        network.to(device, memory_format=torch.channels_last).train()
+    run = Run(args.out, config, stage, networks)
+    tiles = join_tiles([load_tiles(path) for path in args.tiles])
+    g = torch.Generator().manual_seed(config.seed + run.step)
+    train(lambda: draw_maps(tiles, stage, g), run, stage, device)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmsr_edge.bundle import MODALITIES
 from mmsr_edge.models.connector import Attention, Connector, attention
 from mmsr_edge.models.presets import PRESETS, ConnectorConfig, preset
-from mmsr_edge.training.data.samples import Samples
 from mmsr_edge.training.stage_networks import load_stage_networks
 
 DIM, WIDTH = 48, 32
@@ -201,11 +200,9 @@ def test_without_the_mmlc_the_other_weights_are_those_of_the_run(
     for key, value in without.state_dict().items():
         assert torch.equal(value, ours.state_dict()[key]), key
     ids, noisy = torch.zeros(1, 77, dtype=torch.long), torch.zeros(1, 4, 8, 8)
-    pixels = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-    tokens, sharp = torch.zeros(1, 3, 256, dtype=torch.long), torch.zeros(1, dtype=torch.bool)
-    batch = Samples(noisy, noisy, tokens, ids, pixels, pixels, sharp)
-    contexts: list[tuple[int, ...]] = []
-    for net in (ours, without):
-        net.unet.register_forward_pre_hook(lambda _, inputs: contexts.append(inputs[2].shape))
-        assert net(noisy, torch.zeros(1), batch, torch.ones(1, 4)).shape == noisy.shape
-    assert contexts == [(1, 16, 32), (1, 845, 32)]
+    tokens, present = torch.zeros(1, 3, 256, dtype=torch.long), torch.ones(1, 4)
+    latent = torch.cat([noisy, noisy], 1)
+    contexts = [net.context(ids, tokens, present) for net in (ours, without)]
+    for net, context in zip((ours, without), contexts, strict=True):
+        assert net.unet(latent, torch.zeros(1), context).shape == noisy.shape
+    assert [c.shape for c in contexts] == [(1, 16, 32), (1, 845, 32)]

@@ -12,12 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmsr_edge.errors import OptionError
-from mmsr_edge.models.presets import preset
-from mmsr_edge.sampler import timesteps
 from mmsr_edge.training.losses.discriminator import WIDTHS, Discriminator
 from mmsr_edge.training.losses.perceptual import statistics, unit
 from mmsr_edge.training.losses.picture import PictureLoss, PictureLossConfig, contrast, periodic
-from mmsr_edge.training.train_fine_tuning import FineTuningStage, draw_timesteps
 
 
 @dataclass(frozen=True)
@@ -178,17 +175,6 @@ def test_a_discriminator_needs_the_first_four_maps_of_vgg(lpips_weights: Path) -
     for weights in (Weights(vgg_taps=3), Weights(vgg_weight=0.0)):
         with pytest.raises(OptionError, match=r"adversarial_weight 0\.1 needs vgg_weight > 0"):
             PictureLoss(lpips_weights, weights, Discriminator(), 0.1)
-
-
-def test_pictures_are_trained_at_the_timesteps_of_the_sampler() -> None:
-    spec = preset("nano").sampler
-    stage = FineTuningStage(batch=400, diffused=100, later=0.25, sampler_steps=4)
-    drawn = draw_timesteps(stage, spec.num_train_timesteps, torch.Generator().manual_seed(0))
-    pictures, anywhere = drawn[:400].tolist(), drawn[400:].tolist()
-    sampled = timesteps(spec.num_train_timesteps, 4, spec.timestep_spacing).tolist()
-    assert sorted(set(pictures), reverse=True) == sampled
-    assert pictures.count(sampled[0]) == 300
-    assert len(set(anywhere)) > 80 and max(anywhere) < spec.num_train_timesteps
 
 
 def test_the_grid_loss_is_the_error_that_repeats_from_cell_to_cell() -> None:

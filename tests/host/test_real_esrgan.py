@@ -12,14 +12,13 @@ from torch.nn import functional as F
 
 from mmsr_edge.errors import OptionError
 from mmsr_edge.models.super_resolution import CompactSuperResolution
-from mmsr_edge.training.losses.picture import PictureLoss
+from mmsr_edge.training.losses.picture import PictureLoss, PictureLossConfig
 from mmsr_edge.training.teachers.ncnn_weights import load_weights, read_weights
 from mmsr_edge.training.teachers.real_esrgan import (
     RealESRGAN,
     load_real_esrgan,
     load_realesr_animevideo,
 )
-from mmsr_edge.training.train_fine_tuning import FineTuningStage
 
 Layer = nn.Conv2d | nn.PReLU
 NAME = "realesrgan-x4plus"
@@ -156,7 +155,7 @@ def test_the_teacher_with_zero_blocks_in_closed_form() -> None:
 def test_vgg_compares_with_the_teacher_target_and_alexnet_with_the_picture(
     lpips_weights: Path,
 ) -> None:
-    stage = FineTuningStage(adversarial_weight=0.0, grid_weight=0.0, vgg_crop=48, vgg_taps=3)
+    stage = PictureLossConfig(grid_weight=0.0, vgg_crop=48, vgg_taps=3)
     loss = PictureLoss(lpips_weights, stage)
     g = torch.Generator().manual_seed(0)
     target, teacher_target = (torch.rand(1, 3, 64, 64, generator=g) * 2 - 1 for _ in range(2))

@@ -14,11 +14,7 @@ from training_factory import save_photos
 
 from mmsr_edge.bundle import open_bundle
 from mmsr_edge.models.checkpoint import open_checkpoint
-from mmsr_edge.models.networks import build_component
-from mmsr_edge.training.data.samples import draw_present
-from mmsr_edge.training.denoiser import Denoiser
 from mmsr_edge.training.states import load_run, load_states
-from mmsr_edge.training.train_fine_tuning import keep_all_but_context, take_context
 from mmsr_edge.training.train_tokenizer import revive
 
 STAGES = "mmsr_edge.training"
@@ -133,41 +129,6 @@ def test_all_stages_train_and_release_a_checkpoint(
         assert any(not torch.equal(v, after[name][k]) for k, v in before[name].items()), name
         for key, value in before[name].items():
             torch.testing.assert_close(after[name][key], value, atol=0.01, rtol=0)
-
-
-def test_text_is_present_with_every_soft_target() -> None:
-    soft = torch.arange(4000) % 4 == 0
-    g = torch.Generator().manual_seed(0)
-    present = draw_present(soft, 0.3, g, absent=0.2)
-    assert present[soft, 0].all()  # otherwise c∅ would learn to blur
-    assert present[~soft, 0].mean().item() == pytest.approx(0.8 * 0.7, abs=0.03)
-    assert present[:, 1:].mean().item() == pytest.approx(0.8 * 0.7, abs=0.02)
-    nothing = (present == 0).all(1)
-    assert nothing[~soft].float().mean().item() == pytest.approx(0.2 + 0.8 * 0.3**4, abs=0.03)
-    assert draw_present(soft, 0.0, g).all()
-
-
-def test_the_path_of_the_context_can_be_trained_alone() -> None:
-    net, decoder = Denoiser("micro", torch.zeros(32, 256)), build_component("decoder", "micro")
-    keep_all_but_context(net, decoder)
-    learns = {name for name, p in net.named_parameters() if p.requires_grad}
-    unet = {name for name in learns if name.startswith("unet.")}
-    assert unet and all(".attn2." in name for name in unet)
-    for part in ("text_encoder", "connector"):
-        whole = {f"{part}.{name}" for name, _ in getattr(net, part).named_parameters()}
-        assert whole and whole <= learns
-    assert not any(p.requires_grad for p in decoder.parameters())
-
-    # It can also be taken alone from another run.
-    other = Denoiser("micro", torch.zeros(32, 256))
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(1)
-    before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    take_context(net, other.state_dict())
-    theirs = dict(other.named_parameters())
-    for name, parameter in net.named_parameters():
-        assert torch.equal(parameter, theirs[name] if name in learns else before[name]), name
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGTERM"), reason="needs SIGTERM")

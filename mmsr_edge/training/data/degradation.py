@@ -223,3 +223,42 @@ def degrade(hr: Tensor, config: DegradeConfig, g: torch.Generator) -> Tensor:
     keep = (torch.rand(b, generator=g, device=device) < config.clean)[:, None, None, None]
     lr = torch.where(keep, clean, y.clamp(0, 1))
     return (lr * 255).round() / 127.5 - 1
+
+
+NOISE_TOP = 40.0
+"""Standard deviation of noise, in 1/255, at which the level of noise is 1."""
+
+
+def measure_degradation(lr: Tensor, clean: Tensor) -> Tensor:
+    """Levels of noise, blur and JPEG of LR pictures whose clean version is known, [B, 3] in [0, 1].
+
+    With Δ the discrete Laplacian, Δy = g·Δx + n by least squares over the picture, x the clean
+    picture and y the LR picture:
+
+        blur  = 1 − g               share of the fine detail that is gone
+        noise = √(σ(n) / σ_top)     σ of n as white noise; the root makes small levels tell apart
+        jpeg  = √(b / b_top)        b: how much larger steps of y − x are at borders of 8 × 8 blocks
+
+    Args:
+        lr: [B, 3, h, w] in [-1, 1].
+        clean: the HR pictures only downscaled, [B, 3, h, w] in [-1, 1].
+    """
+    luma = torch.tensor([0.299, 0.587, 0.114], device=lr.device)[:, None, None]
+    y, x = ((p * luma).sum(1, keepdim=True) * 127.5 for p in (lr, clean))
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], device=lr.device)[None, None]
+    dy, dx = (F.conv2d(p, kernel) for p in (y, x))
+    gain = (dy * dx).mean((1, 2, 3)) / dx.square().mean((1, 2, 3)).clamp_min(1e-3)
+    rest = dy - gain[:, None, None, None] * dx
+    sigma = rest.std((1, 2, 3)) / 20**0.5  # a Laplacian of white noise has 20 times its variance
+    blocks = _blockiness(y - x)
+    levels = [(sigma / NOISE_TOP).sqrt(), 1 - gain, (blocks / 4).sqrt()]
+    return torch.stack(levels, dim=1).clamp(0, 1)
+
+
+def _blockiness(error: Tensor) -> Tensor:
+    """Mean step of `error` [B, 1, h, w] across borders of 8 × 8 blocks, less that elsewhere, [B]."""
+    total = torch.zeros(len(error), device=error.device)
+    for step in (error.diff(dim=-1).abs().mean((1, 2)), error.diff(dim=-2).abs().mean((1, 3))):
+        at = torch.arange(step.shape[-1], device=error.device) % 8 == 7
+        total = total + (step[:, at].mean(1) - step[:, ~at].mean(1)).clamp_min(0) / 2
+    return total

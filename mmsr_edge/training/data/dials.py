@@ -1,0 +1,84 @@
+"""What temperatures do to the residual: the targets that temperature is trained on.
+
+Eq. 5 lets temperature change how a modality is attended to. What the picture then does is up to the
+training; without a target it learns to do nothing. Each map therefore has an effect, by
+self-distillation: the target is the network's own residual at τ = 1, times a gain
+
+    g = 1 − p(τ) · area,    p(τ) = −ln τ / ln 2.5  below 1,   −½ · ln τ / ln 10  above,
+
+so p falls from 1 at τ = 0.4 over 0 at τ = 1 to −½ at τ = 10. The areas, 1 where a dial acts:
+
+    depth          what is far (Fig. 9's bokeh at low temperatures)
+    segmentation   all but the subject
+    edges          what is not near an edge
+
+Text acts on the whole picture: words move the residual 1 + p(τ) times as far from that without text.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmsr_edge.modalities.segmentation import SUBJECT
+
+LOWEST, HIGHEST = 0.4, 10.0
+"""Range of temperatures (Sec. 3.2)."""
+FAR, NEAR = 0.3, 0.5
+"""Depths up to which a place is all far, and from which it is not far."""
+
+
+def draw_temperatures(count: int, g: torch.Generator, one: float = 0.2) -> Tensor:
+    """Temperatures [count, 4]: those of one modality, and of a second with the chance 0.3.
+
+    They are log-uniform below 1 or, with the chance 0.35, above; all are 1 with the chance `one`.
+    If both sides were as likely, neither a map nor a temperature would tell anything of the gain
+    without the other, and learning would not begin.
+    """
+    below = torch.rand((count, 4), generator=g) * math.log(LOWEST)
+    above = torch.rand((count, 4), generator=g) * math.log(HIGHEST)
+    drawn = torch.where(torch.rand((count, 4), generator=g) < 0.35, above, below).exp()
+    order = torch.rand((count, 4), generator=g).argsort(1)
+    second = torch.rand((count, 1), generator=g) < 0.3
+    turned = (order == 0) | ((order == 1) & second)
+    turned &= torch.rand((count, 1), generator=g) >= one
+    return torch.where(turned, drawn, torch.ones(()))
+
+
+def pull(temperature: Tensor) -> Tensor:
+    """p(τ): 1 at 0.4, 0 at 1, −½ at 10."""
+    log = temperature.log()
+    return torch.where(log < 0, -log / math.log(2.5), -0.5 * log / math.log(10))
+
+
+def areas(depth: Tensor, classes: Tensor, edges: Tensor, size: int) -> Tensor:
+    """Where the dials act, [B, 3, size, size] in [0, 1].
+
+    Args:
+        depth: [B, s, s], 0 (far) to 255.
+        classes: [B, s, s], with `SUBJECT` added where the subject is.
+        edges: [B, s, s], 0 to 255.
+        size: side of the latent.
+    """
+    k = depth.shape[-1] // size
+    near = F.avg_pool2d(depth.float()[:, None] / 255, k)
+    far = ((NEAR - near) / (NEAR - FAR)).clamp(0, 1)
+    rest = 1 - F.avg_pool2d((classes >= SUBJECT).float()[:, None], k)
+    lines = F.max_pool2d(edges.float()[:, None] / 255, k).gt(0.25).float()
+    flat = 1 - F.max_pool2d(lines, 3, stride=1, padding=1)
+    return torch.cat([far, rest, flat], dim=1)
+
+
+def gain(area: Tensor, present: Tensor, temperature: Tensor) -> Tensor:
+    """g, the product over the maps that are present, [B, 1, size, size].
+
+    Args:
+        area: from `areas`.
+        present: [B, 4], 1 for each modality given and 0 for each absent.
+        temperature: [B, 4].
+    """
+    strength = (pull(temperature) * present)[:, 1:, None, None]
+    return (1 - strength * area).prod(dim=1, keepdim=True)

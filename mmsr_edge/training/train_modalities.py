@@ -1,0 +1,216 @@
+r"""Teach the one-step student to read its modalities and to obey its dials.
+
+    python -m mmsr_edge.training.train_modalities --tiles FILE … --checkpoint DIR --tokenizer RUN \
+        --lpips DIR --out RUN
+
+Tiles have the device's size and geometry. There are two kinds of samples:
+
+*Dials*, in latents alone. The target is the residual of the network itself at τ = 1, times the gain of
+the drawn temperatures (`data.dials`). It cannot be met without reading the maps, which is what makes
+the network read them. In the first `warm` steps the target is that of the checkpoint, and there are
+no other samples: cross-attention starts from nothing here, where the checkpoint's had become a
+constant (`fold_context`).
+
+*Pictures*: decoded, and compared with the HR picture. A part has maps of the HR picture; all but a
+part have words for noise, blur and JPEG, of which the LR tile alone tells less.
+
+    x̂ = D(E_lr(y) + s·r̂, y, degradation),   r̂ = −UNet(0 ⊕ E_lr(y), T, context, aligned maps)
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmsr_edge.models.device import autocast, pick_device
+from mmsr_edge.models.networks import build_component
+from mmsr_edge.models.presets import preset
+from mmsr_edge.sampler import timesteps
+from mmsr_edge.training.data.dials import draw_temperatures, gain, pull
+from mmsr_edge.training.data.photos import to_picture
+from mmsr_edge.training.data.tile_samples import Conditions, ConditionsConfig, TileSamples
+from mmsr_edge.training.data.tiles import join_tiles, load_tiles
+from mmsr_edge.training.denoiser import Denoiser
+from mmsr_edge.training.losses.picture import PictureLoss, PictureLossConfig, PictureTerms
+from mmsr_edge.training.options import PresetConfig, add_lpips, add_run_options, run_config
+from mmsr_edge.training.run import Run
+from mmsr_edge.training.states import load_states, start_from, tokenizer_states
+from mmsr_edge.training.student import (
+    RATES,
+    Place,
+    Student,
+    begin,
+    draw_place,
+    student_residuals,
+)
+
+
+@dataclass(frozen=True)
+class ModalitiesStage(PresetConfig, ConditionsConfig, PictureLossConfig):
+    """Settings of this stage."""
+
+    pictures: int = 5
+    """Samples per step with losses on pictures, after the `warm` steps; before, they are dials."""
+    dials: int = 3
+    """Samples per step of the dials. Of whole tiles there are a quarter as many of both."""
+    warm: int = 300
+    """Number of first steps with dials alone."""
+    window: int = 32
+    """Side in latent cells of the part of the tiles that a step sees."""
+    whole: float = 0.15
+    """Share of the steps with whole tiles."""
+    later: float = 0.2
+    """Share of the samples that are a later step of a trajectory of four."""
+    dial_weight: float = 1.0
+    """Weight of the dials' mean square error, relative to the residual's mean square."""
+    anchor_weight: float = 0.1
+    """Weight of the mean square difference from the checkpoint's residual, likewise."""
+    soft: float = 0.55
+    """Gain of the residual under the negative prompt."""
+    l1_weight: float = 2.0
+    alex_weight: float = 0.6
+    vgg_weight: float = 0.5
+    vgg_taps: int = 5
+    grid_weight: float = 5.0
+
+
+def dial_target(
+    student: Student, z_lr: Tensor, given: Conditions, temperature: Tensor, place: Place,
+    base: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Targets of the dials, without gradient: the residual at τ = 1, moved as they say.
+
+    Args:
+        student: the network.
+        z_lr, given, temperature, place: the batch.
+        base: residuals to start from in place of the student's own; then text moves nothing.
+    """
+    if base is None:
+        base = student.residual(z_lr, given, place=place)
+        silent = student.residual(z_lr, given, absent_text=True, place=place)
+        reach = (pull(temperature[:, 0]) * given.present[:, 0])[:, None, None, None]
+        base = base + reach * (base - silent)
+    return gain(place.of(given.areas), given.present, temperature) * base
+
+
+def train(
+    samples: TileSamples, picture: PictureLoss, reference: Tensor, run: Run, stage: ModalitiesStage
+) -> None:
+    """Run the stage; `run.trained` holds `denoiser` and `decoder`.
+
+    `reference` has the checkpoint's residuals of all tiles, [N, C, l, l].
+    """
+    net, decoder = run.trained["denoiser"], run.trained["decoder"]
+    assert isinstance(net, Denoiser)
+    student, g = Student(net, stage.preset), samples.g
+    scale = net.residual_scale[:, None, None]
+    trajectory = torch.from_numpy(timesteps(student.last + 1, 4, "trailing").copy())
+    for step in run:
+        place = draw_place(samples.size, min(stage.window, samples.size), stage.whole, g)
+        fewer = 4 if place.side > stage.window else 1
+        n, dials = (max(1, k // fewer) for k in (stage.pictures, stage.dials))
+        count = n + dials
+        n = 0 if step < stage.warm else n
+        rows = samples.rows(count)
+        given = samples.conditions(rows, stage)
+        z_lr, base = (place.of(x[rows].float()) for x in (samples.z_lr, reference))
+        temperature = draw_temperatures(count, g)
+        temperature[:n] = 1.0
+        base[given.negative] *= stage.soft
+        power = base.square().mean((1, 2, 3)).clamp_min(0.02)
+        turned = slice(n, None)
+        with torch.no_grad():
+            own = base[turned] if step < stage.warm else None
+            target = dial_target(
+                student, z_lr[turned], part(given, turned), temperature[turned], place, own
+            )
+        late = torch.rand(count, generator=g) < stage.later
+        t = torch.where(late, trajectory[torch.randint(1, 4, (count,), generator=g)], student.last)
+        estimate = torch.cat([base[:n], target])
+        residual = student.residual(z_lr, given, temperature, t, estimate, place=place)
+        error = ((residual[turned] - target).square().mean((1, 2, 3)) / power[turned]).mean()
+        loss = stage.dial_weight * error
+        logged: dict[str, Tensor | float] = {"dials": error}
+        logged |= dict.fromkeys(("l1", "grid", "perceptual", "anchor"), 0.0)
+        if n:
+            anchor = ((residual[:n] - base[:n]).square().mean((1, 2, 3)) / power[:n]).mean()
+            latent = z_lr[:n] + scale * residual[:n]
+            terms = judge(samples, picture, decoder, latent, rows[:n], part(given, slice(n)), place)
+            loss = loss + terms.total() + stage.anchor_weight * anchor
+            logged["anchor"] = anchor
+            for name in ("l1", "grid", "perceptual"):
+                logged[name] = getattr(terms, name).mean()
+        run.update(loss, **logged)
+
+
+def part(given: Conditions, rows: slice) -> Conditions:
+    """Some of a batch's conditions."""
+    return Conditions(**{name: value[rows] for name, value in vars(given).items()})
+
+
+def judge(
+    samples: TileSamples, picture: PictureLoss, decoder: nn.Module, latent: Tensor, rows: Tensor,
+    given: Conditions, place: Place,
+) -> PictureTerms:  # fmt: skip
+    """Terms of the picture loss. The target of the negative prompt is the HR picture, blurred."""
+    lr, hr = (
+        to_picture(place.of(x[rows], k)) for x, k in ((samples.tiles.lr, 2), (samples.tiles.hr, 8))
+    )
+    blurred = F.avg_pool2d(F.pad(hr, (2,) * 4, mode="reflect"), 5, stride=1)
+    hr = torch.where(given.negative[:, None, None, None], blurred, hr)
+    with autocast(latent.device):
+        image = decoder(latent.contiguous(memory_format=torch.channels_last), lr, given.degradation)
+        return picture(image, hr, samples.g)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_lpips(parser)
+    add = parser.add_argument
+    add("--tiles", type=Path, nargs="+", required=True, help="files from make_tiles")
+    add("--checkpoint", type=Path, required=True, help="checkpoint or run to start from")
+    add("--tokenizer", type=Path, required=True, help="run of train_tokenizer, or a checkpoint")
+    add("--init", type=Path, help="run whose denoiser and decoder replace the checkpoint's")
+    add("--encoded", type=Path, help="file that keeps the encoded tiles for the next session")
+    add("--fold", action="store_true", help="start from a checkpoint whose context is a constant")
+    add_run_options(
+        parser, ModalitiesStage(), steps=4000, photos=False, learning_rate=1e-4, warmup=50,
+        ema=0.998, epsilon=1e-12,
+    )  # fmt: skip
+    args = parser.parse_args()
+    config, stage = run_config(args, ModalitiesStage)
+    device = pick_device(config.device)
+    torch.manual_seed(config.seed)
+    states = {**load_states(args.checkpoint), **tokenizer_states(args.tokenizer)}
+    networks = {
+        name: build_component(name, stage.preset)
+        for name in ("hr_encoder", "lr_encoder", "tokenizer", "decoder")
+    }
+    start_from(networks, states)
+    net = Denoiser(stage.preset, states["tokenizer"]["vq.quantize.embedding.weight"])
+    begin(net, states["denoiser"], stage.preset, fold=args.fold)
+    for network in (net, *networks.values()):
+        network.to(device, memory_format=torch.channels_last)
+    tiles = join_tiles([load_tiles(path) for path in args.tiles])
+    text, g = preset(stage.preset).text_spec(), torch.Generator().manual_seed(config.seed)
+    samples = TileSamples(tiles, networks, text, net.residual_scale, g, args.encoded)
+    reference = student_residuals(samples, net, stage.preset, args.encoded)
+    trained = {"denoiser": net.train(), "decoder": networks["decoder"].train()}
+    if args.init:
+        start_from(trained, load_states(args.init))
+    run = Run(args.out, config, stage, trained, RATES)
+    g.manual_seed(config.seed + run.step)
+    picture = PictureLoss(args.lpips, stage).to(device)
+    train(samples, picture, reference, run, stage)
+
+
+if __name__ == "__main__":
+    main()

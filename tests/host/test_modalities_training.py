@@ -1,0 +1,191 @@
+"""What makes the networks read their modalities: dials, relative context, folded constants, stages."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_stages import run_stage
+from torch import Tensor
+
+from mmsr_edge.modalities.aligned import CHANNELS, align_maps
+from mmsr_edge.modalities.segmentation import SUBJECT
+from mmsr_edge.models.connector import Connector
+from mmsr_edge.models.networks import build_component
+from mmsr_edge.models.presets import preset
+from mmsr_edge.training.data.dials import areas, draw_temperatures, gain, pull
+from mmsr_edge.training.data.tile_samples import ConditionsConfig, TileSamples
+from mmsr_edge.training.data.tiles import Tiles
+from mmsr_edge.training.denoiser import Denoiser
+from mmsr_edge.training.states import load_run
+from mmsr_edge.training.student import Student, begin
+
+COUNT, TILE = 6, 32
+
+
+def make_tiles(seed: int = 0) -> Tiles:
+    """Tiles of preset `micro` with random pictures and maps in blocks."""
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int, top: int = 256) -> Tensor:
+        return torch.randint(top, shape, generator=g, dtype=torch.uint8)
+
+    def blocks(top: int) -> Tensor:
+        return draw(COUNT, 2, 8, 8, top=top).repeat_interleave(32, 2).repeat_interleave(32, 3)
+
+    return Tiles(
+        hr=draw(COUNT, 3, 4 * TILE, 4 * TILE),
+        lr=draw(COUNT, 3, TILE, TILE),
+        depth=blocks(256),
+        classes=blocks(3) + SUBJECT * blocks(2),
+        edges=255 * blocks(2),
+        levels=torch.rand(COUNT, 3, generator=g),
+        photo=torch.arange(COUNT),
+        words=[("cat, dark", "cat, dark, sharp")] * COUNT,
+    )
+
+
+def make_samples(seed: int = 0) -> TileSamples:
+    torch.manual_seed(0)
+    networks = {n: build_component(n, "micro") for n in ("hr_encoder", "lr_encoder", "tokenizer")}
+    text = preset("micro").text_spec()
+    g = torch.Generator().manual_seed(seed)
+    return TileSamples(make_tiles(), networks, text, torch.ones(4), g)
+
+
+def test_dials_are_neutral_at_one_and_monotone() -> None:
+    steps = torch.tensor([0.4, 0.63, 1.0, 3.0, 10.0])
+    assert pull(steps)[[0, 2, 4]].tolist() == pytest.approx([1, 0, -0.5], abs=1e-6)
+    assert (pull(steps).diff() < 0).all()
+    area = torch.ones(5, 3, 1, 1)
+    by_depth = torch.ones(5, 4)
+    by_depth[:, 1] = steps
+    g = gain(area, torch.ones(5, 4), by_depth).flatten()
+    assert g.tolist() == pytest.approx([0, 0.4958, 1, 1.2386, 1.5], abs=1e-3)
+    absent = torch.tensor([1.0, 0, 1, 1]).expand(5, -1)
+    assert gain(area, absent, by_depth).eq(1).all()  # an absent map has no dial
+
+
+def test_drawn_temperatures_fill_their_range() -> None:
+    drawn = draw_temperatures(4000, torch.Generator().manual_seed(0), one=0.25)
+    assert 0.4 <= drawn.min() < 0.41 and 9.7 < drawn.max() <= 10
+    assert (drawn == 1).float().mean().item() == pytest.approx(0.25, abs=0.02)
+    # Log-uniform: as many below the geometric mean as above.
+    assert (drawn[drawn != 1] < 2).float().mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_areas_are_far_places_the_rest_and_flat_places() -> None:
+    depth = torch.zeros(1, 64, 64)
+    depth[:, :, 32:] = 255
+    classes = torch.full((1, 64, 64), 3)
+    classes[:, :32] += SUBJECT
+    edges = torch.zeros(1, 64, 64)
+    edges[:, 20] = 255
+    far, rest, flat = areas(depth, classes, edges, 8)[0]
+    assert far[:, :4].eq(1).all() and far[:, 4:].eq(0).all()
+    assert rest[:4].eq(0).all() and rest[4:].eq(1).all()
+    assert flat[1:4].eq(0).all() and flat[0].eq(1).all() and flat[4:].eq(1).all()
+
+
+def test_context_of_absent_modalities_is_zero() -> None:
+    torch.manual_seed(0)
+    connector = build_component("connector", "micro")
+    assert isinstance(connector, Connector)
+    text, maps = torch.randn(2, 77, 32), [torch.randn(2, 256, 256) for _ in range(3)]
+    nothing, all_on, one = torch.zeros(2, 4), torch.ones(2, 4), torch.ones(2, 4)
+    assert connector(text, *maps, nothing, one).abs().max() < 1e-5
+    context = connector(text, *maps, all_on, one)
+    assert context.abs().max() > 0.1
+    connector.fix_absent()
+    torch.testing.assert_close(connector(text, *maps, all_on, one), context)
+    with torch.no_grad():  # a fixed c∅ is the one of before, not that of new weights
+        connector.latents.normal_()
+    assert connector(text, *maps, nothing, one).abs().max() > 1e-3
+
+
+def test_a_constant_context_folds_into_biases() -> None:
+    """The UNet with biases equals the UNet with that context, whatever the new connector says."""
+    torch.manual_seed(0)
+    codebook = torch.randn(32, 256)
+    old = Denoiser("micro", codebook)
+    states = {k: v.clone() for k, v in old.state_dict().items() if ".processor." not in k}
+    states["residual_scale"] = torch.ones(4)
+    narrow = states["unet.net.conv_in.weight"][:, :8].clone()
+    states["unet.net.conv_in.weight"] = narrow
+    torch.manual_seed(1)
+    new = Denoiser("micro", codebook)
+    begin(new, states, "micro", fold=True)
+    torch.manual_seed(2)
+    latent, t = torch.randn(1, 8, 16, 16), torch.tensor([5.0])
+    from mmsr_edge.training.student import constant_context
+
+    context = constant_context(old, "micro").expand(1, 16, -1)
+    with torch.no_grad():
+        old.unet.net.conv_in.weight[:, 8:] = 0
+        expected = old.unet(latent, t, context)
+        for other in (torch.zeros_like(context), torch.randn_like(context)):
+            torch.testing.assert_close(new.unet(latent, t, other), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_conditions_are_those_of_the_device() -> None:
+    samples = make_samples()
+    rows = torch.arange(COUNT)
+    config = ConditionsConfig(sharp=0, aligned=1, drop=0, unknown=0, tagged=1, negative=0)
+    given = samples.conditions(rows, config)
+    maps = samples.tiles.maps(rows, torch.zeros(COUNT, 3, dtype=torch.long))
+    names = ("depth", "segmentation", "edges")
+    expected = align_maps({n: maps[:, i].numpy() for i, n in enumerate(names)}, samples.size)
+    np.testing.assert_array_equal(given.aligned.numpy(), expected)
+    assert given.aligned.shape == (COUNT, CHANNELS, 16, 16)
+    assert given.degradation[:, :3].equal(samples.tiles.levels)
+    level = round(9 * float(samples.tiles.levels[0, 0]))
+    prompt = samples.prompt(0, 0, True, torch.ones(3, dtype=torch.bool), False)
+    assert prompt.startswith(f"cat, dark, noise{level}, blur")
+    assert prompt.endswith("sharp detailed photo")
+    nothing = samples.conditions(rows, ConditionsConfig(drop=1, negative=0))
+    assert nothing.present.eq(0).all() and nothing.aligned.eq(0).all()
+
+
+def test_a_student_that_ignores_its_conditions_is_found_out() -> None:
+    """Residuals do not depend on the maps while cross-attention's output weights are zero."""
+    samples = make_samples()
+    net = Denoiser("micro", torch.randn(32, 256))
+    rows = torch.arange(2)
+    z_lr, _ = samples.latents(rows)
+    given = samples.conditions(rows, ConditionsConfig(drop=0, aligned=0, negative=0))
+    student = Student(net, "micro")
+    with torch.no_grad():
+        moved = student.residual(z_lr, given) - student.residual(z_lr, given, absent_text=True)
+        assert moved.abs().max() > 1e-6
+        for name, parameter in net.unet.named_parameters():
+            if ".attn2.to_out.0.weight" in name:
+                parameter.zero_()
+        still = student.residual(z_lr, given) - student.residual(z_lr, given, absent_text=True)
+    assert still.abs().max() < 1e-6
+
+
+def test_stages_train_and_resume(tmp_path: Path, checkpoint: Path, lpips_weights: Path) -> None:
+    tiles = tmp_path / "tiles.pt"
+    make_tiles().save(tiles)
+    small = ("--tiles", tiles, "--preset", "micro", "--warmup", 1, "--log-every", 1)
+    run_stage(
+        "train_tokenizer", tmp_path / "tokenizer", *small, "--steps", 4, "--batch", 2, "--warm", 2
+    )
+    start = ("--checkpoint", checkpoint, "--tokenizer", tmp_path / "tokenizer")
+    kept = ("--encoded", tmp_path / "encoded.pt")
+    pictures = ("--lpips", lpips_weights, "--vgg-taps", 2, "--vgg-crop", 32, "--window", 8)
+    out = tmp_path / "modalities"
+    last = (*small, *start, *kept, *pictures, "--pictures", 1, "--dials", 1, "--warm", 2)
+    run_stage("train_modalities", out, *last, "--steps", 3)
+    assert {"denoiser", "decoder"} <= set(load_run(out))
+    assert (tmp_path / "encoded.reference.pt").exists()
+    diffusion = ("--steps", 2, "--batch", 2, "--context-alone", "--denoiser", out)
+    run_stage("train_diffusion", tmp_path / "diffusion", *small, *start, *kept, *diffusion)
+    student, denoiser = (load_run(r)["denoiser"] for r in (out, tmp_path / "diffusion"))
+    for key, value in student.items():  # one connector and one text encoder serve both UNets
+        if not key.startswith("unet.") and "buffer" not in key:
+            assert torch.equal(value, denoiser[key]), key
+    assert math.isfinite(float(denoiser["unet.net.conv_in.weight"].sum()))
