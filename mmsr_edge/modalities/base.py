@@ -79,6 +79,8 @@ class MapModality:
     for it; raises `UnusableMapError` if the map carries no information."""
     resample: Image.Resampling
     """Interpolation with which the map is resized."""
+    thin_lines: bool = False
+    """Whether a larger map is shrunk so that its lines stay white; see `maps.shrink_lines`."""
 
 
 def run_on_picture(rgb: Array, run: NetworkRun, component: str) -> Array | None:

@@ -60,5 +60,5 @@ def make_edges(rgb: Array, run: NetworkRun) -> Map:
     return black_and_white(edges)
 
 
-EDGES = MapModality("edges", edge_map, make_edges, Image.Resampling.BILINEAR)
+EDGES = MapModality("edges", edge_map, make_edges, Image.Resampling.BILINEAR, thin_lines=True)
 """Edges as a modality."""

@@ -35,6 +35,7 @@ __all__ = [
     "open_source",
     "read_grey",
     "read_plane",
+    "shrink_lines",
     "signed",
     "spread_grey",
 ]
@@ -141,6 +142,18 @@ def read_grey(name: str, source: MapSource) -> tuple[npt.NDArray[np.float32], fl
         raise ImageError(f"{name} has values that are not finite; fill them in first")
     full = {"uint8": 255.0, "uint16": 65535.0}.get(plane.dtype.newbyteorder("=").name)
     return plane.astype(np.float32), full
+
+
+def shrink_lines(values: Map, height: int, width: int) -> Map:
+    """Shrink a grey map [H', W', 3] of white lines to [height, width, 3]: maxima of its blocks.
+
+    Averages would turn lines of one pixel grey, the finer the map, the darker.
+    """
+    plane = values[..., 0]
+    for axis, size in enumerate((height, width)):
+        starts = np.arange(size) * plane.shape[axis] // size
+        plane = np.maximum.reduceat(plane, starts, axis=axis)
+    return np.broadcast_to(plane[..., None], (*plane.shape, 3))
 
 
 def spread_grey(grey: npt.NDArray[np.float32]) -> Map:

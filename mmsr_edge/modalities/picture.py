@@ -16,7 +16,7 @@ from PIL import Image
 from mmsr_edge.errors import Cancelled, MMSRError
 from mmsr_edge.modalities.depth import DEPTH
 from mmsr_edge.modalities.edges import EDGES
-from mmsr_edge.modalities.maps import crop_map, signed
+from mmsr_edge.modalities.maps import crop_map, shrink_lines, signed
 from mmsr_edge.modalities.segmentation import SEGMENTATION
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from mmsr_edge.modalities.base import MapOption, NetworkRun
+    from mmsr_edge.modalities.base import MapModality, MapOption, NetworkRun
     from mmsr_edge.modalities.maps import Map
 
     Array = npt.NDArray[Any]
@@ -87,11 +87,11 @@ def collect_maps(
         if values is None:
             maps[name] = None
             continue
-        maps[name] = PictureMap(_shrink(values, rgb, run, modality.resample), modality.resample)
+        maps[name] = PictureMap(_shrink(values, rgb, run, modality), modality.resample)
     return maps
 
 
-def _shrink(values: Map, rgb: Array, run: NetworkRun, resample: Image.Resampling) -> Map:
+def _shrink(values: Map, rgb: Array, run: NetworkRun, modality: MapModality) -> Map:
     """`values`, shrunk to the resolution at which the tokenizer reads them.
 
     A small picture is repeated by reflection to fill a tile, and so is its map; a large map would
@@ -104,9 +104,11 @@ def _shrink(values: Map, rgb: Array, run: NetworkRun, resample: Image.Resampling
     )
     if (height, width) == values.shape[:2]:
         return values
+    if modality.thin_lines:
+        return shrink_lines(values, height, width)
     planes = [
         Image.fromarray(np.ascontiguousarray(signed(values[..., c]))).resize(
-            (width, height), resample
+            (width, height), modality.resample
         )
         for c in range(3)
     ]
