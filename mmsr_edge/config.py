@@ -102,8 +102,8 @@ class UpscaleOptions:
     negative_prompt: str | None = option(
         None, "--negative-prompt", values="text or None", example="blurry, noisy"
     )
-    """Text that guidance steers away from, for the kinds "m-cfg" and "m0-cfg". None: the bundle's
-    default."""
+    """Text that guidance steers away from. None: the bundle's default for the kinds "m-cfg" and
+    "m0-cfg", no text for "cfg". Empty: no text."""
     steps: int | None = option(
         None, "--steps", values="1 to the model's training timesteps (1000 in nano)", example=4
     )
@@ -114,7 +114,8 @@ class UpscaleOptions:
         values='"default", "m-cfg", "cfg", "m0-cfg" or None',
         example="m-cfg",
     )
-    """Kind of guidance: "m-cfg" (Eq. 4), "cfg" (Eq. 3), "m0-cfg" (Table 3) or None (off).
+    """Kind of guidance, by what the negative prediction sees beside the negative prompt: "m-cfg"
+    the maps (Eq. 4), "cfg" nothing (Eq. 3), "m0-cfg" m∅ in place of every map (Table 3). None: off.
     "default": the bundle's kind."""
     guidance_scale: float | None = option(
         None, "--guidance-scale", values=_interval(GUIDANCE_SCALE_RANGE), example=0.5

@@ -235,12 +235,14 @@ class PictureRun:
             for name in MAPS
             if (given := maps.get(name)) is not None
         }
-        present = np.array([[bool(self.positive), *(name in tokens for name in MAPS)]], "f4")
+        here = [name in tokens for name in MAPS]
+        present = np.array([[bool(self.positive), *here]], np.float32)
         positive = self._context(self.positive, tokens, present)
         # At w = 0 the negative prediction has no weight (Eq. 3-4), so it is not made.
         guidance = settings.guidance if settings.guidance_scale != 0 else None
         if guidance is None or takes_guidance(self.pipeline.manifest):
             return positive, None
+        present = np.array([[bool(settings.negative), *here]], np.float32)
         return positive, self._context(
             settings.negative, tokens, negative_present(guidance, present)
         )

@@ -29,7 +29,7 @@ class RunSettings:
     tagged: bool
     """Whether the tagger's words are put before `positive`."""
     negative: str
-    """The negative prompt."""
+    """The negative prompt; empty when the negative prediction has no text."""
     steps: int
     """Number of sampler steps."""
     guidance: str | None
@@ -90,6 +90,10 @@ def resolve(options: UpscaleOptions, manifest: Manifest) -> RunSettings:
     elif scale is None:
         scale = sampler.guidance_scale
 
+    negative = options.negative_prompt
+    if negative is None:
+        # Table 3: without a negative prompt, cfg is guided by the empty language token.
+        negative = "" if guidance == "cfg" else text.negative
     given = options.temperature
     if isinstance(given, Mapping):
         by_name = {name: float(given.get(name, 1.0)) for name in MODALITIES}
@@ -103,7 +107,7 @@ def resolve(options: UpscaleOptions, manifest: Manifest) -> RunSettings:
             else join_words("" if tagged else options.prompt, text.positive)
         ),
         tagged=tagged,
-        negative=text.negative if options.negative_prompt is None else options.negative_prompt,
+        negative=negative.strip(),
         steps=steps,
         guidance=guidance,
         guidance_scale=float(scale),

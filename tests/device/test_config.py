@@ -115,6 +115,10 @@ def test_options_left_open_come_from_the_bundle(manifest: Manifest) -> None:
     guided = replace(manifest, sampler=replace(manifest.sampler, guidance="cfg"))
     settings = resolve(UpscaleOptions(), guided)
     assert (settings.guidance, settings.guidance_scale) == ("cfg", 4.0)
+    assert settings.negative == ""  # Table 3: the empty language token
+    assert resolve(UpscaleOptions(negative_prompt=" fog "), guided).negative == "fog"
+    for kind in ("m-cfg", "m0-cfg"):
+        assert resolve(UpscaleOptions(guidance=kind), guided).negative == "blurry, noisy"
     assert resolve(UpscaleOptions(guidance=None), guided).guidance is None
 
 

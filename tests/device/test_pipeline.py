@@ -162,16 +162,34 @@ def test_without_residual_scale_the_prediction_is_the_latent(manifest: Manifest)
 
 
 @pytest.mark.parametrize(
-    ("guidance", "negative_text", "negative_maps"),
-    [("m-cfg", "fog", MAPS), ("m0-cfg", "fog", {}), ("cfg", None, {})],
+    ("guidance", "negative_prompt", "negative_text", "negative_maps"),
+    [
+        ("m-cfg", "fog", "fog", MAPS),
+        ("m-cfg", None, "blurry, noisy", MAPS),  # the bundle's
+        ("m-cfg", " ", None, MAPS),
+        ("m0-cfg", "fog", "fog", {}),
+        ("m0-cfg", None, "blurry, noisy", {}),
+        ("cfg", "fog", "fog", {}),  # Eq. 3
+        ("cfg", "rain", "rain", {}),
+        ("cfg", None, None, {}),  # Table 3: the empty language token
+    ],
 )
 @pytest.mark.parametrize("w", [1.5, -0.5])
 def test_guidance_calls_the_unet_twice_and_follows_equations_3_and_4(
-    spies: Spies, guidance: str, negative_text: str | None, negative_maps: dict[str, Array],
+    spies: Spies,
+    guidance: str,
+    negative_prompt: str | None,
+    negative_text: str | None,
+    negative_maps: dict[str, Array],
     w: float,
-) -> None:  # fmt: skip
+) -> None:
     run = start(
-        spies, steps=1, guidance=guidance, guidance_scale=w, prompt="dog", negative_prompt="fog"
+        spies,
+        steps=1,
+        guidance=guidance,
+        guidance_scale=w,
+        prompt="dog",
+        negative_prompt=negative_prompt,
     )
     latent = latent_of(run)
     positive = context_of(spies.manifest, "dog, sharp", MAPS)
@@ -183,6 +201,24 @@ def test_guidance_calls_the_unet_twice_and_follows_equations_3_and_4(
     # Linear in the prediction: the guided latent is the same combination of the two.
     expected = (1 + w) * one_step(positive) - w * one_step(negative)
     np.testing.assert_allclose(latent, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("guidance", ["m-cfg", "m0-cfg", "cfg"])
+def test_two_negative_prompts_give_two_pictures(spies: Spies, guidance: str) -> None:
+    fog, rain = (
+        latent_of(start(spies, guidance=guidance, guidance_scale=2, negative_prompt=text))
+        for text in ("fog", "rain")
+    )
+    assert np.abs(fog - rain).max() > 1e-3
+
+
+def test_a_negative_prompt_counts_without_a_prompt(spies: Spies) -> None:
+    run = start(
+        spies, steps=1, prompt=None, guidance="cfg", guidance_scale=1, negative_prompt="fog"
+    )
+    latent_of(run)
+    positive, negative = (feeds["present"].tolist() for feeds in spies.feeds("connector"))
+    assert (positive, negative) == ([[0, 1, 1, 1]], [[1, 0, 0, 0]])
 
 
 @pytest.mark.parametrize("guidance", ["m-cfg", "m0-cfg", "cfg"])
