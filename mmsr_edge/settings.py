@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mmsr_edge.bundle import Manifest
     from mmsr_edge.config import UpscaleOptions
 
-__all__ = ["RunSettings", "resolve", "takes_guidance"]
+__all__ = ["RunSettings", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class RunSettings:
     """The negative prompt; empty when the negative prediction has no text."""
     steps: int
     """Number of sampler steps."""
+    unet: str
+    """Component that serves so many steps, one of `mmsr_edge.bundle.UNETS`."""
     guidance: str | None
     """One of `sampler.GUIDANCE`; None: no guidance, one UNet call a step."""
     guidance_scale: float
@@ -44,12 +46,19 @@ def resolve(options: UpscaleOptions, manifest: Manifest) -> RunSettings:
     """Complete the options of a call with a bundle's defaults.
 
     Raises:
-        OptionError: there are more steps than the model has timesteps, the model does not support
-            the guidance, or the guidance scale would go unused.
+        OptionError: there are more steps than the model has timesteps or UNets for, the model does
+            not support the guidance, or the guidance scale would go unused.
     """
     sampler, text = manifest.sampler, manifest.text
     steps = sampler.steps if options.steps is None else operator.index(options.steps)
     check_integer("steps", steps, 1, sampler.num_train_timesteps)
+    unet = next((name for name, served in manifest.unets.items() if steps in served), None)
+    if unet is None:
+        raise OptionError(
+            f"steps is {steps}, but {manifest.name!r} has only the student for 1 to "
+            f"{sampler.few_steps} steps; {steps} steps need its diffusion UNet: export the "
+            f"checkpoint with --diffusion, or use steps={sampler.few_steps}"
+        )
 
     baked, few = sampler.baked_guidance, steps <= sampler.few_steps
     guidance: str | None
@@ -72,7 +81,7 @@ def resolve(options: UpscaleOptions, manifest: Manifest) -> RunSettings:
             f"guidance is {guidance!r}, but {manifest.name!r} has guidance baked in at "
             f"w = {baked:g}, so a step is one UNet call; pass guidance=None or leave it out"
         )
-    if takes_guidance(manifest) and guidance not in (None, sampler.guidance):
+    if manifest.components[unet].takes("guidance") and guidance not in (None, sampler.guidance):
         raise OptionError(
             f"guidance is {guidance!r}, but {manifest.name!r} was distilled from "
             f"{sampler.guidance!r}; pass that, or guidance=None"
@@ -109,15 +118,8 @@ def resolve(options: UpscaleOptions, manifest: Manifest) -> RunSettings:
         tagged=tagged,
         negative=negative.strip(),
         steps=steps,
+        unet=unet,
         guidance=guidance,
         guidance_scale=float(scale),
         temperature=tuple(by_name[name] for name in MODALITIES),
     )
-
-
-def takes_guidance(manifest: Manifest) -> bool:
-    """Whether the guidance scale is an input of the UNet, so that one call contains the guidance.
-
-    Such a UNet was distilled from one kind of guidance and supports no other.
-    """
-    return manifest.components["unet"].takes("guidance")
