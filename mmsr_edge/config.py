@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
-import math
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mmsr_edge.bundle import MAPS, MODALITIES
+from mmsr_edge.checks import check_integer, check_names, check_number, check_text
 from mmsr_edge.errors import OptionError
 from mmsr_edge.image.target import FITS, SCALE_RANGE, Target, resolve_target
 from mmsr_edge.sampler import GUIDANCE
@@ -248,45 +246,6 @@ class UpscaleOptions:
             height=self.height,
             fit=self.fit,
         )
-
-
-def check_names(what: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    """Raise `OptionError` for a name that is not in `known`, and suggest the nearest."""
-    for name in given:
-        if name not in known:
-            nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
-            raise OptionError(
-                f"unknown {what} {name!r}; did you mean {nearest!r}? Choose from {', '.join(known)}"
-            )
-
-
-def check_text(name: str, value: object) -> None:
-    """Raise `OptionError` unless `value` is a string or None."""
-    if value is not None and not isinstance(value, str):
-        raise OptionError(f"{name} is {value!r}; it must be a string or None")
-
-
-def check_integer(name: str, value: object, low: int, high: int | None) -> None:
-    """Raise `OptionError` unless `value` is an integer from `low` to `high` (None: no limit)."""
-    wanted = f"an integer from {low}" + (" up" if high is None else f" to {high}")
-    try:
-        if isinstance(value, (bool, np.bool_)):
-            raise TypeError
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise OptionError(f"{name} is {value!r}; it must be {wanted}") from None
-    if number < low or (high is not None and number > high):
-        raise OptionError(f"{name} is {number}; it must be {wanted}")
-
-
-def check_number(name: str, value: object, allowed: tuple[float, float]) -> None:
-    """Raise `OptionError` unless `value` is a finite number in the interval `allowed`."""
-    low, high = allowed
-    wanted = f"a number from {low:g} to {high:g}"
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
-        raise OptionError(f"{name} is {value!r}; it must be {wanted}")
-    if not (math.isfinite(value) and low <= value <= high):
-        raise OptionError(f"{name} is {value}; it must be {wanted}")
 
 
 def check_map(name: str, value: object) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mmsr_edge.bundle import MODALITIES
-from mmsr_edge.config import check_integer
+from mmsr_edge.checks import check_integer
 from mmsr_edge.errors import OptionError
 from mmsr_edge.modalities.prompt import join_words
 from mmsr_edge.sampler import GUIDANCE
