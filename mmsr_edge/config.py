@@ -17,14 +17,17 @@ from mmsr_edge.bundle import MAPS, MODALITIES
 from mmsr_edge.checks import check_integer, check_names, check_number, check_text
 from mmsr_edge.errors import OptionError
 from mmsr_edge.image.target import FITS, SCALE_RANGE, Target, resolve_target
+from mmsr_edge.modalities.spatial import GUIDANCE_SCALE, STRENGTH
 from mmsr_edge.sampler import GUIDANCE
 
 if TYPE_CHECKING:
     from mmsr_edge.modalities.base import MapOption
+    from mmsr_edge.modalities.spatial import DialOption
 
 __all__ = [
     "GUIDANCE_SCALE_RANGE",
     "SEED_RANGE",
+    "STRENGTH_RANGE",
     "TEMPERATURE_RANGE",
     "UpscaleKeywords",
     "UpscaleOptions",
@@ -32,8 +35,10 @@ __all__ = [
 
 TEMPERATURE_RANGE = (0.4, 10.0)
 """Temperatures in multiples of √d_k: the range of good pictures in the paper (Sec. 3.2)."""
-GUIDANCE_SCALE_RANGE = (-1.0, 100.0)
+GUIDANCE_SCALE_RANGE = GUIDANCE_SCALE.limits
 """Guidance scales w of Eq. 3-4. The paper uses 4 and examines values up to 14."""
+STRENGTH_RANGE = STRENGTH.limits
+"""Strengths λ. At 0 the picture is the LR encoder's alone."""
 SEED_RANGE = (0, 2**64 - 1)
 """Seeds: keys of the Philox generator that draws the noise."""
 MEMORY_RANGE = (1.0, 1e9)
@@ -49,7 +54,8 @@ class UpscaleKeywords(TypedDict, total=False):
     negative_prompt: str | None
     steps: int | None
     guidance: str | None
-    guidance_scale: float | None
+    guidance_scale: DialOption | None
+    strength: DialOption
     temperature: float | Mapping[str, float] | None
     depth: MapOption
     segmentation: MapOption
@@ -115,11 +121,24 @@ class UpscaleOptions:
     """Kind of guidance, by what the negative prediction sees beside the negative prompt: "m-cfg"
     the maps (Eq. 4), "cfg" nothing (Eq. 3), "m0-cfg" m∅ in place of every map (Table 3). None: off.
     "default": the bundle's kind."""
-    guidance_scale: float | None = option(
-        None, "--guidance-scale", values=_interval(GUIDANCE_SCALE_RANGE), example=0.5
+    guidance_scale: DialOption | None = option(
+        None,
+        "--guidance-scale",
+        values=f"{_interval(GUIDANCE_SCALE_RANGE)}, or a map of such numbers",
+        example=0.5,
     )
     """Guidance scale w of Eq. 3-4. 0 is off; larger values are stronger. Below 0 the picture moves
-    towards the negative prompt, which replaces the prompt at -1. None: the bundle's default."""
+    towards the negative prompt, which replaces the prompt at -1. A map's black is -1, its white 1.
+    None: the bundle's default."""
+    strength: DialOption = option(
+        1.0,
+        "--strength",
+        values=f"{_interval(STRENGTH_RANGE)}, or a map of such numbers",
+        example=1.5,
+    )
+    """Strength λ: factor on what the diffusion adds to the picture. 0 leaves what the LR encoder
+    makes, 1 is the model's own picture, more is crisper. A map's black is 0, its white 2. It costs
+    no network call."""
     temperature: float | Mapping[str, float] | None = option(
         None,
         "--temperature",
@@ -180,7 +199,8 @@ class UpscaleOptions:
                 f"{', '.join(map(repr, GUIDANCE))}, None or 'default'"
             )
         if self.guidance_scale is not None:
-            check_number("guidance_scale", self.guidance_scale, GUIDANCE_SCALE_RANGE)
+            GUIDANCE_SCALE.check(self.guidance_scale)
+        STRENGTH.check(self.strength)
         if isinstance(self.temperature, Mapping):
             check_names("temperature", self.temperature, MODALITIES)
             for name, value in self.temperature.items():

@@ -164,7 +164,11 @@ class PictureRun:
         return self.pipeline.run(component, arrays, self)
 
     def denoise(
-        self, lr: Array, maps: Mapping[str, Array | None], noise: Array
+        self,
+        lr: Array,
+        maps: Mapping[str, Array | None],
+        noise: Array,
+        dials: Mapping[str, Array] | None = None,
     ) -> Iterator[TileStep]:
         """Sample one tile's HR latent, yielding after every step.
 
@@ -174,13 +178,18 @@ class PictureRun:
                 missing name is an absent modality.
             noise: the tile's part of the canvas noise, [1, C, l, l]; not used for trajectories of
                 up to `SamplerSpec.few_steps`, which start from 0.
+            dials: "strength" and "guidance_scale" where they vary over the tile, [1, 1, l, l]; they
+                replace the numbers of the settings.
         """
         settings, pipeline = self.settings, self.pipeline
         spec = pipeline.manifest.components[settings.unet]
-        conditions = self._conditions(maps, spec)
+        dials = dials or {}
+        w: float | Array = dials.get("guidance_scale", settings.guidance_scale)
+        strength: float | Array = dials.get("strength", settings.strength)
+        # At w = 0 the negative prediction has no weight (Eq. 3-4), so it is not made.
+        conditions = self._conditions(maps, spec, settings.guidance if np.any(w) else None)
         lr_latent = self.run("lr_encoder", lr=lr)["lr_latent"]
         scale = pipeline.manifest.latent.residual_scale
-        w = settings.guidance_scale
         extra: dict[str, Array] = {}
         if spec.takes("guidance"):
             extra["guidance"] = np.array([w], np.float32)
@@ -205,7 +214,9 @@ class PictureRun:
         for step in sample(predict, start, pipeline.schedule, settings.steps, spacing):
             latent = step.denoised
             if scale is not None:  # the diffusion models (z_hr − z_lr) / s
-                latent = lr_latent + np.array(scale, np.float32)[:, None, None] * latent
+                latent = lr_latent + np.array(scale, np.float32)[:, None, None] * strength * latent
+            elif "strength" in dials or strength != 1:
+                latent = lr_latent + strength * (latent - lr_latent)
             yield TileStep(step.index, step.total, latent)
 
     def decode(self, latent: Array, lr: Array) -> Array:
@@ -229,7 +240,7 @@ class PictureRun:
         return image.clip(-1, 1)
 
     def _conditions(
-        self, maps: Mapping[str, Array | None], unet: ComponentSpec
+        self, maps: Mapping[str, Array | None], unet: ComponentSpec, guidance: str | None
     ) -> list[dict[str, Array]]:
         """The UNet's inputs that hold text and maps, by name.
 
@@ -240,8 +251,6 @@ class PictureRun:
         tokens = {name: self.run("tokenizer", map=whole)["tokens"] for name, whole in given.items()}
         here = [name in given for name in MAPS]
         sides = [(self.positive, np.array([[bool(self.positive), *here]], np.float32))]
-        # At w = 0 the negative prediction has no weight (Eq. 3-4), so it is not made.
-        guidance = settings.guidance if settings.guidance_scale != 0 else None
         if guidance is not None and not unet.takes("guidance"):
             present = np.array([[bool(settings.negative), *here]], np.float32)
             sides.append((settings.negative, negative_present(guidance, present)))

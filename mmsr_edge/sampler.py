@@ -198,11 +198,12 @@ def ddim_step(
     return result
 
 
-def guide(positive: Array, negative: Array, w: float) -> Array:
+def guide(positive: Array, negative: Array, w: float | Array) -> Array:
     """Classifier-free guidance: push the positive prediction away from the negative one by `w`.
 
     Eq. 3 and Eq. 4 are the same combination; what differs is the condition under which
-    `negative` was predicted (`negative_present`). w = 0 returns the positive prediction.
+    `negative` was predicted (`negative_present`). w = 0 returns the positive prediction. As an
+    array, w varies over the latent.
     """
     # Eq. 3-4: (1 + w) ε(z_t, c, pos, m) − w ε(z_t, c, neg, m)
     return (1 + w) * positive - w * negative

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from mmsr_edge.bundle import MODALITIES
 from mmsr_edge.checks import check_integer
 from mmsr_edge.errors import OptionError
 from mmsr_edge.modalities.prompt import join_words
+from mmsr_edge.modalities.spatial import DIALS
 from mmsr_edge.sampler import GUIDANCE
 
 if TYPE_CHECKING:
     from mmsr_edge.bundle import Manifest
     from mmsr_edge.config import UpscaleOptions
+    from mmsr_edge.modalities.spatial import DialOption
 
 __all__ = ["RunSettings", "resolve"]
 
@@ -37,9 +40,13 @@ class RunSettings:
     guidance: str | None
     """One of `sampler.GUIDANCE`; None: no guidance, one UNet call a step."""
     guidance_scale: float
-    """Guidance scale w of Eq. 3-4; 0 without guidance."""
+    """Guidance scale w of Eq. 3-4; 0 without guidance, or where a map replaces it."""
+    strength: float
+    """Strength λ; 1 where a map replaces it."""
     temperature: tuple[float, ...]
     """Temperature τ = δ/√d_k of Eq. 5 of each modality, in the order of `MODALITIES`."""
+    dials: Mapping[str, DialOption] = field(default_factory=dict)
+    """The dials that are maps over the picture, by name; see `modalities.spatial`."""
 
 
 def resolve(options: UpscaleOptions, manifest: Manifest) -> RunSettings:
@@ -47,7 +54,8 @@ def resolve(options: UpscaleOptions, manifest: Manifest) -> RunSettings:
 
     Raises:
         OptionError: there are more steps than the model has timesteps or UNets for, the model does
-            not support the guidance, or the guidance scale would go unused.
+            not support the guidance, the guidance scale would go unused, or a dial's map names
+            classes that the model does not have.
     """
     sampler, text = manifest.sampler, manifest.text
     steps = sampler.steps if options.steps is None else operator.index(options.steps)
@@ -87,14 +95,21 @@ def resolve(options: UpscaleOptions, manifest: Manifest) -> RunSettings:
             f"{sampler.guidance!r}; pass that, or guidance=None"
         )
     scale = options.guidance_scale
+    dials = {
+        name: value
+        for name in DIALS
+        if (value := getattr(options, name)) is not None and not isinstance(value, Real)
+    }
+    _check_dials(dials, manifest, unet)
     if scale is not None and guidance is None:
         why = (
             f"{manifest.name!r} has guidance baked in at w = {baked:g}; leave guidance_scale out"
             if baked is not None
             else f"guidance is None; choose one of {', '.join(map(repr, GUIDANCE))}"
         )
-        raise OptionError(f"guidance_scale is {scale!r}, which would go unused: {why}")
-    if guidance is None:
+        shown = "a map" if "guidance_scale" in dials else repr(scale)
+        raise OptionError(f"guidance_scale is {shown}, which would go unused: {why}")
+    if guidance is None or "guidance_scale" in dials:
         scale = 0.0
     elif scale is None:
         scale = sampler.guidance_scale
@@ -120,6 +135,20 @@ def resolve(options: UpscaleOptions, manifest: Manifest) -> RunSettings:
         steps=steps,
         unet=unet,
         guidance=guidance,
-        guidance_scale=float(scale),
+        guidance_scale=float(scale),  # type: ignore[arg-type]  # maps are among the dials
+        strength=1.0 if "strength" in dials else float(options.strength),  # type: ignore[arg-type]
         temperature=tuple(by_name[name] for name in MODALITIES),
+        dials=dials,
     )
+
+
+def _check_dials(dials: Mapping[str, DialOption], manifest: Manifest, unet: str) -> None:
+    """Check that the model can use the dials that are maps."""
+    if "guidance_scale" in dials and manifest.components[unet].takes("guidance"):
+        raise OptionError(
+            f"guidance_scale is a map, but the UNet of {manifest.name!r} takes one number for all "
+            "of a tile; give a number"
+        )
+    network = manifest.components.get("segmentation")
+    for name, value in dials.items():
+        DIALS[name].check_classes(value, () if network is None else network.labels, manifest.name)

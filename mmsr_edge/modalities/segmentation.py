@@ -9,8 +9,9 @@ from PIL import Image
 
 from mmsr_edge.errors import ImageError
 from mmsr_edge.image import load_image
+from mmsr_edge.image.pixels import to_bytes
 from mmsr_edge.modalities.base import MapModality, UnusableMapError, run_on_picture
-from mmsr_edge.modalities.maps import MapSource, open_source, read_plane
+from mmsr_edge.modalities.maps import MapSource, open_source, read_plane, signed
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -20,7 +21,14 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["PALETTE", "SEGMENTATION", "make_segmentation", "segmentation_map"]
+__all__ = [
+    "NO_CLASS",
+    "PALETTE",
+    "SEGMENTATION",
+    "make_segmentation",
+    "map_classes",
+    "segmentation_map",
+]
 
 
 def _voc_palette() -> npt.NDArray[np.uint8]:
@@ -35,6 +43,12 @@ def _voc_palette() -> npt.NDArray[np.uint8]:
 
 PALETTE = _voc_palette()
 """Colour of each class, uint8 [256, 3], as in PASCAL VOC. Fixed: the weights depend on it."""
+
+NO_CLASS = len(PALETTE)
+"""What `map_classes` gives for a colour that is not of the palette."""
+
+_CODES = PALETTE.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+_BY_CODE = _CODES.argsort()
 
 
 def segmentation_map(segmentation: MapSource) -> Map:
@@ -65,6 +79,15 @@ def segmentation_map(segmentation: MapSource) -> Map:
             "they must be from 0 to 255"
         )
     return PALETTE[classes.astype(np.uint8)].astype(np.float32) / 127.5 - 1
+
+
+def map_classes(whole: Map) -> npt.NDArray[np.intp]:
+    """The class of each pixel of a segmentation map, [H', W']; `NO_CLASS` for other colours."""
+    red, green, blue = np.moveaxis(to_bytes(signed(whole)).astype(np.int32), 2, 0)
+    code = (red << 16) + (green << 8) + blue
+    place = np.searchsorted(_CODES[_BY_CODE], code).clip(max=NO_CLASS - 1)
+    classes: npt.NDArray[np.intp] = _BY_CODE[place]
+    return np.where(_CODES[classes] == code, classes, NO_CLASS)
 
 
 def make_segmentation(rgb: Array, run: NetworkRun) -> Map | None:
