@@ -109,9 +109,10 @@ def record(
         recorder,
     )
     tiles = tiles_of_photos(pictures, manifest, config)
+    most = max(served[-1] for served in manifest.unets.values())
     for number, (hr, tile) in enumerate(tqdm(tiles, "recording", config.pictures, unit="picture")):
         recorder.add("hr_encoder", {"image": hr})
-        steps = min(config.steps[number % len(config.steps)], manifest.sampler.num_train_timesteps)
+        steps = min(config.steps[number % len(config.steps)], most)
         upscaler.upscale(
             tile,
             prompt=PROMPTS[number % len(PROMPTS)],

@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
-import math
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,16 +14,20 @@ import numpy as np
 from PIL import Image
 
 from mmsr_edge.bundle import MAPS, MODALITIES
+from mmsr_edge.checks import check_integer, check_names, check_number, check_text
 from mmsr_edge.errors import OptionError
 from mmsr_edge.image.target import FITS, SCALE_RANGE, Target, resolve_target
+from mmsr_edge.modalities.spatial import GUIDANCE_SCALE, STRENGTH
 from mmsr_edge.sampler import GUIDANCE
 
 if TYPE_CHECKING:
     from mmsr_edge.modalities.base import MapOption
+    from mmsr_edge.modalities.spatial import DialOption
 
 __all__ = [
     "GUIDANCE_SCALE_RANGE",
     "SEED_RANGE",
+    "STRENGTH_RANGE",
     "TEMPERATURE_RANGE",
     "UpscaleKeywords",
     "UpscaleOptions",
@@ -34,8 +35,10 @@ __all__ = [
 
 TEMPERATURE_RANGE = (0.4, 10.0)
 """Temperatures in multiples of √d_k: the range of good pictures in the paper (Sec. 3.2)."""
-GUIDANCE_SCALE_RANGE = (-1.0, 100.0)
+GUIDANCE_SCALE_RANGE = GUIDANCE_SCALE.limits
 """Guidance scales w of Eq. 3-4. The paper uses 4 and examines values up to 14."""
+STRENGTH_RANGE = STRENGTH.limits
+"""Strengths λ. At 0 the picture is the LR encoder's alone."""
 SEED_RANGE = (0, 2**64 - 1)
 """Seeds: keys of the Philox generator that draws the noise."""
 MEMORY_RANGE = (1.0, 1e9)
@@ -51,7 +54,8 @@ class UpscaleKeywords(TypedDict, total=False):
     negative_prompt: str | None
     steps: int | None
     guidance: str | None
-    guidance_scale: float | None
+    guidance_scale: DialOption | None
+    strength: DialOption
     temperature: float | Mapping[str, float] | None
     depth: MapOption
     segmentation: MapOption
@@ -102,8 +106,8 @@ class UpscaleOptions:
     negative_prompt: str | None = option(
         None, "--negative-prompt", values="text or None", example="blurry, noisy"
     )
-    """Text that guidance steers away from, for the kinds "m-cfg" and "m0-cfg". None: the bundle's
-    default."""
+    """Text that guidance steers away from. None: the bundle's default for the kinds "m-cfg" and
+    "m0-cfg", no text for "cfg". Empty: no text."""
     steps: int | None = option(
         None, "--steps", values="1 to the model's training timesteps (1000 in nano)", example=4
     )
@@ -114,13 +118,27 @@ class UpscaleOptions:
         values='"default", "m-cfg", "cfg", "m0-cfg" or None',
         example="m-cfg",
     )
-    """Kind of guidance: "m-cfg" (Eq. 4), "cfg" (Eq. 3), "m0-cfg" (Table 3) or None (off).
+    """Kind of guidance, by what the negative prediction sees beside the negative prompt: "m-cfg"
+    the maps (Eq. 4), "cfg" nothing (Eq. 3), "m0-cfg" m∅ in place of every map (Table 3). None: off.
     "default": the bundle's kind."""
-    guidance_scale: float | None = option(
-        None, "--guidance-scale", values=_interval(GUIDANCE_SCALE_RANGE), example=0.5
+    guidance_scale: DialOption | None = option(
+        None,
+        "--guidance-scale",
+        values=f"{_interval(GUIDANCE_SCALE_RANGE)}, or a map of such numbers",
+        example=0.5,
     )
     """Guidance scale w of Eq. 3-4. 0 is off; larger values are stronger. Below 0 the picture moves
-    towards the negative prompt, which replaces the prompt at -1. None: the bundle's default."""
+    towards the negative prompt, which replaces the prompt at -1. A map's black is -1, its white 1.
+    None: the bundle's default."""
+    strength: DialOption = option(
+        1.0,
+        "--strength",
+        values=f"{_interval(STRENGTH_RANGE)}, or a map of such numbers",
+        example=1.5,
+    )
+    """Strength λ: factor on what the diffusion adds to the picture. 0 leaves what the LR encoder
+    makes, 1 is the model's own picture, more is crisper. A map's black is 0, its white 2. It costs
+    no network call."""
     temperature: float | Mapping[str, float] | None = option(
         None,
         "--temperature",
@@ -181,7 +199,8 @@ class UpscaleOptions:
                 f"{', '.join(map(repr, GUIDANCE))}, None or 'default'"
             )
         if self.guidance_scale is not None:
-            check_number("guidance_scale", self.guidance_scale, GUIDANCE_SCALE_RANGE)
+            GUIDANCE_SCALE.check(self.guidance_scale)
+        STRENGTH.check(self.strength)
         if isinstance(self.temperature, Mapping):
             check_names("temperature", self.temperature, MODALITIES)
             for name, value in self.temperature.items():
@@ -247,45 +266,6 @@ class UpscaleOptions:
             height=self.height,
             fit=self.fit,
         )
-
-
-def check_names(what: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    """Raise `OptionError` for a name that is not in `known`, and suggest the nearest."""
-    for name in given:
-        if name not in known:
-            nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
-            raise OptionError(
-                f"unknown {what} {name!r}; did you mean {nearest!r}? Choose from {', '.join(known)}"
-            )
-
-
-def check_text(name: str, value: object) -> None:
-    """Raise `OptionError` unless `value` is a string or None."""
-    if value is not None and not isinstance(value, str):
-        raise OptionError(f"{name} is {value!r}; it must be a string or None")
-
-
-def check_integer(name: str, value: object, low: int, high: int | None) -> None:
-    """Raise `OptionError` unless `value` is an integer from `low` to `high` (None: no limit)."""
-    wanted = f"an integer from {low}" + (" up" if high is None else f" to {high}")
-    try:
-        if isinstance(value, (bool, np.bool_)):
-            raise TypeError
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise OptionError(f"{name} is {value!r}; it must be {wanted}") from None
-    if number < low or (high is not None and number > high):
-        raise OptionError(f"{name} is {number}; it must be {wanted}")
-
-
-def check_number(name: str, value: object, allowed: tuple[float, float]) -> None:
-    """Raise `OptionError` unless `value` is a finite number in the interval `allowed`."""
-    low, high = allowed
-    wanted = f"a number from {low:g} to {high:g}"
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)):
-        raise OptionError(f"{name} is {value!r}; it must be {wanted}")
-    if not (math.isfinite(value) and low <= value <= high):
-        raise OptionError(f"{name} is {value}; it must be {wanted}")
 
 
 def check_map(name: str, value: object) -> None:

@@ -19,16 +19,16 @@ import numpy as np
 
 from mmsr_edge.bundle import MAPS, TOKEN_INPUTS
 from mmsr_edge.errors import BackendError
+from mmsr_edge.modalities.aligned import align_maps
 from mmsr_edge.modalities.prompt import encode_prompt
 from mmsr_edge.sampler import guide, make_schedule, negative_present, sample
-from mmsr_edge.settings import takes_guidance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
 
-    from mmsr_edge.bundle import Manifest
+    from mmsr_edge.bundle import ComponentSpec, Manifest
     from mmsr_edge.modalities.vocabulary import Vocabulary
     from mmsr_edge.runtimes.base import Session
     from mmsr_edge.settings import RunSettings
@@ -164,7 +164,11 @@ class PictureRun:
         return self.pipeline.run(component, arrays, self)
 
     def denoise(
-        self, lr: Array, maps: Mapping[str, Array | None], noise: Array
+        self,
+        lr: Array,
+        maps: Mapping[str, Array | None],
+        noise: Array,
+        dials: Mapping[str, Array] | None = None,
     ) -> Iterator[TileStep]:
         """Sample one tile's HR latent, yielding after every step.
 
@@ -174,14 +178,20 @@ class PictureRun:
                 missing name is an absent modality.
             noise: the tile's part of the canvas noise, [1, C, l, l]; not used for trajectories of
                 up to `SamplerSpec.few_steps`, which start from 0.
+            dials: "strength" and "guidance_scale" where they vary over the tile, [1, 1, l, l]; they
+                replace the numbers of the settings.
         """
         settings, pipeline = self.settings, self.pipeline
-        positive, negative = self._contexts(maps)
+        spec = pipeline.manifest.components[settings.unet]
+        dials = dials or {}
+        w: float | Array = dials.get("guidance_scale", settings.guidance_scale)
+        strength: float | Array = dials.get("strength", settings.strength)
+        # At w = 0 the negative prediction has no weight (Eq. 3-4), so it is not made.
+        conditions = self._conditions(maps, spec, settings.guidance if np.any(w) else None)
         lr_latent = self.run("lr_encoder", lr=lr)["lr_latent"]
         scale = pipeline.manifest.latent.residual_scale
-        w = settings.guidance_scale
         extra: dict[str, Array] = {}
-        if takes_guidance(pipeline.manifest):
+        if spec.takes("guidance"):
             extra["guidance"] = np.array([w], np.float32)
 
         def predict(latent: Array, timestep: int) -> Array:
@@ -191,9 +201,9 @@ class PictureRun:
                 "timestep": np.array([timestep], np.float32),
                 **extra,
             }
-            contexts = [positive] if negative is None else [positive, negative]
-            calls = [{**feeds, "context": context} for context in contexts]
-            prediction, *others = (given["prediction"] for given in self.run_all("unet", calls))
+            calls = [{**feeds, **condition} for condition in conditions]
+            results = self.run_all(settings.unet, calls)
+            prediction, *others = (given["prediction"] for given in results)
             return guide(prediction, others[0], w) if others else prediction
 
         sampler = pipeline.manifest.sampler
@@ -204,7 +214,9 @@ class PictureRun:
         for step in sample(predict, start, pipeline.schedule, settings.steps, spacing):
             latent = step.denoised
             if scale is not None:  # the diffusion models (z_hr − z_lr) / s
-                latent = lr_latent + np.array(scale, np.float32)[:, None, None] * latent
+                latent = lr_latent + np.array(scale, np.float32)[:, None, None] * strength * latent
+            elif "strength" in dials or strength != 1:
+                latent = lr_latent + strength * (latent - lr_latent)
             yield TileStep(step.index, step.total, latent)
 
     def decode(self, latent: Array, lr: Array) -> Array:
@@ -227,23 +239,32 @@ class PictureRun:
             )
         return image.clip(-1, 1)
 
-    def _contexts(self, maps: Mapping[str, Array | None]) -> tuple[Array, Array | None]:
-        """Contexts of the positive prediction and, where one is made, of the negative."""
+    def _conditions(
+        self, maps: Mapping[str, Array | None], unet: ComponentSpec, guidance: str | None
+    ) -> list[dict[str, Array]]:
+        """The UNet's inputs that hold text and maps, by name.
+
+        Those of the positive prediction come first, then, where one is made, of the negative.
+        """
         settings = self.settings
-        tokens = {
-            name: self.run("tokenizer", map=given)["tokens"]
-            for name in MAPS
-            if (given := maps.get(name)) is not None
-        }
-        present = np.array([[bool(self.positive), *(name in tokens for name in MAPS)]], "f4")
-        positive = self._context(self.positive, tokens, present)
-        # At w = 0 the negative prediction has no weight (Eq. 3-4), so it is not made.
-        guidance = settings.guidance if settings.guidance_scale != 0 else None
-        if guidance is None or takes_guidance(self.pipeline.manifest):
-            return positive, None
-        return positive, self._context(
-            settings.negative, tokens, negative_present(guidance, present)
-        )
+        given = {name: whole for name in MAPS if (whole := maps.get(name)) is not None}
+        tokens = {name: self.run("tokenizer", map=whole)["tokens"] for name, whole in given.items()}
+        here = [name in given for name in MAPS]
+        sides = [(self.positive, np.array([[bool(self.positive), *here]], np.float32))]
+        if guidance is not None and not unet.takes("guidance"):
+            present = np.array([[bool(settings.negative), *here]], np.float32)
+            sides.append((settings.negative, negative_present(guidance, present)))
+        conditions = []
+        for text, present in sides:
+            condition = {"context": self._context(text, tokens, present)}
+            if unet.takes("aligned"):
+                seen = dict(zip(MAPS, present[0, 1:], strict=True))
+                condition["aligned"] = align_maps(
+                    {name: whole for name, whole in given.items() if seen[name]},
+                    self.pipeline.input_shape(settings.unet, "aligned")[-1],
+                )
+            conditions.append(condition)
+        return conditions
 
     def _context(self, text: str, tokens: Mapping[str, Array], present: Array) -> Array:
         """The connector's output. Without maps it is the same for every tile, and is kept."""

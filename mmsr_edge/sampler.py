@@ -198,27 +198,34 @@ def ddim_step(
     return result
 
 
-def guide(positive: Array, negative: Array, w: float) -> Array:
+def guide(positive: Array, negative: Array, w: float | Array) -> Array:
     """Classifier-free guidance: push the positive prediction away from the negative one by `w`.
 
     Eq. 3 and Eq. 4 are the same combination; what differs is the condition under which
-    `negative` was predicted (`negative_present`). w = 0 returns the positive prediction.
+    `negative` was predicted (`negative_present`). w = 0 returns the positive prediction. As an
+    array, w varies over the latent.
     """
     # Eq. 3-4: (1 + w) ε(z_t, c, pos, m) − w ε(z_t, c, neg, m)
     return (1 + w) * positive - w * negative
 
 
 def negative_present(guidance: str, present: Array) -> Array:
-    """Which modalities the negative prediction is given, from the positive's `present`.
+    """Which modalities the negative prediction is given. The positive is given all (Sec. 4.1).
+
+    "m-cfg" keeps the maps: ε(z_t, c, neg, m) of Eq. 4. "cfg" has text alone, as methods without
+    maps do: ε(z_t, c, neg) of Eq. 3. "m0-cfg" is Table 3's control for the architecture, with m∅ in
+    place of the maps: ε(z_t, c, m∅, neg). In this network a map that is absent *is* m∅, so for one
+    negative prompt the last two are the same. They differ in the prompt that they have where the
+    caller gives none (`settings.resolve`): "m0-cfg" the bundle's, "cfg" none, the "empty language
+    token" of Table 3.
 
     Args:
-        guidance: "m-cfg" (Eq. 4) keeps the maps; "m0-cfg" replaces them all by m∅; "cfg"
-            drops text and maps alike. The first two use the negative prompt.
-        present: float32 [..., 4] of 0 and 1, order text, depth, segmentation, edges.
+        guidance: one of `GUIDANCE`.
+        present: float32 [..., 4] of 0 and 1, order text, depth, segmentation, edges: whether there
+            is a negative prompt, and the maps of the positive prediction.
     """
     _choice("guidance", guidance, GUIDANCE)
     negative = np.array(present)
-    negative[..., 0] = guidance != "cfg"
     if guidance != "m-cfg":
         negative[..., 1:] = 0
     return negative

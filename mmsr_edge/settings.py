@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from mmsr_edge.bundle import MODALITIES
-from mmsr_edge.config import check_integer
+from mmsr_edge.checks import check_integer
 from mmsr_edge.errors import OptionError
 from mmsr_edge.modalities.prompt import join_words
+from mmsr_edge.modalities.spatial import DIALS
 from mmsr_edge.sampler import GUIDANCE
 
 if TYPE_CHECKING:
     from mmsr_edge.bundle import Manifest
     from mmsr_edge.config import UpscaleOptions
+    from mmsr_edge.modalities.spatial import DialOption
 
-__all__ = ["RunSettings", "resolve", "takes_guidance"]
+__all__ = ["RunSettings", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -29,27 +32,41 @@ class RunSettings:
     tagged: bool
     """Whether the tagger's words are put before `positive`."""
     negative: str
-    """The negative prompt."""
+    """The negative prompt; empty when the negative prediction has no text."""
     steps: int
     """Number of sampler steps."""
+    unet: str
+    """Component that serves so many steps, one of `mmsr_edge.bundle.UNETS`."""
     guidance: str | None
     """One of `sampler.GUIDANCE`; None: no guidance, one UNet call a step."""
     guidance_scale: float
-    """Guidance scale w of Eq. 3-4; 0 without guidance."""
+    """Guidance scale w of Eq. 3-4; 0 without guidance, or where a map replaces it."""
+    strength: float
+    """Strength λ; 1 where a map replaces it."""
     temperature: tuple[float, ...]
     """Temperature τ = δ/√d_k of Eq. 5 of each modality, in the order of `MODALITIES`."""
+    dials: Mapping[str, DialOption] = field(default_factory=dict)
+    """The dials that are maps over the picture, by name; see `modalities.spatial`."""
 
 
 def resolve(options: UpscaleOptions, manifest: Manifest) -> RunSettings:
     """Complete the options of a call with a bundle's defaults.
 
     Raises:
-        OptionError: there are more steps than the model has timesteps, the model does not support
-            the guidance, or the guidance scale would go unused.
+        OptionError: there are more steps than the model has timesteps or UNets for, the model does
+            not support the guidance, the guidance scale would go unused, or a dial's map names
+            classes that the model does not have.
     """
     sampler, text = manifest.sampler, manifest.text
     steps = sampler.steps if options.steps is None else operator.index(options.steps)
     check_integer("steps", steps, 1, sampler.num_train_timesteps)
+    unet = next((name for name, served in manifest.unets.items() if steps in served), None)
+    if unet is None:
+        raise OptionError(
+            f"steps is {steps}, but {manifest.name!r} has only the student for 1 to "
+            f"{sampler.few_steps} steps; {steps} steps need its diffusion UNet: export the "
+            f"checkpoint with --diffusion, or use steps={sampler.few_steps}"
+        )
 
     baked, few = sampler.baked_guidance, steps <= sampler.few_steps
     guidance: str | None
@@ -72,24 +89,35 @@ def resolve(options: UpscaleOptions, manifest: Manifest) -> RunSettings:
             f"guidance is {guidance!r}, but {manifest.name!r} has guidance baked in at "
             f"w = {baked:g}, so a step is one UNet call; pass guidance=None or leave it out"
         )
-    if takes_guidance(manifest) and guidance not in (None, sampler.guidance):
+    if manifest.components[unet].takes("guidance") and guidance not in (None, sampler.guidance):
         raise OptionError(
             f"guidance is {guidance!r}, but {manifest.name!r} was distilled from "
             f"{sampler.guidance!r}; pass that, or guidance=None"
         )
     scale = options.guidance_scale
+    dials = {
+        name: value
+        for name in DIALS
+        if (value := getattr(options, name)) is not None and not isinstance(value, Real)
+    }
+    _check_dials(dials, manifest, unet)
     if scale is not None and guidance is None:
         why = (
             f"{manifest.name!r} has guidance baked in at w = {baked:g}; leave guidance_scale out"
             if baked is not None
             else f"guidance is None; choose one of {', '.join(map(repr, GUIDANCE))}"
         )
-        raise OptionError(f"guidance_scale is {scale!r}, which would go unused: {why}")
-    if guidance is None:
+        shown = "a map" if "guidance_scale" in dials else repr(scale)
+        raise OptionError(f"guidance_scale is {shown}, which would go unused: {why}")
+    if guidance is None or "guidance_scale" in dials:
         scale = 0.0
     elif scale is None:
         scale = sampler.guidance_scale
 
+    negative = options.negative_prompt
+    if negative is None:
+        # Table 3: without a negative prompt, cfg is guided by the empty language token.
+        negative = "" if guidance == "cfg" else text.negative
     given = options.temperature
     if isinstance(given, Mapping):
         by_name = {name: float(given.get(name, 1.0)) for name in MODALITIES}
@@ -103,17 +131,24 @@ def resolve(options: UpscaleOptions, manifest: Manifest) -> RunSettings:
             else join_words("" if tagged else options.prompt, text.positive)
         ),
         tagged=tagged,
-        negative=text.negative if options.negative_prompt is None else options.negative_prompt,
+        negative=negative.strip(),
         steps=steps,
+        unet=unet,
         guidance=guidance,
-        guidance_scale=float(scale),
+        guidance_scale=float(scale),  # type: ignore[arg-type]  # maps are among the dials
+        strength=1.0 if "strength" in dials else float(options.strength),  # type: ignore[arg-type]
         temperature=tuple(by_name[name] for name in MODALITIES),
+        dials=dials,
     )
 
 
-def takes_guidance(manifest: Manifest) -> bool:
-    """Whether the guidance scale is an input of the UNet, so that one call contains the guidance.
-
-    Such a UNet was distilled from one kind of guidance and supports no other.
-    """
-    return manifest.components["unet"].takes("guidance")
+def _check_dials(dials: Mapping[str, DialOption], manifest: Manifest, unet: str) -> None:
+    """Check that the model can use the dials that are maps."""
+    if "guidance_scale" in dials and manifest.components[unet].takes("guidance"):
+        raise OptionError(
+            f"guidance_scale is a map, but the UNet of {manifest.name!r} takes one number for all "
+            "of a tile; give a number"
+        )
+    network = manifest.components.get("segmentation")
+    for name, value in dials.items():
+        DIALS[name].check_classes(value, () if network is None else network.labels, manifest.name)

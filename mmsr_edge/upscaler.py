@@ -31,6 +31,7 @@ from mmsr_edge.memory import check_memory
 from mmsr_edge.modalities.maps import map_image
 from mmsr_edge.modalities.picture import collect_maps
 from mmsr_edge.modalities.prompt import join_words
+from mmsr_edge.modalities.spatial import collect_dials
 from mmsr_edge.modalities.vocabulary import bundle_vocabulary
 from mmsr_edge.modalities.words import collect_words
 from mmsr_edge.pipeline import MultimodalPipeline, PictureRun
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from mmsr_edge.image import Picture
     from mmsr_edge.image.metadata import Metadata
     from mmsr_edge.modalities.picture import PictureMap
+    from mmsr_edge.modalities.spatial import DialMap
     from mmsr_edge.runtimes.base import Session
     from mmsr_edge.settings import RunSettings
 
@@ -253,7 +255,8 @@ class Upscaler:
             run.positive = join_words(words, settings.positive)
         wanted = {name: getattr(options, name) for name in MAPS}
         maps = collect_maps(srgb, wanted, run, warnings)
-        windows = self._windows(srgb, maps, plan, settings, options.seed, run, report)
+        dials = collect_dials(settings.dials, maps, srgb.shape[:2], manifest)
+        windows = self._windows(srgb, maps, dials, plan, settings, options.seed, run, report)
         strips = self._strips(windows, plan, picture.size)
         measure = (
             Fidelity(picture.rgb if finishing.keep_profile else srgb, manifest.scale)
@@ -348,6 +351,7 @@ class Upscaler:
         self,
         rgb: Array,
         maps: Mapping[str, PictureMap | None],
+        dials: Mapping[str, DialMap],
         plan: TilePlan,
         settings: RunSettings,
         seed: int,
@@ -365,11 +369,15 @@ class Upscaler:
                 for name, whole in maps.items()
                 if whole is not None
             }
+            tile_dials = {
+                name: whole.crop(tile.box, latent_tile.size, rgb.shape[:2])
+                for name, whole in dials.items()
+            }
             report("sampling", number, 0)
             band = noise.take(latent_tile.top, latent_tile.top + latent_tile.size)
             start = _to_nchw(band[:, latent_tile.left : latent_tile.left + latent_tile.size])
             lr = _to_nchw(pad(tile.of(rgb), tile.size, tile.size))
-            for step in run.denoise(lr, crops, start):
+            for step in run.denoise(lr, crops, start, tile_dials):
                 report("sampling", number, step.index + 1)
                 latent = step.latent
             report("decoding", number, settings.steps)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from mmsr_edge.bundle.contract import (
+    ALIGNED,
     CONTRACT,
+    EDGE_PARTS,
     MAP_SIDE,
     MAP_TOKENS,
     MAPS,
@@ -11,6 +13,7 @@ from mmsr_edge.bundle.contract import (
     OPTIONAL,
     REQUIRED,
     TOKEN_INPUTS,
+    UNETS,
     Signature,
 )
 from mmsr_edge.bundle.folder import (
@@ -44,7 +47,9 @@ from mmsr_edge.bundle.specs import (
 )
 
 __all__ = [
+    "ALIGNED",
     "CONTRACT",
+    "EDGE_PARTS",
     "FASTEST",
     "MANIFEST_NAME",
     "MAPS",
@@ -57,6 +62,7 @@ __all__ = [
     "REQUIRED",
     "SCHEMA",
     "TOKEN_INPUTS",
+    "UNETS",
     "Artifact",
     "Bundle",
     "ComponentSpec",

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from mmsr_edge.bundle.specs import ComponentSpec, LatentSpec, TensorSpec, TextSpec, TileSpec
 
 __all__ = [
+    "ALIGNED",
     "CONTRACT",
+    "EDGE_PARTS",
     "MAPS",
     "MAP_SIDE",
     "MAP_TOKENS",
@@ -23,6 +25,7 @@ __all__ = [
     "OPTIONAL",
     "REQUIRED",
     "TOKEN_INPUTS",
+    "UNETS",
     "Signature",
     "check_components",
 ]
@@ -30,8 +33,19 @@ __all__ = [
 REQUIRED = ("lr_encoder", "tokenizer", "text_encoder", "connector", "unet", "decoder")
 """Components that every bundle must have."""
 
-OPTIONAL = ("depth", "segmentation", "captioner", "caption_decoder", "hr_encoder")
+OPTIONAL = (
+    "depth",
+    "segmentation",
+    "captioner",
+    "caption_decoder",
+    "hr_encoder",
+    "diffusion_unet",
+)
 """Components that a bundle may lack. A modality without its network is absent, or the caller's."""
+
+UNETS = ("unet", "diffusion_unet")
+"""Roles of UNets: the only one or the distilled student, and the diffusion that it was distilled
+from. `Manifest.unets` says which serves how many steps."""
 
 MODALITIES = ("text", "depth", "segmentation", "edges")
 """Modalities, in the order of the columns of `present` and `temperature`."""
@@ -52,6 +66,12 @@ MAP_SIDE = 256
 MAP_TOKENS = 256
 """Tokens of one map: 16 × 16 (Sec. 3.1)."""
 
+EDGE_PARTS = 4
+"""Parts along a side of a latent cell, whose edges the UNet's input `aligned` tells apart."""
+
+ALIGNED = 4 + EDGE_PARTS**2
+"""a, channels of `aligned`: one of depth, three of segmentation, one of edges for each part."""
+
 _FLOAT, _INT = "float32", "int64"
 
 
@@ -71,6 +91,17 @@ class Signature(NamedTuple):
     outputs: dict[str, tuple[str, str]]
     """Outputs, in the order of the network's results."""
 
+
+_UNET = Signature(
+    {
+        "latent": ("1 2c l l", _FLOAT),
+        "timestep": ("1", _FLOAT),
+        "context": ("1 m k", _FLOAT),
+        "aligned": (f"1 {ALIGNED} l l", _FLOAT),
+        "guidance": ("1", _FLOAT),
+    },
+    {"prediction": ("1 c l l", _FLOAT)},
+)
 
 CONTRACT: dict[str, Signature] = {
     "lr_encoder": Signature(
@@ -94,15 +125,7 @@ CONTRACT: dict[str, Signature] = {
         },
         {"context": ("1 m k", _FLOAT)},
     ),
-    "unet": Signature(
-        {
-            "latent": ("1 2c l l", _FLOAT),
-            "timestep": ("1", _FLOAT),
-            "context": ("1 m k", _FLOAT),
-            "guidance": ("1", _FLOAT),
-        },
-        {"prediction": ("1 c l l", _FLOAT)},
-    ),
+    **dict.fromkeys(UNETS, _UNET),
     "decoder": Signature(
         {"latent": ("1 c l l", _FLOAT), "lr": ("1 3 t t", _FLOAT)},
         {"image": ("1 3 o o", _FLOAT)},
@@ -137,8 +160,12 @@ CONTRACT: dict[str, Signature] = {
 
 # A captioner that writes sentences: a caption decoder reads its states of the picture.
 _CAPTION_ENCODER = Signature({"image": ("1 3 s s", _FLOAT)}, {"states": ("1 y h p e", _FLOAT)})
-# Inputs that a network may lack: the UNet's guidance scale and the decoder's LR picture.
-_OPTIONAL_INPUTS = {("unet", "guidance"), ("decoder", "lr")}
+# Inputs that a network may lack: the UNets' aligned maps and guidance scale, and the decoder's LR
+# picture.
+_OPTIONAL_INPUTS = {
+    *((unet, name) for unet in UNETS for name in ("aligned", "guidance")),
+    ("decoder", "lr"),
+}
 
 
 def check_components(
@@ -188,6 +215,7 @@ def check_components(
             inputs, outputs = _CAPTION_ENCODER
         _check_tensors(name, "input", component.inputs, inputs, sizes)
         _check_tensors(name, "output", component.outputs, outputs, sizes)
+    _check_aligned(components, sizes)
     tagger = components.get("captioner")
     if (
         tagger is not None
@@ -197,6 +225,18 @@ def check_components(
         raise BundleError(
             f"component 'captioner' has {len(tagger.labels)} labels for {sizes['q']} scores"
         )
+
+
+def _check_aligned(components: Mapping[str, ComponentSpec], sizes: dict[str, int]) -> None:
+    """Check that maps can be reduced to a latent cell's parts where a UNet takes them aligned."""
+    parts = EDGE_PARTS * sizes["l"]
+    for name in UNETS:
+        if name in components and components[name].takes("aligned") and sizes["s"] % parts:
+            raise BundleError(
+                f"component {name!r} takes 'aligned' maps, with {EDGE_PARTS} x {EDGE_PARTS} parts "
+                f"to each of {sizes['l']} x {sizes['l']} latent cells, but the tokenizer's maps "
+                f"have {sizes['s']} pixels a side; they need a multiple of {parts}"
+            )
 
 
 def _check_tensors(

@@ -18,8 +18,12 @@ from mmsr_edge.bundle.specs import (
 )
 from mmsr_edge.errors import BundleError
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the manifest's format. It increases when older readers would misread it."""
+
+READABLE = (1, SCHEMA)
+"""Versions that are read. What schema 2 added is optional, so that a manifest of schema 1 means the
+same in schema 2."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,11 @@ class Manifest:
     untrained: tuple[str, ...] = ()
     """Components that have not been trained; `Upscaler` refuses a bundle that has any."""
     schema: int = SCHEMA
-    """Version of the manifest's format."""
+    """Version of the manifest's format, once it is read; always `SCHEMA`."""
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
-            raise BundleError(
-                f"manifest schema {self.schema} is not {SCHEMA}, the one this mmsr-edge reads; "
-                "install the release that wrote the bundle, or export it again"
-            )
+            raise BundleError(f"manifest schema is {self.schema}; what is written has {SCHEMA}")
         for key in ("allow_failing", "untrained"):
             for name in getattr(self, key):
                 if name not in self.components:
@@ -70,6 +71,27 @@ class Manifest:
             latent=self.latent,
             text=self.text,
         )
+        if "diffusion_unet" in self.components and self.sampler.diffusion == "same":
+            raise BundleError(
+                "component 'diffusion_unet' would go unused: sampler diffusion is 'same'; "
+                "make it 'separate', or leave the component out"
+            )
+        if not any(self.sampler.steps in served for served in self.unets.values()):
+            raise BundleError(
+                f"sampler steps {self.sampler.steps} are more than the {self.sampler.few_steps} of "
+                "'unet', and there is no 'diffusion_unet'; add it, or lower the default"
+            )
+
+    @property
+    def unets(self) -> dict[str, range]:
+        """Numbers of steps that each UNet serves, by component, the fewest first."""
+        last, few = self.sampler.num_train_timesteps, self.sampler.few_steps
+        if self.sampler.diffusion == "same":
+            return {"unet": range(1, last + 1)}
+        served = {"unet": range(1, few + 1)}
+        if "diffusion_unet" in self.components:
+            served["diffusion_unet"] = range(few + 1, last + 1)
+        return served
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -85,14 +107,15 @@ class Manifest:
             raise BundleError(f"manifest is not JSON: {error}; export the bundle again") from None
         # Checked first, so that a newer format is reported as such and not as unknown keys.
         schema = data.get("schema") if isinstance(data, dict) else None
+        known = " and ".join(map(str, READABLE))
         if schema is None:
-            raise BundleError(f"schema: missing; this mmsr-edge reads schema {SCHEMA}")
-        if schema != SCHEMA:
+            raise BundleError(f"schema: missing; this mmsr-edge reads schema {known}")
+        if isinstance(schema, bool) or schema not in READABLE:
             raise BundleError(
-                f"schema: {schema!r} is not {SCHEMA}, the one this mmsr-edge reads; "
-                "install the release that wrote the bundle, or export it again"
+                f"schema: {schema!r} is unknown; this mmsr-edge reads {known}; install the release "
+                "that wrote the bundle, or export it again"
             )
-        return decode(cls, data)
+        return decode(cls, {**data, "schema": SCHEMA})
 
     def to_json(self) -> str:
         """The manifest as JSON text, which `from_json` reads back to an equal object."""

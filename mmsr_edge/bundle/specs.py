@@ -190,6 +190,10 @@ class SamplerSpec:
     trained, and have no guidance by default."""
     few_guidance: Guidance | None = None
     """Guidance of these trajectories when the caller gives w; None: they refuse guidance."""
+    diffusion: Literal["same", "separate"] = "same"
+    """Weights of the diffusion, which serve more than `few_steps` steps. "same": those of component
+    `unet`, which then serves all. "separate": those of component `diffusion_unet`, which a bundle
+    may leave out; `unet` is the student distilled from it."""
 
     def __post_init__(self) -> None:
         if self.num_train_timesteps > MAX_TIMESTEPS:  # the schedule is an array of as many
@@ -206,6 +210,11 @@ class SamplerSpec:
             raise BundleError(
                 f"sampler few_steps {self.few_steps} must lie in 0..{self.num_train_timesteps} "
                 "(num_train_timesteps)"
+            )
+        if self.diffusion == "separate" and self.few_steps == 0:
+            raise BundleError(
+                "sampler diffusion is 'separate' with few_steps 0, so that no trajectory would be "
+                "left to 'unet'; say how many steps it was distilled to"
             )
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise BundleError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmsr_edge.config import UpscaleKeywords
+    from mmsr_edge.modalities.spatial import DialOption
 
 __all__ = [
     "add_backend",
@@ -100,9 +102,16 @@ def add_dials(parser: argparse.ArgumentParser) -> None:
     add("--guidance", default="default", help="m-cfg, cfg, m0-cfg or none (default: the model's)")
     add(
         "--guidance-scale",
-        type=float,
-        metavar="W",
+        metavar="W|NAME:VALUES|FILE",
         help="nano: from -1 (softer) to 1 (crisper) (default: the model's)",
+    )
+    add(
+        "--strength",
+        default="1",
+        metavar="X|NAME:VALUES|FILE",
+        help="factor on what the diffusion adds, 0 to 2 (default: 1), or a map of it: "
+        "depth:FAR,NEAR, edges:FLAT,EDGE, segmentation:CLASS=X,other=X or a grey picture; so too "
+        "for --guidance-scale",
     )
     add(
         "--prompt",
@@ -144,7 +153,12 @@ def upscale_options(arguments: argparse.Namespace) -> UpscaleKeywords:
         "negative_prompt": arguments.negative_prompt,
         "steps": arguments.steps,
         "guidance": None if arguments.guidance == "none" else arguments.guidance,
-        "guidance_scale": arguments.guidance_scale,
+        "guidance_scale": (
+            None
+            if arguments.guidance_scale is None
+            else _dial("--guidance-scale", arguments.guidance_scale)
+        ),
+        "strength": _dial("--strength", arguments.strength),
         "temperature": _temperature(arguments.temperature),
         "depth": _map(arguments.depth),
         "segmentation": _map(arguments.segmentation),
@@ -166,6 +180,39 @@ def _map(value: str) -> str | Path | None:
     if value == "auto":
         return value
     return None if value == "none" else Path(value)
+
+
+def _dial(flag: str, text: str) -> DialOption:
+    """`1.5`, `depth:0.2,1`, `edges:1,1.5`, `segmentation:sky=0.4,3=1.5,other=1` or a file."""
+    from mmsr_edge.bundle import MAPS
+
+    with suppress(ValueError):
+        return float(text)
+    name, _, given = text.partition(":")
+    if name not in MAPS:
+        if not Path(text).exists():
+            raise OptionError(
+                f"{flag} is {text!r}; it must be a number, a modality with values, as in "
+                "depth:0.2,1, or a picture, and there is no such file"
+            )
+        return Path(text)
+    try:
+        if name != "segmentation":
+            return {name: tuple(float(number) for number in given.split(","))}
+        values: dict[str | int, float] = {}
+        for part in given.split(","):
+            key, equals, number = part.rpartition("=")
+            if not equals:
+                raise ValueError
+            values[int(key) if key.isdecimal() else key] = float(number)
+    except ValueError:
+        form = {
+            "depth": "depth:FAR,NEAR, as in depth:0.2,1",
+            "edges": "edges:FLAT,EDGE, as in edges:1,1.5",
+            "segmentation": "segmentation:CLASS=VALUE,…, as in segmentation:sky=0.4,other=1",
+        }
+        raise OptionError(f"{flag} is {text!r}; it must be {form[name]}") from None
+    return {name: values}
 
 
 def _temperature(values: Sequence[str]) -> float | dict[str, float] | None:

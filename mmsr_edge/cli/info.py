@@ -92,14 +92,25 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
         "scale": manifest.scale,
         "tile": manifest.tile.size,
         "steps": sampler.steps,
+        "timesteps": sampler.num_train_timesteps,
         "guidance": sampler.guidance,
         "baked_guidance": sampler.baked_guidance,
+        "unets": {name: [served[0], served[-1]] for name, served in manifest.unets.items()},
         "licence": manifest.provenance.licence,
         "files": len(files),
         "bytes": sum(files.values()),
         "verified": True,  # otherwise the bundle would not have opened
         "components": components,
     }
+
+
+def _served(unets: dict[str, list[int]], most: int) -> str:
+    """Which UNet serves which numbers of steps, on one line."""
+    parts = [f"{first} to {last}: {name}" for name, (first, last) in unets.items()]
+    last = max(last for _, last in unets.values())
+    if last < most:
+        parts.append(f"from {last + 1}: none, the diffusion UNet was left out of this bundle")
+    return "; ".join(parts)
 
 
 def _as_text(report: dict[str, Any]) -> str:
@@ -117,6 +128,7 @@ def _as_text(report: dict[str, Any]) -> str:
             f"files     {model['files']}, {byte_size(model['bytes'])}, SHA-256 verified",
             f"tile      {side}x{side} -> {side * model['scale']}x{side * model['scale']}",
             f"sampler   steps: {model['steps']}, guidance: {guidance}",
+            f"steps     {_served(model['unets'], model['timesteps'])}",
             "",
             "components",
         ]

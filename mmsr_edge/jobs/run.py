@@ -12,10 +12,13 @@ import json
 import os
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mmsr_edge.bundle import MANIFEST_NAME, MAPS
 from mmsr_edge.config import UpscaleOptions
@@ -28,6 +31,7 @@ from mmsr_edge.errors import (
     OutputError,
 )
 from mmsr_edge.image import picture_size
+from mmsr_edge.modalities.spatial import DIALS, belongs_to_one_picture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -132,7 +136,8 @@ def run_job(
             status.
         progress: called after every sampler step, in the thread of the picture.
         finished: called with each outcome, in the thread of the caller.
-        options: options of `Upscaler.upscale`; a map must be "auto" or None.
+        options: options of `Upscaler.upscale`; a map must be "auto" or None, and a dial must not
+            be one picture's map.
 
     Returns:
         The outcome of every task.
@@ -143,6 +148,12 @@ def run_job(
     """
     if workers < 1:
         raise OptionError(f"workers is {workers}; it must be at least 1")
+    for name in DIALS:
+        if belongs_to_one_picture(options.get(name)):
+            raise OptionError(
+                f"{name} is one picture's map; in a job it must be a number or follow a modality, "
+                "as in {'depth': (0.5, 1)}"
+            )
     for name in MAPS:
         if options.get(name, "auto") not in ("auto", None):
             raise OptionError(f"{name} is one picture's map; in a job it must be 'auto' or None")
@@ -190,7 +201,7 @@ class _Job:
             "precision": upscaler.precision,
             "settings": {**self.settings, "max_memory_mb": None},
         }
-        text = json.dumps(identity, sort_keys=True, default=dict)
+        text = json.dumps(_plain(identity), sort_keys=True)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
         self._journal = output / JOURNAL
         self._writing = threading.Lock()
@@ -362,6 +373,15 @@ class _Job:
                 return False
             file.seek(-1, os.SEEK_END)
             return file.read(1) != b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """A value of JSON types, with strings for keys."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _out_of_memory(error: BaseException) -> bool:

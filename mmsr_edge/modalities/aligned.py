@@ -1,10 +1,13 @@
 """Maps on the latent's grid: input `aligned` of UNets that have it, beside the tokens.
 
-A latent cell covers k×k map pixels. Its channels, in [-1, 1] or [0, 1], are 0 for an absent map:
+Tokens tell what is where to 16 map pixels; a latent cell covers k × k of them, 4 × 4 in nano. These
+are the channels of a cell:
 
     0       depth: mean, in [-1, 1]
-    1–3     segmentation: mean of the colours, in [-1, 1]
-    4–19    edges: share of each of its 4×4 parts, in [0, 1], in raster order
+    1–3     segmentation: mean of each colour, in [-1, 1]
+    4–19    edges: mean of each of the cell's 4 × 4 parts, in [0, 1], row by row
+
+The channels of an absent map are 0. Training uses the same function.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmsr_edge.bundle import ALIGNED, EDGE_PARTS
 from mmsr_edge.errors import BundleError
 
 if TYPE_CHECKING:
@@ -22,41 +26,42 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["CHANNELS", "align_maps"]
-
-PARTS = 4
-"""Parts of a cell along a side that tell of its edges."""
-CHANNELS = 4 + PARTS**2
-"""a, number of channels."""
+__all__ = ["align_maps"]
 
 
 def align_maps(maps: Mapping[str, Array | None], size: int) -> npt.NDArray[np.float32]:
-    """Reduce maps to the latent's grid: [B, `CHANNELS`, size, size].
+    """Reduce a tile's maps to its latent's grid: [B, `ALIGNED`, size, size].
 
     Args:
         maps: by name, [B, 3, s, s] in [-1, 1], as the tokenizer reads them; None or a missing name
-            is an absent map. At least one is needed.
+            is an absent map. Without any, B is 1.
         size: side of the latent.
 
     Raises:
         BundleError: s is not a multiple of 4 × `size`.
     """
-    given = {name: m for name, m in maps.items() if m is not None}
-    batch, _, side, _ = next(iter(given.values())).shape
-    if side % (PARTS * size):
-        raise BundleError(f"maps of side {side} cannot be aligned with a latent of side {size}")
-    aligned = np.zeros((batch, CHANNELS, size, size), np.float32)
-
-    def means(planes: Array, parts: int) -> Array:
-        k = side // parts
-        return planes.reshape(*planes.shape[:2], parts, k, parts, k).mean((3, 5))
-
+    given = {name: whole for name, whole in maps.items() if whole is not None}
+    batch = next((len(whole) for whole in given.values()), 1)
+    aligned = np.zeros((batch, ALIGNED, size, size), np.float32)
     if "depth" in given:
-        aligned[:, :1] = means(given["depth"][:, :1], size)
+        aligned[:, :1] = _means(given["depth"][:, :1], size)
     if "segmentation" in given:
-        aligned[:, 1:4] = means(given["segmentation"], size)
+        aligned[:, 1:4] = _means(given["segmentation"], size)
     if "edges" in given:
-        parts = (means(given["edges"][:, :1], PARTS * size) + 1) / 2
-        cells = parts.reshape(batch, size, PARTS, size, PARTS).transpose(0, 2, 4, 1, 3)
-        aligned[:, 4:] = cells.reshape(batch, PARTS**2, size, size)
+        parts = (_means(given["edges"][:, :1], EDGE_PARTS * size) + 1) / 2
+        cells = parts.reshape(batch, size, EDGE_PARTS, size, EDGE_PARTS).transpose(0, 2, 4, 1, 3)
+        aligned[:, 4:] = cells.reshape(batch, EDGE_PARTS**2, size, size)
     return aligned
+
+
+def _means(planes: Array, size: int) -> Array:
+    """Means of `planes` [B, C, s, s] over size × size equal parts."""
+    side = planes.shape[-1]
+    if side % size:
+        raise BundleError(
+            f"maps of {side} pixels a side have no {size} x {size} equal parts, to which 'aligned' "
+            "reduces them; export the bundle again"
+        )
+    k = side // size
+    means: Array = planes.reshape(*planes.shape[:2], size, k, size, k).mean(axis=(3, 5))
+    return means

@@ -62,14 +62,14 @@ def crop_map(
     extent: tuple[int, int] | None = None,
     resample: Image.Resampling = Image.Resampling.BILINEAR,
 ) -> npt.NDArray[np.float32]:
-    """Cut `box` out of a map and resize it: float32 [1, 3, size, size], as the tokenizer's `map`.
+    """Cut `box` out of a map and resize it: float32 [1, C, size, size], as the tokenizer's `map`.
 
     The resizing also reads pixels around the box, so that the maps of adjacent tiles match at their
     common edge. Where the box leaves the picture, the map is reflected about its edge, as
     `tiling.pad` does with the picture itself.
 
     Args:
-        whole: a map, [H', W', 3].
+        whole: a map, [H', W', C] with C = 3, or any other picture.
         box: (left, top, right, bottom).
         size: side of the result.
         extent: (height, width) of the picture; `box` is given in its pixels. None: the map's own
@@ -91,7 +91,7 @@ def crop_map(
     inner = (left - x0, top - y0, right - x0, bottom - y0)
     planes = [
         Image.fromarray(np.ascontiguousarray(part[..., c])).resize((size, size), resample, inner)
-        for c in range(3)
+        for c in range(part.shape[2])
     ]
     return np.stack([np.asarray(plane, np.float32) for plane in planes])[None]
 
@@ -145,11 +145,11 @@ def read_grey(name: str, source: MapSource) -> tuple[npt.NDArray[np.float32], fl
 
 
 def shrink_lines(values: Map, height: int, width: int) -> Map:
-    """Shrink a grey map [H', W', 3] of white lines to [height, width, 3]: the maximum of each block.
+    """Shrink a grey map [H', W', 3] of white lines to [height, width, 3]: maxima of its blocks.
 
     Averages would turn lines of one pixel grey, the finer the map, the darker.
     """
-    plane = values[..., 0]
+    plane: Array = values[..., 0]
     for axis, size in enumerate((height, width)):
         starts = np.arange(size) * plane.shape[axis] // size
         plane = np.maximum.reduceat(plane, starts, axis=axis)

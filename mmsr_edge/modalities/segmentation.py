@@ -14,8 +14,9 @@ from PIL import Image
 
 from mmsr_edge.errors import ImageError
 from mmsr_edge.image import load_image
+from mmsr_edge.image.pixels import to_bytes
 from mmsr_edge.modalities.base import MapModality, UnusableMapError, run_on_picture
-from mmsr_edge.modalities.maps import MapSource, open_source, read_plane
+from mmsr_edge.modalities.maps import MapSource, open_source, read_plane, signed
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -26,11 +27,14 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 __all__ = [
+    "NO_CLASS",
     "PALETTE",
     "SEGMENTATION",
     "SUBJECT",
     "make_segmentation",
+    "map_classes",
     "mark_subject",
+    "palette_numbers",
     "segmentation_map",
 ]
 
@@ -49,6 +53,12 @@ PALETTE = _voc_palette()
 """Colour of each class, uint8 [256, 3], as in PASCAL VOC. Fixed: the weights depend on it."""
 SUBJECT = 64
 """Added to the class of the picture's subject; the colour differs by 32 in red."""
+
+NO_CLASS = len(PALETTE)
+"""What `map_classes` gives for a colour that is not of the palette."""
+
+_CODES = PALETTE.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+_BY_CODE = _CODES.argsort()
 
 
 def segmentation_map(segmentation: MapSource) -> Map:
@@ -93,6 +103,27 @@ def mark_subject(classes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     area = np.bincount(classes.ravel(), np.outer(rows, columns).ravel(), minlength=SUBJECT)
     subject = int(area[1:].argmax()) + 1
     return classes + np.uint8(SUBJECT) * (classes == subject)
+
+
+def palette_numbers(whole: Map) -> npt.NDArray[np.intp]:
+    """Number of each pixel's colour in `PALETTE`, [H', W']; `NO_CLASS` for other colours."""
+    red, green, blue = np.moveaxis(to_bytes(signed(whole)).astype(np.int32), 2, 0)
+    code = (red << 16) + (green << 8) + blue
+    place = np.searchsorted(_CODES[_BY_CODE], code).clip(max=NO_CLASS - 1)
+    numbers: npt.NDArray[np.intp] = _BY_CODE[place]
+    return np.where(_CODES[numbers] == code, numbers, NO_CLASS)
+
+
+def map_classes(whole: Map) -> npt.NDArray[np.intp]:
+    """The class of each pixel of a segmentation map, [H', W']; `NO_CLASS` for other colours.
+
+    The subject has its own class, without the mark, where one class alone is marked.
+    """
+    classes = palette_numbers(whole)
+    marked = np.unique(classes[(classes >= SUBJECT) & (classes < NO_CLASS)])
+    if len(marked) == 1 and marked[0] < 2 * SUBJECT:
+        classes = np.where(classes == marked[0], classes - SUBJECT, classes)
+    return classes
 
 
 def make_segmentation(rgb: Array, run: NetworkRun) -> Map | None:

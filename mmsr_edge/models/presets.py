@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mmsr_edge.bundle import MAP_TOKENS, SamplerSpec, TextSpec
+from mmsr_edge.bundle import ALIGNED, MAP_TOKENS, SamplerSpec, TextSpec
 from mmsr_edge.errors import OptionError
 from mmsr_edge.models.caption import TaggerConfig
 from mmsr_edge.models.depth import DepthConfig
@@ -196,9 +196,6 @@ SHARP = "sharp detailed photo"
 """Caption of an ordinary target in training."""
 BLURRY = "blurry noisy low quality photo"
 """Caption of a deliberately blurred target in training."""
-
-ALIGNED = 20
-"""Channels of `modalities.aligned`."""
 
 MICRO_TRUNK = TrunkConfig(widths=(4, 4, 8), blocks=(0, 1, 0))
 """Trunk of the classifiers of preset `micro`."""

@@ -22,8 +22,9 @@ Draw = Callable[[Preset, tuple[int, ...], np.random.Generator], Array]
 
 def input_names(name: str, p: Preset) -> tuple[str, ...]:
     """Names of a network's inputs, in the order of its arguments."""
-    # No preset's UNet takes w; only a decoder with a super-resolution network reads the LR picture.
-    absent = {("unet", "guidance")}
+    # No preset's UNet takes w or aligned maps; only a decoder with a super-resolution network reads
+    # the LR picture.
+    absent = {("unet", "guidance"), ("unet", "aligned")}
     if not p.autoencoder.compact_layers:
         absent.add(("decoder", "lr"))
     return tuple(key for key in CONTRACT[name].inputs if (name, key) not in absent)

@@ -282,7 +282,8 @@ class reference:  # noqa: N801 - a namespace
 
     @staticmethod
     def tokenizer(given: Array) -> Array:
-        pooled = given.reshape(1, 3, 4, MAP // 4, 4, MAP // 4).mean(axis=(3, 5))
+        side = given.shape[-1] // 4
+        pooled = given.reshape(1, 3, 4, side, 4, side).mean(axis=(3, 5))
         tokens: Array = np.einsum("oi,bihw->bhwo", W["tokenize"], pooled)
         return tokens.reshape(1, TOKENS, WIDTH)
 

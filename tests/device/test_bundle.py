@@ -110,7 +110,11 @@ def test_a_misspelt_key_is_corrected(bundle: Bundle) -> None:
         ("text.vocab_size", 3, "vocab_size 3"),
         ("allow_failing", ["uent"], "allow_failing names 'uent'"),
         ("untrained", ["uent"], "untrained names 'uent'"),
-        ("schema", 2, "schema: 2 is not 1"),
+        ("sampler.diffusion", "other", "sampler.diffusion: got 'other', expected one of"),
+        ("sampler.diffusion", "separate", "'separate' with few_steps 0"),
+        ("schema", 3, "schema: 3 is unknown; this mmsr-edge reads 1 and 2"),
+        ("schema", True, "schema: True is unknown"),
+        ("schema", [1], "schema: [1] is unknown"),
         ("schema", None, "schema: missing"),
     ],
 )
@@ -163,11 +167,38 @@ def test_roles_are_known_and_complete(bundle: Bundle) -> None:
     )
 
 
+def test_a_manifest_of_schema_1_is_read(bundle: Bundle) -> None:
+    """It lacks the keys of schema 2, whose defaults say what it meant."""
+    data = json.loads(bundle.manifest.to_json())
+    data["schema"] = 1
+    del data["sampler"]["diffusion"]
+    read = Manifest.from_json(json.dumps(data))
+    assert read == bundle.manifest
+    assert json.loads(read.to_json())["schema"] == 2  # what is written is written anew
+    shipped = load_manifest(bundle_module._SHIPPED / "nano")
+    assert list(shipped.unets) == ["unet"]
+
+
 def test_a_unet_may_take_guidance(bundle: Bundle) -> None:
     data = json.loads(bundle.manifest.to_json())
     tensor = {"name": "guidance", "shape": [1], "dtype": "float32"}
     data["components"]["unet"]["inputs"].append(tensor)
     assert len(Manifest.from_json(json.dumps(data)).components["unet"].inputs) == 4
+
+
+def test_a_unet_may_take_aligned_maps(bundle: Bundle) -> None:
+    """The maps of 32 pixels a side have 4 × 4 parts to each of 8 × 8 latent cells."""
+    data = json.loads(bundle.manifest.to_json())
+    unet = data["components"]["unet"]
+    unet["inputs"].append({"name": "aligned", "shape": [1, 20, 8, 8], "dtype": "float32"})
+    assert Manifest.from_json(json.dumps(data)).components["unet"].takes("aligned")
+    unet["inputs"][-1]["shape"] = [1, 19, 8, 8]
+    with pytest.raises(BundleError, match=r"'aligned' is float32 \[1, 19, 8, 8\], expected"):
+        Manifest.from_json(json.dumps(data))
+    unet["inputs"][-1]["shape"] = [1, 20, 8, 8]
+    data["components"]["tokenizer"]["inputs"][0]["shape"] = [1, 3, 24, 24]
+    with pytest.raises(BundleError, match="have 24 pixels a side; they need a multiple of 32"):
+        Manifest.from_json(json.dumps(data))
 
 
 def test_a_decoder_may_take_the_lr_picture_at_its_size(bundle: Bundle) -> None:

@@ -352,7 +352,7 @@ def test_info_lists_the_model_and_the_backends(run: Run, root: Path) -> None:
     assert f"folder    {root}" in out
     assert "SHA-256 verified" in out
     assert "tile      32x32 -> 128x128" in out
-    for line in ("unet", "chosen by auto", "coreml"):
+    for line in ("unet", "chosen by auto", "coreml", "steps     1 to 1000: unet\n"):
         assert line in out
 
 

@@ -108,13 +108,19 @@ def test_options_left_open_come_from_the_bundle(manifest: Manifest) -> None:
         tagged=False,
         negative="blurry, noisy",
         steps=2,
+        unet="unet",
         guidance=None,
         guidance_scale=0.0,
+        strength=1.0,
         temperature=(1.0, 1.0, 1.0, 1.0),
     )
     guided = replace(manifest, sampler=replace(manifest.sampler, guidance="cfg"))
     settings = resolve(UpscaleOptions(), guided)
     assert (settings.guidance, settings.guidance_scale) == ("cfg", 4.0)
+    assert settings.negative == ""  # Table 3: the empty language token
+    assert resolve(UpscaleOptions(negative_prompt=" fog "), guided).negative == "fog"
+    for kind in ("m-cfg", "m0-cfg"):
+        assert resolve(UpscaleOptions(guidance=kind), guided).negative == "blurry, noisy"
     assert resolve(UpscaleOptions(guidance=None), guided).guidance is None
 
 
@@ -125,6 +131,7 @@ def test_given_options_override_the_bundle(manifest: Manifest) -> None:
         steps=7,
         guidance="m0-cfg",
         guidance_scale=0.5,
+        strength=np.float32(0),
         temperature={"segmentation": 3, "text": 0.5},
     )
     assert resolve(options, manifest) == RunSettings(
@@ -132,11 +139,21 @@ def test_given_options_override_the_bundle(manifest: Manifest) -> None:
         tagged=False,
         negative="",
         steps=7,
+        unet="unet",
         guidance="m0-cfg",
         guidance_scale=0.5,
+        strength=0.0,
         temperature=(0.5, 1.0, 3.0, 1.0),
     )
     assert resolve(UpscaleOptions(temperature=2), manifest).temperature == (2.0, 2.0, 2.0, 2.0)
+
+
+def test_dials_that_are_maps_leave_their_numbers_neutral(manifest: Manifest) -> None:
+    dials: dict[str, Any] = {"strength": {"depth": (0, 1)}, "guidance_scale": np.ones((2, 2))}
+    settings = resolve(UpscaleOptions(guidance="cfg", **dials), manifest)
+    assert (settings.strength, settings.guidance_scale) == (1.0, 0.0)
+    assert settings.dials == dials
+    assert not resolve(UpscaleOptions(strength=2), manifest).dials
 
 
 def test_no_prompt_and_no_suffix_is_no_text(manifest: Manifest) -> None:

@@ -175,3 +175,27 @@ def test_outside_the_picture_a_map_is_reflected_as_the_picture_is() -> None:
     padded = tiling.pad(picture, 32, 32).repeat(2, axis=0).repeat(2, axis=1)
     crop = maps.crop_map(whole, (0, 0, 32, 32), 64, extent=(5, 7))
     np.testing.assert_allclose(crop[0].transpose(1, 2, 0), padded, rtol=0, atol=1e-6)
+
+
+def test_lines_stay_white_when_a_finer_map_is_shrunk() -> None:
+    """Each pixel of the result is the maximum of its block; a mean would make the line grey."""
+    mask = np.zeros((12, 20), bool)
+    mask[5] = True
+    mask[:, 13] = True
+    for fine in (maps.black_and_white(mask), edge_map(mask)):
+        small = maps.shrink_lines(fine, 4, 5)
+        assert small.shape == (4, 5, 3)
+        assert small.dtype == fine.dtype
+        assert small.strides[2] == 0  # one channel's memory, as before
+        expected = mask.reshape(4, 3, 5, 4).max(axis=(1, 3))
+        np.testing.assert_array_equal(maps.signed(small)[..., 0], expected * 2.0 - 1)
+
+
+@pytest.mark.parametrize("size", [(7, 20), (12, 20), (12, 3), (1, 1)])
+def test_no_line_is_lost_at_sizes_that_do_not_divide(size: tuple[int, int]) -> None:
+    for row in range(12):
+        mask = np.zeros((12, 20), bool)
+        mask[row] = True
+        small = maps.signed(maps.shrink_lines(maps.black_and_white(mask), *size))[..., 0]
+        assert (small.max(axis=0) == 1).all()
+        assert small.shape == size

@@ -23,7 +23,7 @@ import numpy as np
 from mmsr_edge import Upscaler, upscaler
 from mmsr_edge.pipeline import PictureRun, TileStep
 
-def denoise(run, lr, maps, noise):
+def denoise(run, lr, maps, noise, dials):
     yield TileStep(0, 1, noise)
 
 PictureRun.denoise = denoise

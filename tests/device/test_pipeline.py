@@ -23,9 +23,10 @@ from bundle_factory import (
     reference,
 )
 
-from mmsr_edge.bundle import Manifest, TensorSpec, load_manifest
+from mmsr_edge.bundle import UNETS, Manifest, TensorSpec, load_manifest
 from mmsr_edge.config import UpscaleOptions
 from mmsr_edge.errors import BackendError, Cancelled
+from mmsr_edge.modalities.aligned import align_maps
 from mmsr_edge.modalities.prompt import encode_prompt
 from mmsr_edge.pipeline import MultimodalPipeline, PictureRun
 from mmsr_edge.settings import resolve
@@ -81,7 +82,7 @@ class _Spy:
                 for name, here in zip(MODALITY_INPUTS, feeds["present"][0], strict=True)
             ]
             result = reference.connector(modalities, tuple(feeds["temperature"][0]))
-        elif self._component == "unet":
+        elif self._component in UNETS:
             result = reference.unet(feeds["latent"], feeds["timestep"], feeds["context"])
         else:
             result = getattr(reference, self._component)(*feeds.values())
@@ -162,16 +163,34 @@ def test_without_residual_scale_the_prediction_is_the_latent(manifest: Manifest)
 
 
 @pytest.mark.parametrize(
-    ("guidance", "negative_text", "negative_maps"),
-    [("m-cfg", "fog", MAPS), ("m0-cfg", "fog", {}), ("cfg", None, {})],
+    ("guidance", "negative_prompt", "negative_text", "negative_maps"),
+    [
+        ("m-cfg", "fog", "fog", MAPS),
+        ("m-cfg", None, "blurry, noisy", MAPS),  # the bundle's
+        ("m-cfg", " ", None, MAPS),
+        ("m0-cfg", "fog", "fog", {}),
+        ("m0-cfg", None, "blurry, noisy", {}),
+        ("cfg", "fog", "fog", {}),  # Eq. 3
+        ("cfg", "rain", "rain", {}),
+        ("cfg", None, None, {}),  # Table 3: the empty language token
+    ],
 )
 @pytest.mark.parametrize("w", [1.5, -0.5])
 def test_guidance_calls_the_unet_twice_and_follows_equations_3_and_4(
-    spies: Spies, guidance: str, negative_text: str | None, negative_maps: dict[str, Array],
+    spies: Spies,
+    guidance: str,
+    negative_prompt: str | None,
+    negative_text: str | None,
+    negative_maps: dict[str, Array],
     w: float,
-) -> None:  # fmt: skip
+) -> None:
     run = start(
-        spies, steps=1, guidance=guidance, guidance_scale=w, prompt="dog", negative_prompt="fog"
+        spies,
+        steps=1,
+        guidance=guidance,
+        guidance_scale=w,
+        prompt="dog",
+        negative_prompt=negative_prompt,
     )
     latent = latent_of(run)
     positive = context_of(spies.manifest, "dog, sharp", MAPS)
@@ -183,6 +202,24 @@ def test_guidance_calls_the_unet_twice_and_follows_equations_3_and_4(
     # Linear in the prediction: the guided latent is the same combination of the two.
     expected = (1 + w) * one_step(positive) - w * one_step(negative)
     np.testing.assert_allclose(latent, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("guidance", ["m-cfg", "m0-cfg", "cfg"])
+def test_two_negative_prompts_give_two_pictures(spies: Spies, guidance: str) -> None:
+    fog, rain = (
+        latent_of(start(spies, guidance=guidance, guidance_scale=2, negative_prompt=text))
+        for text in ("fog", "rain")
+    )
+    assert np.abs(fog - rain).max() > 1e-3
+
+
+def test_a_negative_prompt_counts_without_a_prompt(spies: Spies) -> None:
+    run = start(
+        spies, steps=1, prompt=None, guidance="cfg", guidance_scale=1, negative_prompt="fog"
+    )
+    latent_of(run)
+    positive, negative = (feeds["present"].tolist() for feeds in spies.feeds("connector"))
+    assert (positive, negative) == ([[0, 1, 1, 1]], [[1, 0, 0, 0]])
 
 
 @pytest.mark.parametrize("guidance", ["m-cfg", "m0-cfg", "cfg"])
@@ -208,6 +245,58 @@ def test_a_unet_with_a_guidance_input_is_called_once_per_step(manifest: Manifest
     latent_of(start(spies, steps=2, guidance_scale=2.5))
     latent_of(start(spies, steps=1, guidance=None))
     assert [feeds["guidance"].tolist() for feeds in spies.feeds("unet")] == [[2.5], [2.5], [0.0]]
+
+
+def test_the_number_of_steps_chooses_the_session(manifest: Manifest) -> None:
+    """Each UNet with the inputs that it takes; the one that is not needed stays closed."""
+    unet = manifest.components["unet"]
+    w = TensorSpec("guidance", (1,), "float32")
+    components = {
+        **manifest.components,
+        "unet": replace(unet, inputs=(*unet.inputs, w)),
+        "diffusion_unet": replace(unet, name="diffusion_unet"),
+    }
+    sampler = replace(
+        manifest.sampler, few_steps=2, few_guidance="m-cfg", guidance="m-cfg", diffusion="separate"
+    )
+    both = replace(manifest, components=components, sampler=sampler)
+    student, diffusion = Spies(both), Spies(both)
+    run = start(student, steps=2, guidance_scale=0.5)
+    latent_of(run)
+    assert (run.calls["unet"], student.opened["diffusion_unet"]) == (2, 0)
+    assert [feeds["guidance"].tolist() for feeds in student.feeds("unet")] == [[0.5], [0.5]]
+    run = start(diffusion, steps=3, guidance_scale=0.5)
+    latent_of(run)
+    assert (run.calls["diffusion_unet"], diffusion.opened["unet"]) == (6, 0)
+    first = diffusion.feeds("diffusion_unet")[0]
+    np.testing.assert_array_equal(first["latent"][:, :CHANNELS], NOISE)
+
+
+@pytest.fixture
+def aligning(manifest: Manifest) -> Spies:
+    """A UNet that takes maps aligned with its latent, of 4 map pixels to a cell."""
+    tokenizer, unet = (manifest.components[name] for name in ("tokenizer", "unet"))
+    side = 4 * LATENT
+    tokenizer = replace(tokenizer, inputs=(TensorSpec("map", (1, 3, side, side), "float32"),))
+    aligned = TensorSpec("aligned", (1, 20, LATENT, LATENT), "float32")
+    unet = replace(unet, inputs=(*unet.inputs, aligned))
+    components = {**manifest.components, "tokenizer": tokenizer, "unet": unet}
+    return Spies(replace(manifest, components=components))
+
+
+@pytest.mark.parametrize(
+    ("guidance", "negative"), [("m-cfg", ["depth", "edges"]), ("m0-cfg", []), ("cfg", [])]
+)
+def test_a_unet_may_take_aligned_maps(aligning: Spies, guidance: str, negative: list[str]) -> None:
+    maps = {name: MAPS[name].repeat(2, axis=2).repeat(2, axis=3) for name in ("depth", "edges")}
+    run = start(aligning, steps=1, guidance=guidance, guidance_scale=1)
+    latent_of(run, {**maps, "segmentation": None})  # type: ignore[dict-item]
+    fed = [feeds["aligned"] for feeds in aligning.feeds("unet")]
+    seen_by_negative = {name: maps[name] for name in negative}
+    np.testing.assert_array_equal(fed[0], align_maps(maps, LATENT))
+    np.testing.assert_array_equal(fed[1], align_maps(seen_by_negative, LATENT))
+    assert np.abs(fed[0][:, 4:]).max() > 0.5
+    assert (np.abs(fed[1]).max() > 0) == bool(negative)
 
 
 def test_a_decoder_may_take_the_lr_tile(manifest: Manifest) -> None:

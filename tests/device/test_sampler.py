@@ -130,12 +130,14 @@ def test_guidance_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("guidance", "expected"),
-    [("m-cfg", [1, 1, 0, 1]), ("m0-cfg", [1, 0, 0, 0]), ("cfg", [0, 0, 0, 0])],
+    [("m-cfg", [1, 1, 0, 1]), ("m0-cfg", [1, 0, 0, 0]), ("cfg", [1, 0, 0, 0])],
 )
 def test_modalities_of_the_negative_prediction(guidance: str, expected: list[int]) -> None:
     present = np.array([[1, 1, 0, 1]], np.float32)
     np.testing.assert_array_equal(sampler.negative_present(guidance, present), [expected])
     np.testing.assert_array_equal(present, [[1, 1, 0, 1]])
+    wordless = np.array([[0, 1, 0, 1]], np.float32)
+    assert sampler.negative_present(guidance, wordless)[0].tolist() == [0, *expected[1:]]
     with pytest.raises(OptionError, match="'pag'"):
         sampler.negative_present("pag", present)
 

@@ -56,6 +56,21 @@ def test_the_maps_of_a_result_can_be_given_back(upscaler: Upscaler) -> None:
     np.testing.assert_array_equal(pixels(first), pixels(again))
 
 
+def test_a_finer_edge_map_keeps_its_lines(upscaler: Upscaler) -> None:
+    """Lines of one pixel, in a map of eight times the picture's size. Depth is averaged."""
+    picture = photo(40, 30)
+    fine = np.zeros((320, 240), np.uint8)
+    fine[100] = fine[:, 77] = 255
+    result = upscaler(picture, edges=fine, depth=fine)
+    edges, depth = result.maps["edges"], result.maps["depth"]
+    assert edges is not None and depth is not None
+    assert edges.size == depth.size == (30, 40)
+    expected = np.zeros((40, 30), np.uint8)
+    expected[100 // 8] = expected[:, 77 // 8] = 255
+    np.testing.assert_array_equal(np.asarray(edges), expected)
+    assert np.asarray(depth).max() < 128
+
+
 @pytest.mark.parametrize("name", MAPS)
 def test_every_map_and_its_temperature_change_the_result(upscaler: Upscaler, name: str) -> None:
     picture = photo(30, 30)

@@ -11,7 +11,8 @@ import torch
 from test_stages import run_stage
 from torch import Tensor
 
-from mmsr_edge.modalities.aligned import CHANNELS, align_maps
+from mmsr_edge.bundle import ALIGNED
+from mmsr_edge.modalities.aligned import align_maps
 from mmsr_edge.modalities.segmentation import SUBJECT
 from mmsr_edge.models.connector import Connector
 from mmsr_edge.models.networks import build_component
@@ -139,7 +140,7 @@ def test_conditions_are_those_of_the_device() -> None:
     names = ("depth", "segmentation", "edges")
     expected = align_maps({n: maps[:, i].numpy() for i, n in enumerate(names)}, samples.size)
     np.testing.assert_array_equal(given.aligned.numpy(), expected)
-    assert given.aligned.shape == (COUNT, CHANNELS, 16, 16)
+    assert given.aligned.shape == (COUNT, ALIGNED, 16, 16)
     assert given.degradation[:, :3].equal(samples.tiles.levels)
     level = round(9 * float(samples.tiles.levels[0, 0]))
     prompt = samples.prompt(0, 0, True, torch.ones(3, dtype=torch.bool), False)

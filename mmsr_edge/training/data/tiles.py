@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from mmsr_edge.bundle import MAP_SIDE, MAPS, Manifest
 from mmsr_edge.modalities.canny import detect_edges
 from mmsr_edge.modalities.picture import PictureMap, collect_maps
-from mmsr_edge.modalities.segmentation import PALETTE
+from mmsr_edge.modalities.segmentation import PALETTE, palette_numbers
 from mmsr_edge.modalities.words import collect_words
 from mmsr_edge.training.data.degradation import (
     NOISY,
@@ -248,16 +248,8 @@ def _bytes(plane: NDArray[Any] | None, side: int) -> Tensor:
 def _classes(
     map: PictureMap | None, box: tuple[int, int, int, int], side: int, extent: tuple[int, int]
 ) -> Tensor:
-    """Classes under a tile, [s, s]: the palette's colours, read back."""
+    """Classes under a tile, [s, s], with `SUBJECT` added where the subject is."""
     if map is None:
         return torch.zeros(side, side, dtype=torch.uint8)
-    pixels = ((map.crop(box, side, extent)[0].transpose(1, 2, 0) + 1) * 127.5).round().astype(int)
-    key = pixels @ np.array([1 << 16, 1 << 8, 1])
-    table = {
-        int(c @ np.array([1 << 16, 1 << 8, 1])): i
-        for i, c in reversed(list(enumerate(PALETTE.astype(int))))
-    }
-    names, inverse = np.unique(key, return_inverse=True)
-    return torch.from_numpy(
-        np.array([table[int(n)] for n in names], np.uint8)[inverse].reshape(side, side)
-    )
+    pixels = map.crop(box, side, extent)[0].transpose(1, 2, 0)
+    return torch.from_numpy(palette_numbers(pixels).astype(np.uint8))
