@@ -34,7 +34,8 @@ def ways(
     text = torch.randn(1, connector.lengths[0], dim)
     tokens = [torch.randn(1, maps, dim - connector.pad) for _ in MODALITIES[1:]]
     present = torch.ones(1, len(MODALITIES))
-    latent = torch.randn(1, unet.net.config.in_channels, latent_size, latent_size)
+    channels = unet.net.config.in_channels - unet.aligned
+    latent = torch.randn(1, channels, latent_size, latent_size)
     t = torch.full((1,), 999.0)
     return {
         "with MMLC": (

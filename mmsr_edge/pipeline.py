@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmsr_edge.bundle import MAPS, TOKEN_INPUTS
+from mmsr_edge.bundle import MAPS, MODALITIES, TOKEN_INPUTS
 from mmsr_edge.errors import BackendError
 from mmsr_edge.modalities.aligned import align_maps
 from mmsr_edge.modalities.prompt import encode_prompt
@@ -189,7 +189,7 @@ class PictureRun:
         # At w = 0 the negative prediction has no weight (Eq. 3-4), so it is not made.
         conditions = self._conditions(maps, spec, settings.guidance if np.any(w) else None)
         lr_latent = self.run("lr_encoder", lr=lr)["lr_latent"]
-        scale = pipeline.manifest.latent.residual_scale
+        restore = self._restorer(lr_latent)
         extra: dict[str, Array] = {}
         if spec.takes("guidance"):
             extra["guidance"] = np.array([w], np.float32)
@@ -212,12 +212,27 @@ class PictureRun:
         start = noise if settings.steps > sampler.few_steps else np.zeros_like(noise)
         spacing = sampler.timestep_spacing
         for step in sample(predict, start, pipeline.schedule, settings.steps, spacing):
-            latent = step.denoised
-            if scale is not None:  # the diffusion models (z_hr − z_lr) / s
-                latent = lr_latent + np.array(scale, np.float32)[:, None, None] * strength * latent
-            elif "strength" in dials or strength != 1:
-                latent = lr_latent + strength * (latent - lr_latent)
-            yield TileStep(step.index, step.total, latent)
+            yield TileStep(step.index, step.total, restore(step.denoised, strength))
+
+    def _restorer(self, lr_latent: Array) -> Callable[[Array, float | Array], Array]:
+        """What makes the HR latent of the UNet's z_0 and of the strength λ."""
+        spec = self.manifest.latent
+        residual, sigma = spec.residual_scale, spec.diffusion_scale
+        if self.settings.unet == "diffusion_unet" and sigma is not None:
+            residual = None  # it models z_hr / σ
+        else:
+            sigma = None
+        scale = np.array(residual or sigma or 1.0, np.float32).reshape(-1, 1, 1)
+
+        def restore(z0: Array, strength: float | Array) -> Array:
+            if residual is not None:  # z_0 is (z_hr − z_lr) / s
+                return lr_latent + scale * strength * z0
+            latent = scale * z0
+            if isinstance(strength, float) and strength == 1:
+                return latent
+            return lr_latent + strength * (latent - lr_latent)
+
+        return restore
 
     def decode(self, latent: Array, lr: Array) -> Array:
         """Decode a latent: [1, C, l, l] -> picture [1, 3, o, o], clipped to [-1, 1].
@@ -262,6 +277,7 @@ class PictureRun:
                 condition["aligned"] = align_maps(
                     {name: whole for name, whole in given.items() if seen[name]},
                     self.pipeline.input_shape(settings.unet, "aligned")[-1],
+                    dict(zip(MODALITIES, settings.temperature, strict=True)),
                 )
             conditions.append(condition)
         return conditions

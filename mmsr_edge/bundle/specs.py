@@ -145,18 +145,21 @@ class LatentSpec:
     factor: int = 8
     """Output pixels per latent cell, along each side."""
     residual_scale: tuple[float, ...] | None = None
-    """s by channel: the diffusion models (z_hr - z_lr) / s. None: it models z_hr itself."""
+    """s by channel: `unet` models (z_hr - z_lr) / s. None: it models z_hr itself."""
+    diffusion_scale: tuple[float, ...] | None = None
+    """σ by channel: `diffusion_unet` models z_hr / σ. None: the same as `unet`."""
 
     def __post_init__(self) -> None:
         if self.channels < 1 or self.factor < 1:
             raise BundleError(
                 f"latent channels {self.channels} and factor {self.factor} must be >= 1"
             )
-        scale = self.residual_scale
-        if scale is not None and (
-            len(scale) != self.channels or not all(math.isfinite(s) and s > 0 for s in scale)
-        ):
-            raise BundleError(f"residual_scale {scale} must be {self.channels} positive numbers")
+        for name in ("residual_scale", "diffusion_scale"):
+            scale = getattr(self, name)
+            if scale is not None and (
+                len(scale) != self.channels or not all(math.isfinite(s) and s > 0 for s in scale)
+            ):
+                raise BundleError(f"{name} {scale} must be {self.channels} positive numbers")
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,28 @@ are the channels of a cell:
     0       depth: mean, in [-1, 1]
     1–3     segmentation: mean of each colour, in [-1, 1]
     4–19    edges: mean of each of the cell's 4 × 4 parts, in [0, 1], row by row
+    20–22   dials of depth, segmentation and edges: p(τ) · area
 
-The channels of an absent map are 0. Training uses the same function.
+The channels of an absent map are 0. A dial's area is 1 where the temperature of its map acts:
+
+    depth          what is far: 1 up to a depth of 0.3, 0 from 0.5
+    segmentation   all but the subject
+    edges          what is not near an edge
+
+and p(τ) = −ln τ / ln 2.5 below τ = 1, −½ · ln τ / ln 10 above: 1 at 0.4, 0 at 1, −½ at 10. Training
+uses the same function, and the target 1 − p(τ) · area as the gain of the residual.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmsr_edge.bundle import ALIGNED, EDGE_PARTS
+from mmsr_edge.bundle import ALIGNED, EDGE_PARTS, MAPS
 from mmsr_edge.errors import BundleError
+from mmsr_edge.modalities.segmentation import NO_CLASS, SUBJECT, palette_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,16 +36,28 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["align_maps"]
+__all__ = ["FAR", "NEAR", "align_maps", "pull"]
+
+FAR, NEAR = 0.3, 0.5
+"""Depths up to which a place is all far, and from which it is not far at all."""
 
 
-def align_maps(maps: Mapping[str, Array | None], size: int) -> npt.NDArray[np.float32]:
+def pull(temperature: float) -> float:
+    """p(τ), how much a dial weakens the residual: 1 at τ = 0.4, 0 at 1, −½ at 10."""
+    log = math.log(temperature)
+    return -log / math.log(2.5) if log < 0 else -0.5 * log / math.log(10)
+
+
+def align_maps(
+    maps: Mapping[str, Array | None], size: int, temperature: Mapping[str, float] | None = None
+) -> npt.NDArray[np.float32]:
     """Reduce a tile's maps to its latent's grid: [B, `ALIGNED`, size, size].
 
     Args:
         maps: by name, [B, 3, s, s] in [-1, 1], as the tokenizer reads them; None or a missing name
             is an absent map. Without any, B is 1.
         size: side of the latent.
+        temperature: τ by map; None, or a missing name, is 1.
 
     Raises:
         BundleError: s is not a multiple of 4 × `size`.
@@ -50,8 +72,34 @@ def align_maps(maps: Mapping[str, Array | None], size: int) -> npt.NDArray[np.fl
     if "edges" in given:
         parts = (_means(given["edges"][:, :1], EDGE_PARTS * size) + 1) / 2
         cells = parts.reshape(batch, size, EDGE_PARTS, size, EDGE_PARTS).transpose(0, 2, 4, 1, 3)
-        aligned[:, 4:] = cells.reshape(batch, EDGE_PARTS**2, size, size)
+        aligned[:, 4 : 4 + EDGE_PARTS**2] = cells.reshape(batch, EDGE_PARTS**2, size, size)
+    for channel, name in enumerate(MAPS, start=4 + EDGE_PARTS**2):
+        p = pull((temperature or {}).get(name, 1.0))
+        if p and name in given:
+            aligned[:, channel] = p * _AREAS[name](given[name], size)
     return aligned
+
+
+def _far(depth: Array, size: int) -> Array:
+    near = (_means(depth[:, :1], size)[:, 0] + 1) / 2
+    return ((NEAR - near) / (NEAR - FAR)).clip(0, 1)
+
+
+def _rest(segmentation: Array, size: int) -> Array:
+    numbers = np.stack([palette_numbers(colours.transpose(1, 2, 0)) for colours in segmentation])
+    subject = (numbers >= SUBJECT) & (numbers < NO_CLASS)
+    return 1 - _means(subject[:, None].astype(np.float32), size)[:, 0]
+
+
+def _flat(edges: Array, size: int) -> Array:
+    k = edges.shape[-1] // size
+    cells = edges[:, 0].reshape(len(edges), size, k, size, k).max((2, 4)) > -0.5
+    wide = np.pad(cells, ((0, 0), (1, 1), (1, 1)))
+    shifted = [wide[:, a : a + size, b : b + size] for a in range(3) for b in range(3)]
+    return 1 - np.any(shifted, axis=0).astype(np.float32)
+
+
+_AREAS = {"depth": _far, "segmentation": _rest, "edges": _flat}
 
 
 def _means(planes: Array, size: int) -> Array:

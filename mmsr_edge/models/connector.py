@@ -102,6 +102,7 @@ class Connector(nn.Module):
         self.position = nn.Parameter(grid_sinusoids(math.isqrt(MAP_TOKENS), dim))
         self.modality = nn.Parameter(0.5 * torch.randn(len(MODALITIES), dim))
         self.norm = nn.LayerNorm(dim)
+        self.register_buffer("fixed", None, persistent=False)
         if not self.condenses:
             return
         self.cross = Block(dim, config.heads)
@@ -111,8 +112,6 @@ class Connector(nn.Module):
         self.told = nn.Linear(len(MODALITIES), dim, bias=False) if config.told else None
         self.blocks = nn.ModuleList(Block(dim, config.heads) for _ in range(config.blocks))
         self.out = nn.LayerNorm(dim)
-
-        self.register_buffer("fixed", None, persistent=False)
 
     def tokens(self, modalities: list[Tensor], present: Tensor) -> Tensor:
         """All tokens [B, M, D], with those of absent modalities replaced by m∅."""

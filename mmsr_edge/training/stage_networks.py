@@ -90,7 +90,7 @@ def load_stage_networks(
     # A preset without the MMLC leaves its weights out.
     own = net.state_dict()
     given = states.get("denoiser", own)
-    net.load_state_dict({k: v for k, v in given.items() if k in own})
+    net.load_state_dict({**own, **{k: v for k, v in given.items() if k in own}})
     for module in (*networks.values(), discriminator, net):
         module.to(device, memory_format=torch.channels_last)
     return StageNetworks(networks, net, discriminator)

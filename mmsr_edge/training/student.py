@@ -18,8 +18,13 @@ from mmsr_edge.training.data.tile_samples import Conditions, ConditionsConfig, T
 from mmsr_edge.training.denoiser import Denoiser, alphas
 from mmsr_edge.training.states import start_from
 
-RATES = {"connector": 6.0, "text_encoder": 2.0, ".attn2.": 10.0, "conv_in": 5.0, "told": 10.0}
+RATES = {"connector": 6.0, "text_encoder": 2.0, ".attn2.": 10.0, "conv_in": 5.0, "told": 10.0, "unet.": 0.5}
 """Factors on the learning rate: what reads the modalities begins anew."""
+
+
+BOOST = 8.0
+"""Factor on the fresh weights that read a context which is relative to c∅: a tenth as large as one
+that is not."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,8 @@ class Student:
             context = self.net.context(given.ids, given.indices, present, temperature)
             if place is not None:
                 self.net.unet.place(place.top, place.left)
-            aligned = given.aligned if place is None else place.of(given.aligned)
+            aligned = given.with_dials(temperature)
+            aligned = aligned if place is None else place.of(aligned)
             v = self.net.unet(latent, t.float(), context, aligned).float()
         return a.sqrt() * noisy - (1 - a).sqrt() * v
 
@@ -123,8 +129,9 @@ def fold_context(net: Denoiser, unet: dict[str, Tensor], context: Tensor) -> Non
         base = key.removesuffix("to_v.weight")
         constant = unet[f"{base}to_out.0.weight"] @ (unet[key] @ context)
         unet[f"{base}to_out.0.bias"] = unet[f"{base}to_out.0.bias"] + constant
-        for name in ("to_q", "to_k", "to_v"):
-            unet[f"{base}{name}.weight"] = own[f"{base}{name}.weight"]
+        unet[f"{base}to_q.weight"] = own[f"{base}to_q.weight"]
+        for name in ("to_k", "to_v"):
+            unet[f"{base}{name}.weight"] = BOOST * own[f"{base}{name}.weight"]
     for key, value in own.items():
         if ".processor." in key:
             unet.setdefault(key, value)

@@ -93,7 +93,7 @@ def train(samples: TileSamples, reference: Tensor, run: Run, stage: DiffusionSta
             context = net.context(given.ids, given.indices, given.present)
             latent = torch.cat([noisy, z_lr], 1).contiguous(memory_format=torch.channels_last)
             net.unet.place(place.top, place.left)
-            prediction = net.unet(latent, t.float(), context, place.of(given.aligned)).float()
+            prediction = net.unet(latent, t.float(), context, place.of(given.with_dials(None))).float()
         error = (prediction - v).square().mean((1, 2, 3))
         share = (error / v.square().mean((1, 2, 3))).detach()
         early, middle = t >= 667, (t >= 333) & (t < 667)

@@ -119,7 +119,7 @@ def train(
         rows = samples.rows(count)
         given = samples.conditions(rows, stage)
         z_lr, base = (place.of(x[rows].float()) for x in (samples.z_lr, reference))
-        temperature = draw_temperatures(count, g)
+        temperature = draw_temperatures(count, g, text=step >= stage.warm)
         temperature[:n] = 1.0
         base[given.negative] *= stage.soft
         power = base.square().mean((1, 2, 3)).clamp_min(0.02)
@@ -183,7 +183,7 @@ def main() -> None:
     add("--fold", action="store_true", help="start from a checkpoint whose context is a constant")
     add_run_options(
         parser, ModalitiesStage(), steps=4000, photos=False, learning_rate=1e-4, warmup=50,
-        ema=0.998, epsilon=1e-12,
+        ema=0.998, epsilon=1e-10,
     )  # fmt: skip
     args = parser.parse_args()
     config, stage = run_config(args, ModalitiesStage)

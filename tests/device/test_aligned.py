@@ -7,7 +7,8 @@ import pytest
 
 from mmsr_edge.bundle import ALIGNED
 from mmsr_edge.errors import BundleError
-from mmsr_edge.modalities.aligned import align_maps
+from mmsr_edge.modalities.aligned import align_maps, pull
+from mmsr_edge.modalities.segmentation import PALETTE, SUBJECT
 
 SIZE = 5
 
@@ -56,7 +57,7 @@ def test_the_channels_of_an_absent_map_are_zero(absent: str) -> None:
 def test_no_edge_is_zero_and_all_edge_is_one() -> None:
     for value, expected in ((-1.0, 0.0), (1.0, 1.0)):
         flat = np.full((1, 3, 4 * SIZE, 4 * SIZE), value, np.float32)
-        np.testing.assert_array_equal(align_maps({"edges": flat}, SIZE)[:, 4:], expected)
+        np.testing.assert_array_equal(align_maps({"edges": flat}, SIZE)[:, 4:20], expected)
 
 
 def test_a_batch_is_its_samples() -> None:
@@ -71,3 +72,28 @@ def test_a_batch_is_its_samples() -> None:
 def test_maps_without_4_parts_to_a_cell_are_refused(side: int) -> None:
     with pytest.raises(BundleError, match=f"maps of {side} pixels a side"):
         align_maps({"edges": drawn(side)["edges"]}, SIZE)
+
+
+def test_dials_act_on_what_is_far_on_all_but_the_subject_and_on_what_is_flat() -> None:
+    side = 8 * SIZE
+    depth = np.full((1, 3, side, side), 1.0, np.float32)
+    depth[..., : side // 2] = -1  # far on the left
+    colours = PALETTE[np.full((side, side), 7)]
+    colours[: 8 * 2] = PALETTE[3 + SUBJECT]
+    segmentation = colours.transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1
+    edges = np.full((1, 3, side, side), -1, np.float32)
+    edges[..., 8 * 4 + 3] = 1  # a line in the last column of cells
+    maps = {"depth": depth, "segmentation": segmentation, "edges": edges}
+    heat = {"depth": 0.4, "segmentation": 10.0, "edges": 0.4}
+    far, rest, flat = align_maps(maps, SIZE, heat)[0, -3:]
+    assert far[:, :2] == pytest.approx(1, abs=1e-6) and far[:, 3:].max() == 0
+    assert rest[:2].max() == 0 and rest[2:] == pytest.approx(-0.5)
+    assert flat[:, :3] == pytest.approx(1, abs=1e-6) and flat[:, 3:].max() == 0
+    assert not align_maps(maps, SIZE)[0, -3:].any()
+    assert not align_maps({"depth": depth}, SIZE, heat)[0, -2:].any()
+
+
+def test_the_pull_of_a_temperature_is_monotone_and_nothing_at_one() -> None:
+    steps = [0.4, 0.63, 1.0, 3.0, 10.0]
+    assert [pull(t) for t in steps] == sorted((pull(t) for t in steps), reverse=True)
+    assert [pull(t) for t in (0.4, 1.0, 10.0)] == pytest.approx([1, 0, -0.5])

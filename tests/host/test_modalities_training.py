@@ -71,11 +71,17 @@ def test_dials_are_neutral_at_one_and_monotone() -> None:
 
 
 def test_drawn_temperatures_fill_their_range() -> None:
-    drawn = draw_temperatures(4000, torch.Generator().manual_seed(0), one=0.25)
+    g = torch.Generator().manual_seed(0)
+    drawn = draw_temperatures(8000, g, one=0.25, second=0.5)
     assert 0.4 <= drawn.min() < 0.41 and 9.7 < drawn.max() <= 10
-    assert (drawn == 1).float().mean().item() == pytest.approx(0.25, abs=0.02)
-    # Log-uniform: as many below the geometric mean as above.
-    assert (drawn[drawn != 1] < 2).float().mean().item() == pytest.approx(0.5, abs=0.02)
+    turned = (drawn != 1).sum(1)
+    for count, share in ((0, 0.25), (1, 0.375), (2, 0.375)):
+        assert (turned == count).float().mean().item() == pytest.approx(share, abs=0.02)
+    low, high = drawn[drawn < 1], drawn[drawn > 1]
+    assert len(high) / (len(low) + len(high)) == pytest.approx(0.35, abs=0.02)
+    for part, middle in ((low, 0.4**0.5), (high, 10**0.5)):  # log-uniform
+        assert (part < middle).float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert draw_temperatures(500, g, text=False)[:, 0].eq(1).all()
 
 
 def test_areas_are_far_places_the_rest_and_flat_places() -> None:
@@ -108,7 +114,7 @@ def test_context_of_absent_modalities_is_zero() -> None:
 
 
 def test_a_constant_context_folds_into_biases() -> None:
-    """The UNet with biases equals the UNet with that context, whatever the new connector says."""
+    """The UNet with biases and no context equals the UNet with that context."""
     torch.manual_seed(0)
     codebook = torch.randn(32, 256)
     old = Denoiser("micro", codebook)
@@ -119,6 +125,8 @@ def test_a_constant_context_folds_into_biases() -> None:
     torch.manual_seed(1)
     new = Denoiser("micro", codebook)
     begin(new, states, "micro", fold=True)
+    with torch.no_grad():
+        new.unet.net.conv_in.weight[:, 8:] = 0
     torch.manual_seed(2)
     latent, t = torch.randn(1, 8, 16, 16), torch.tensor([5.0])
     from mmsr_edge.training.student import constant_context
@@ -127,8 +135,9 @@ def test_a_constant_context_folds_into_biases() -> None:
     with torch.no_grad():
         old.unet.net.conv_in.weight[:, 8:] = 0
         expected = old.unet(latent, t, context)
-        for other in (torch.zeros_like(context), torch.randn_like(context)):
-            torch.testing.assert_close(new.unet(latent, t, other), expected, atol=1e-4, rtol=1e-4)
+        nothing = torch.zeros_like(context)
+        torch.testing.assert_close(new.unet(latent, t, nothing), expected, atol=1e-4, rtol=1e-4)
+        assert (new.unet(latent, t, torch.randn_like(context)) - expected).abs().max() > 1e-3
 
 
 def test_conditions_are_those_of_the_device() -> None:
@@ -139,8 +148,14 @@ def test_conditions_are_those_of_the_device() -> None:
     maps = samples.tiles.maps(rows, torch.zeros(COUNT, 3, dtype=torch.long))
     names = ("depth", "segmentation", "edges")
     expected = align_maps({n: maps[:, i].numpy() for i, n in enumerate(names)}, samples.size)
-    np.testing.assert_array_equal(given.aligned.numpy(), expected)
-    assert given.aligned.shape == (COUNT, ALIGNED, 16, 16)
+    np.testing.assert_array_equal(given.with_dials(None).numpy(), expected)
+    assert expected.shape == (COUNT, ALIGNED, 16, 16)
+    # The dials of training and of the device are the same, computed from classes and from colours.
+    heat = {"depth": 0.5, "segmentation": 0.4, "edges": 7.0}
+    expected = align_maps({n: maps[:, i].numpy() for i, n in enumerate(names)}, 16, heat)
+    turned = given.with_dials(torch.tensor([[1.0, *heat.values()]]).expand(COUNT, -1))
+    np.testing.assert_allclose(turned.numpy(), expected, atol=1e-5)
+    assert np.abs(expected[:, -3:]).max((0, 2, 3)).min() > 0.3
     assert given.degradation[:, :3].equal(samples.tiles.levels)
     level = round(9 * float(samples.tiles.levels[0, 0]))
     prompt = samples.prompt(0, 0, True, torch.ones(3, dtype=torch.bool), False)
@@ -187,6 +202,6 @@ def test_stages_train_and_resume(tmp_path: Path, checkpoint: Path, lpips_weights
     run_stage("train_diffusion", tmp_path / "diffusion", *small, *start, *kept, *diffusion)
     student, denoiser = (load_run(r)["denoiser"] for r in (out, tmp_path / "diffusion"))
     for key, value in student.items():  # one connector and one text encoder serve both UNets
-        if not key.startswith("unet.") and "buffer" not in key:
+        if not key.startswith("unet.") and key != "latent_scale":
             assert torch.equal(value, denoiser[key]), key
     assert math.isfinite(float(denoiser["unet.net.conv_in.weight"].sum()))

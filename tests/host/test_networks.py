@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.models.autoencoders.vae import VectorQuantizer
 from transformers import CLIPTextModel
 
 from mmsr_edge.errors import OptionError
 from mmsr_edge.models import PRESETS, build_component, build_networks, preset, preset_components
+from mmsr_edge.models.presets import TokenizerConfig
 from mmsr_edge.models.tokenizer import Tokenizer, nearest_codes
 
 
@@ -36,17 +38,30 @@ def test_shapes_are_the_contracts(micro: dict[str, torch.nn.Module]) -> None:
 
 
 @torch.no_grad()
-def test_tokens_are_the_nearest_codes_as_in_diffusers(
-    micro: dict[str, torch.nn.Module],
-) -> None:
-    tokenizer = micro["tokenizer"]
-    assert isinstance(tokenizer, Tokenizer)
+@pytest.mark.parametrize("kind", ["slim", "vqgan"])
+def test_tokens_are_the_nearest_codes_as_in_diffusers(kind: str) -> None:
+    torch.manual_seed(0)
+    vqgan = TokenizerConfig((8, 8, 8, 16, 16), layers_per_block=1, codes=32, norm_groups=4)
+    tokenizer = Tokenizer(PRESETS["micro"].tokenizer if kind == "slim" else vqgan)
     image = torch.rand(2, 3, 256, 256) * 2 - 1
-    vq = tokenizer.vq
-    expected, _, (_, _, indices) = vq.quantize(vq.encode(image).latents)
+    features = tokenizer.features(image).transpose(1, 2).unflatten(2, (16, 16))
+    # The codebook's own spacing is far below that of features; take some of them as codes.
+    codebook = tokenizer.vq.quantize.embedding.weight
+    codebook.copy_(features.flatten(2)[0].T[:: 256 // len(codebook)])
+    reference = VectorQuantizer(*codebook.shape, beta=0.25)
+    reference.embedding.weight.data.copy_(codebook)
+    expected, _, (_, _, indices) = reference(features)
     tokens, ours = tokenizer(image)
     assert torch.equal(ours.flatten(), indices.flatten())
+    assert len(indices.unique()) > 8
     torch.testing.assert_close(tokens, expected.flatten(2).transpose(1, 2))
+
+
+@torch.no_grad()
+def test_features_of_the_slim_tokenizer_have_unit_scale() -> None:
+    tokenizer = Tokenizer(PRESETS["micro"].tokenizer)
+    features = tokenizer.features(5 * torch.randn(1, 3, 256, 256))
+    torch.testing.assert_close(features.square().mean(-1), torch.ones(1, 256))
 
 
 def test_nearest_codes_agree_with_cdist() -> None:

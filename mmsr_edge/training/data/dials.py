@@ -23,27 +23,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmsr_edge.modalities.aligned import FAR, NEAR
 from mmsr_edge.modalities.segmentation import SUBJECT
 
 LOWEST, HIGHEST = 0.4, 10.0
 """Range of temperatures (Sec. 3.2)."""
-FAR, NEAR = 0.3, 0.5
-"""Depths up to which a place is all far, and from which it is not far."""
 
 
-def draw_temperatures(count: int, g: torch.Generator, one: float = 0.2) -> Tensor:
-    """Temperatures [count, 4]: those of one modality, and of a second with the chance 0.3.
+def draw_temperatures(
+    count: int, g: torch.Generator, *, one: float = 0.15, second: float = 0.6, text: bool = True
+) -> Tensor:
+    """Temperatures [count, 4]: those of one modality, and with the chance `second` of a second.
 
     They are log-uniform below 1 or, with the chance 0.35, above; all are 1 with the chance `one`.
+    Without `text`, that of text is always 1.
     If both sides were as likely, neither a map nor a temperature would tell anything of the gain
     without the other, and learning would not begin.
     """
     below = torch.rand((count, 4), generator=g) * math.log(LOWEST)
     above = torch.rand((count, 4), generator=g) * math.log(HIGHEST)
     drawn = torch.where(torch.rand((count, 4), generator=g) < 0.35, above, below).exp()
-    order = torch.rand((count, 4), generator=g).argsort(1)
-    second = torch.rand((count, 1), generator=g) < 0.3
-    turned = (order == 0) | ((order == 1) & second)
+    score = torch.rand((count, 4), generator=g)
+    if not text:
+        score[:, 0] = 2.0
+    order = score.argsort(1).argsort(1)
+    twice = torch.rand((count, 1), generator=g) < second
+    turned = (order == 0) | ((order == 1) & twice)
     turned &= torch.rand((count, 1), generator=g) >= one
     return torch.where(turned, drawn, torch.ones(()))
 

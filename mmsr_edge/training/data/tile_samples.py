@@ -17,7 +17,7 @@ from mmsr_edge.bundle import MAPS, TextSpec
 from mmsr_edge.modalities.aligned import align_maps
 from mmsr_edge.modalities.prompt import encode_prompt, join_words
 from mmsr_edge.models.device import autocast
-from mmsr_edge.training.data.dials import areas
+from mmsr_edge.training.data.dials import areas, pull
 from mmsr_edge.training.data.photos import to_picture
 from mmsr_edge.training.data.tiles import Tiles
 
@@ -54,7 +54,9 @@ class Conditions:
     indices: Tensor
     """[B, 3, 256], token indices of depth, segmentation and edges."""
     aligned: Tensor
-    """[B, 20, l, l], maps on the latent's grid, 0 where absent."""
+    """[B, 20, l, l], maps on the latent's grid, 0 where absent: `aligned` without the dials."""
+    seen: Tensor
+    """[B], 1 for samples with aligned maps, 0 for those with tokens alone."""
     present: Tensor
     """[B, 4], 1 for each modality given and 0 for each absent."""
     degradation: Tensor
@@ -63,6 +65,14 @@ class Conditions:
     """[B, 3, l, l], where the dials act; see `data.dials`."""
     negative: Tensor
     """[B] bool, whether the prompt is the negative one."""
+
+    def with_dials(self, temperature: Tensor | None) -> Tensor:
+        """The UNet's input `aligned`, [B, 23, l, l], at temperatures [B, 4]; None: 1."""
+        dials = torch.zeros_like(self.areas)
+        if temperature is not None:
+            p = (pull(temperature) * self.present * self.seen[:, None])[:, 1:, None, None]
+            dials = p * self.areas
+        return torch.cat([self.aligned, dials], dim=1)
 
 
 class TileSamples:
@@ -123,13 +133,15 @@ class TileSamples:
             for r, b, w, k, n in zip(rows, best, tagged, known, negative, strict=True)
         ]
         aligned = self.aligned(rows, sharp, present[:, 1:])
-        aligned = aligned * self._chance(config.aligned, count)[:, None, None, None]
+        seen = self._chance(config.aligned, count).float()
+        aligned = aligned * seen[:, None, None, None]
         levels = torch.where(known, self.tiles.levels[rows], torch.zeros(()))
         planes = (self.tiles.depth, self.tiles.classes, self.tiles.edges)
         return Conditions(
             torch.cat([torch.from_numpy(encode_prompt(p, self.text)) for p in prompts]),
             torch.stack([self.indices[rows, sharp[:, i], i] for i in range(3)], dim=1),
             aligned,
+            seen,
             present,
             torch.cat([levels, known.float()], dim=1),
             areas(*(p[rows, sharp[:, i]] for i, p in enumerate(planes)), self.size),
@@ -152,7 +164,7 @@ class TileSamples:
         """Maps on the latent's grid, [B, 20, l, l]; 0 where `present` [B, 3] is."""
         maps = self.tiles.maps(rows, sharp)
         given = {name: maps[:, i].numpy() for i, name in enumerate(MAPS)}
-        aligned = torch.from_numpy(align_maps(given, self.size))
+        aligned = torch.from_numpy(align_maps(given, self.size))[:, : -len(MAPS)]
         widths = torch.tensor([1, 3, aligned.shape[1] - 4])
         return aligned * present.repeat_interleave(widths, dim=1)[..., None, None]
 
