@@ -110,6 +110,8 @@ def train(
     student, g = Student(net, stage.preset), samples.g
     scale = net.residual_scale[:, None, None]
     trajectory = torch.from_numpy(timesteps(student.last + 1, 4, "trailing").copy())
+    # One number, not each sample's own: smooth places have next to no residual to weaken.
+    power = reference[:400].float().square().mean()
     for step in run:
         place = draw_place(samples.size, min(stage.window, samples.size), stage.whole, g)
         fewer = 4 if place.side > stage.window else 1
@@ -122,7 +124,6 @@ def train(
         temperature = draw_temperatures(count, g, text=step >= stage.warm)
         temperature[:n] = 1.0
         base[given.negative] *= stage.soft
-        power = base.square().mean((1, 2, 3)).clamp_min(0.02)
         turned = slice(n, None)
         with torch.no_grad():
             own = base[turned] if step < stage.warm else None
@@ -133,12 +134,12 @@ def train(
         t = torch.where(late, trajectory[torch.randint(1, 4, (count,), generator=g)], student.last)
         estimate = torch.cat([base[:n], target])
         residual = student.residual(z_lr, given, temperature, t, estimate, place=place)
-        error = ((residual[turned] - target).square().mean((1, 2, 3)) / power[turned]).mean()
+        error = (residual[turned] - target).square().mean() / power
         loss = stage.dial_weight * error
         logged: dict[str, Tensor | float] = {"dials": error}
         logged |= dict.fromkeys(("l1", "grid", "perceptual", "anchor"), 0.0)
         if n:
-            anchor = ((residual[:n] - base[:n]).square().mean((1, 2, 3)) / power[:n]).mean()
+            anchor = (residual[:n] - base[:n]).square().mean() / power
             latent = z_lr[:n] + scale * residual[:n]
             terms = judge(samples, picture, decoder, latent, rows[:n], part(given, slice(n)), place)
             loss = loss + terms.total() + stage.anchor_weight * anchor
