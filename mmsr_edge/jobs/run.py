@@ -84,7 +84,7 @@ class Report:
     backend: str
     """Name of the backend."""
     settings: dict[str, Any]
-    """The options of `Upscaler.upscale`."""
+    """The options of `Upscaler.upscale`, as JSON types."""
     fingerprint: str
     """SHA-256 of model, backend and options; equal for interchangeable results."""
     seconds: float = 0.0
@@ -162,7 +162,7 @@ def run_job(
     job = _Job(upscaler, checked, output, overwrite, cancel, progress)
     began = time.perf_counter()
     outcomes = {task: Outcome(str(task.source), str(task.target)) for task in tasks}
-    report = Report(job.model, upscaler.backend, job.settings, job.fingerprint)
+    report = Report(job.model, upscaler.backend, _plain(job.settings), job.fingerprint)
     report.files = list(outcomes.values())
     waiting = list(job.plan(outcomes))
     for task in tasks:

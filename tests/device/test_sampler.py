@@ -126,6 +126,9 @@ def test_guidance_by_hand() -> None:
     np.testing.assert_array_equal(sampler.guide(positive, negative, 4), [3.0, -22.0])
     np.testing.assert_array_equal(sampler.guide(positive, positive, 4), positive)
     assert sampler.guide(positive, negative, 4.0).dtype == np.float32
+    by_place = np.array([0, 4], np.float32)
+    np.testing.assert_array_equal(sampler.guide(positive, negative, by_place), [1.0, -22.0])
+    assert sampler.guide(positive, negative, by_place).dtype == np.float32
 
 
 @pytest.mark.parametrize(
