@@ -58,8 +58,8 @@ def make_depth(rgb: Array, run: NetworkRun) -> Map | None:
 
 
 def spread_depth(depth: Array) -> npt.NDArray[np.float32]:
-    """A network's depth over the whole range: its farthest 2 % become 0, its median 0.5, its nearest
-    2 % become 1, linearly between them.
+    """A network's depth over the whole range: its farthest 2 % become 0, its median 0.5, its
+    nearest 2 % become 1, linearly between them.
 
     Only the order of a network's depths is reliable. Most pictures fill a fifth of the range, at a
     place that differs from picture to picture; spread out, far and near mean the same in all.

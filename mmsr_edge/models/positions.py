@@ -20,7 +20,7 @@ def sinusoids(count: int, width: int) -> Tensor:
 
 
 def grid_sinusoids(side: int, width: int) -> Tensor:
-    """Positions in a square, [side², width] in raster order: rows in one half, columns in the other."""
+    """Positions in a square, [side², width] in raster order: rows, then columns."""
     line = sinusoids(side, width // 2)
     rows, columns = line.repeat_interleave(side, dim=0), line.repeat(side, 1)
     return torch.cat([rows, columns], dim=1)

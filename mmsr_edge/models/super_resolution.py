@@ -56,8 +56,8 @@ class CompactSuperResolution(nn.Module):
         features: Tensor = self.body[0](lr)
         if self.told is not None and told is not None:
             features = features + self.told(told)[..., None, None]
-        features = self.body[1:](features)
-        return features
+        rest: Tensor = self.body[1:](features)
+        return rest
 
     def picture(self, seen: Tensor, lr: Tensor) -> Tensor:
         """Features `seen` of `lr` to RGB [B, 3, scale·h, scale·w], about [-1, 1]."""

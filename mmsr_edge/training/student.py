@@ -1,4 +1,4 @@
-"""The student, which gives the residual in one step, and how it begins with a checkpoint's weights."""
+"""The student, which gives the residual in one step, and how it begins with other weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ from mmsr_edge.training.data.tile_samples import Conditions, ConditionsConfig, T
 from mmsr_edge.training.denoiser import Denoiser, alphas
 from mmsr_edge.training.states import start_from
 
-RATES = {"connector": 6.0, "text_encoder": 2.0, ".attn2.": 10.0, "conv_in": 5.0, "told": 10.0, "unet.": 0.5}
+RATES = {
+    "connector": 6.0,
+    "text_encoder": 2.0,
+    ".attn2.": 10.0,
+    "conv_in": 5.0,
+    "told": 10.0,
+    "unet.": 0.5,
+}
 """Factors on the learning rate: what reads the modalities begins anew."""
 
 
@@ -115,8 +122,9 @@ class Student:
 def fold_context(net: Denoiser, unet: dict[str, Tensor], context: Tensor) -> None:
     """Load a UNet whose context had become a constant, so that it needs no context.
 
-    What attention to one and the same token gives, W_o·W_v·c, is added to the bias. The weights that
-    read the context are fresh. W_o is kept: with zeros in its place nothing was learnt in 100 steps.
+    What attention to one and the same token gives, W_o·W_v·c, is added to the bias. The weights
+    that read the context are fresh. W_o is kept: with zeros in its place nothing was learnt in 100
+    steps.
 
     Args:
         net: receives the weights.

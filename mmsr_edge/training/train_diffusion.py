@@ -4,18 +4,18 @@ r"""Train the denoiser, with modalities, on the diffusion's loss.
         --out RUN
 
 Classifier-free training as in Sec. 3.1: each modality, text included, is replaced by its m∅ with
-p = 0.1. The loss is that of v = √ᾱ·ε − √(1−ᾱ)·z_0 on a schedule rescaled to zero terminal SNR (Lin et
-al. 2023), so that training, like sampling, includes pure noise.
+p = 0.1. The loss is that of v = √ᾱ·ε − √(1−ᾱ)·z_0 on a schedule rescaled to zero terminal SNR (Lin
+et al. 2023), so that training, like sampling, includes pure noise.
 
-The student gives a residual r̂ = (z − z_lr) / s. The diffusion models the latent itself, as the paper
-does: z_hr = z_lr + s·r, and not the residual, of which the LR picture tells nothing once E_lr is
-trained well; at the last timestep there would be nothing to predict. The target lies between the
+The student gives a residual r̂ = (z − z_lr) / s. The diffusion models the latent itself, as the
+paper does: z_hr = z_lr + s·r, and not the residual, of which the LR picture tells nothing once E_lr
+is trained well; at the last timestep there would be nothing to predict. The target lies between the
 student's latent and the HR picture's:
 
     z_0 = (z_lr + s·(r̂ + ρ·(r − r̂))) / σ
 
-r̂ is a function of the LR picture, r − r̂ is what the LR picture does not determine. At ρ = 1 a small
-denoiser draws much of that part as noise; ρ is how much of it is asked for.
+r̂ is a function of the LR picture, r − r̂ is what the LR picture does not determine. At ρ = 1 a
+small denoiser draws much of that part as noise; ρ is how much of it is asked for.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def train(samples: TileSamples, reference: Tensor, run: Run, stage: DiffusionSta
             context = net.context(given.ids, given.indices, given.present)
             latent = torch.cat([noisy, z_lr], 1).contiguous(memory_format=torch.channels_last)
             net.unet.place(place.top, place.left)
-            prediction = net.unet(latent, t.float(), context, place.of(given.with_dials(None))).float()
+            prediction = net.unet(
+                latent, t.float(), context, place.of(given.with_dials(None))
+            ).float()
         error = (prediction - v).square().mean((1, 2, 3))
         share = (error / v.square().mean((1, 2, 3))).detach()
         early, middle = t >= 667, (t >= 333) & (t < 667)

@@ -5,11 +5,11 @@ r"""Teach the one-step student to read its modalities and to obey its dials.
 
 Tiles have the device's size and geometry. There are two kinds of samples:
 
-*Dials*, in latents alone. The target is the residual of the network itself at τ = 1, times the gain of
-the drawn temperatures (`data.dials`). It cannot be met without reading the maps, which is what makes
-the network read them. In the first `warm` steps the target is that of the checkpoint, and there are
-no other samples: cross-attention starts from nothing here, where the checkpoint's had become a
-constant (`fold_context`).
+*Dials*, in latents alone. The target is the residual of the network itself at τ = 1, times the gain
+of the drawn temperatures (`data.dials`). It cannot be met without reading the maps, which is what
+makes the network read them. In the first `warm` steps the target is that of the checkpoint, and
+there are no other samples: cross-attention begins anew there, where the checkpoint's had become a
+constant (`student.fold_context`).
 
 *Pictures*: decoded, and compared with the HR picture. A part has maps of the HR picture; all but a
 part have words for noise, blur and JPEG, of which the LR tile alone tells less.

@@ -1,4 +1,4 @@
-"""What makes the networks read their modalities: dials, relative context, folded constants, stages."""
+"""What makes the networks read their modalities: dials, a relative context, and the stages."""
 
 from __future__ import annotations
 

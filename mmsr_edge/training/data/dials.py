@@ -12,7 +12,8 @@ so p falls from 1 at τ = 0.4 over 0 at τ = 1 to −½ at τ = 10. The areas, 1
     segmentation   all but the subject
     edges          what is not near an edge
 
-Text acts on the whole picture: words move the residual 1 + p(τ) times as far from that without text.
+Text acts on the whole picture: words move the residual 1 + p(τ) times as far from that without
+text. `modalities.aligned` computes the same areas on the device.
 """
 
 from __future__ import annotations

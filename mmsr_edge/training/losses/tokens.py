@@ -1,6 +1,6 @@
 """What a token should tell of its map: heads and losses of the tokenizer's training.
 
-A token covers 16×16 map pixels, 8×8 LR pixels. Three heads read it, and each kind of map trains one:
+A token covers 16×16 map pixels, 8×8 LR pixels. Three heads read it; each kind of map trains one:
 
     depth          4×4 means                  L1
     segmentation   2×2 classes, and whether   cross-entropy
