@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         OptionError,
         OutputError,
         ParityError,
+        ReleaseError,
     )
     from mmsr_edge.jobs import Outcome, Report, Task, find_tasks, run_job
     from mmsr_edge.runtimes.registry import BackendStatus, list_backends
@@ -48,6 +49,7 @@ _HOMES = {
         "OptionError",
         "OutputError",
         "ParityError",
+        "ReleaseError",
     ),
     "mmsr_edge.jobs": ("Outcome", "Report", "Task", "find_tasks", "run_job"),
     "mmsr_edge.runtimes.registry": ("BackendStatus", "list_backends"),
@@ -68,6 +70,7 @@ __all__ = [
     "OutputError",
     "ParityError",
     "Progress",
+    "ReleaseError",
     "Report",
     "Result",
     "Task",

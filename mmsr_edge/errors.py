@@ -17,6 +17,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "ParityError",
+    "ReleaseError",
     "missing_extra",
 ]
 
@@ -51,6 +52,10 @@ class OutputError(MMSRError, OSError):
 
 class ParityError(MMSRError, RuntimeError):
     """A converted component differs too much from its reference."""
+
+
+class ReleaseError(MMSRError, RuntimeError):
+    """A trained model fails a gate of its release."""
 
 
 class Cancelled(MMSRError, RuntimeError):  # noqa: N818 - the caller asked for it

@@ -6,7 +6,9 @@ It is in none of our extras: it needs torchvision and downloads the weights of m
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,17 @@ PREFIX = "pyiqa_"
 
 Picture = NDArray[np.uint8]
 Measure = Callable[[Picture, Picture], float]
+
+
+def installed() -> bool:
+    """Whether the package is installed."""
+    return importlib.util.find_spec("pyiqa") is not None
+
+
+def fid(pictures: Path, references: Path) -> float:
+    """Fréchet distance of the Inception features of two folders' pictures; lower is better."""
+    pyiqa = importlib.import_module("pyiqa")
+    return float(pyiqa.create_metric("fid")(str(pictures), str(references)))
 
 
 def load_metrics(names: Sequence[str]) -> dict[str, Measure]:

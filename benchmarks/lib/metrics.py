@@ -21,8 +21,8 @@ from mmsr_edge.image.color import block_means, delta_e00
 Picture = NDArray[np.uint8]
 """RGB picture, uint8 [H, W, 3]."""
 
-COLUMNS = ("psnr_y", "ssim_y", "lpips", "lpips_vgg", "dists", "niqe", "shift_e00")
-"""Columns of measurements, in table order; for the first two, higher is better."""
+COLUMNS = ("mse_y", "psnr_y", "ssim_y", "lpips", "lpips_vgg", "dists", "niqe", "shift_e00")
+"""Columns of measurements, in table order; of PSNR and SSIM, higher is better."""
 
 
 def measured(row: Mapping[str, object]) -> list[str]:
@@ -35,10 +35,15 @@ def luma(picture: Picture) -> NDArray[np.float64]:
     return 16 + picture.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255
 
 
+def mse_y(a: Picture, b: Picture, border: int = 4) -> float:
+    """Mean square difference of luma, without `border` pixels on each side."""
+    inner = np.s_[border:-border, border:-border]
+    return float(np.mean((luma(a)[inner] - luma(b)[inner]) ** 2))
+
+
 def psnr_y(a: Picture, b: Picture, border: int = 4) -> float:
     """10·log10(255² / MSE) of luma in dB, without `border` pixels on each side."""
-    inner = np.s_[border:-border, border:-border]
-    error = np.mean((luma(a)[inner] - luma(b)[inner]) ** 2)
+    error = mse_y(a, b, border)
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 

@@ -1,7 +1,12 @@
 r"""Make a checkpoint, a bundle of torch weights, from training runs.
 
     python -m mmsr_edge.training.release --preset nano --autoencoder RUN --tokenizer RUN \
-        --diffusion RUN --modalities RUN RUN RUN --photos DIR --version 0.1.0 --out weights/nano
+        --diffusion RUN --modalities RUN RUN RUN --photos DIR --tiles FILE --version 0.1.0 \
+        --out weights/nano
+
+The release gates (`gates.py`) are measured first, on tiles that `data/tiles.py` made, best of
+photographs that were held out. A model that fails one is not released. Only `micro`, whose weights
+are random, needs none.
 
 The weights are the runs' moving averages (the tokenizer's are the last ones), in fp16. The
 provenance in the manifest comes from `sources.json` in the photographs' folder, which is required.
@@ -15,9 +20,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -29,6 +36,9 @@ from mmsr_edge.models.checkpoint import write_checkpoint
 from mmsr_edge.models.networks import build_component, preset_components
 from mmsr_edge.models.presets import preset
 from mmsr_edge.sampler import GUIDANCE
+from mmsr_edge.training.data.tiles import Tiles, load_tiles
+from mmsr_edge.training.gate_runs import measure
+from mmsr_edge.training.gates import gate_table, require
 from mmsr_edge.training.modality_networks import add_modality_networks, read_modality_networks
 from mmsr_edge.training.states import DENOISER, load_states
 
@@ -94,6 +104,32 @@ def gather(preset_name: str, states: dict[str, dict[str, Tensor]]) -> dict[str, 
     return networks
 
 
+UNGATED = ("micro",)
+"""Presets that may be released without gates: those for tests."""
+
+
+def release(write: Callable[[Path], Path], out: Path, tiles: Tiles | None) -> None:
+    """Write a checkpoint to `out` if it passes the release gates.
+
+    The gates run on a copy, so that nothing appears at `out`, and nothing there is replaced, unless
+    they pass.
+
+    Args:
+        write: writes the checkpoint to a folder.
+        out: folder of the release.
+        tiles: tiles for the gates; None: there are none to pass.
+
+    Raises:
+        ReleaseError: a gate fails.
+    """
+    if tiles is not None:
+        with TemporaryDirectory() as folder:
+            gates = measure(write(Path(folder) / out.name), tiles)
+        require(gates)
+        print(gate_table(gates))
+    write(out)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -103,6 +139,9 @@ def main() -> None:
     for name in ("autoencoder", "tokenizer", "diffusion", "photos", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     add_modality_networks(parser)
+    parser.add_argument(
+        "--tiles", type=Path, help=f"tiles for the gates; may be left out for {', '.join(UNGATED)}"
+    )
     parser.add_argument("--version", required=True, help="version of the weights")
     parser.add_argument("--notes", default="", help="notes for users of the weights")
     parser.add_argument(
@@ -129,6 +168,11 @@ def main() -> None:
             help=text,
         )  # fmt: skip
     args = parser.parse_args()
+    if args.tiles is None and args.preset not in UNGATED:
+        raise OptionError(
+            f"--tiles is missing; {args.preset!r} is released only if it passes the gates: give a "
+            "file of tiles"
+        )
     states, labels = read_modality_networks(args.modalities)
     states |= load_states(args.autoencoder)
     # The last weights, not the averaged ones: the average of a revived code lies between its old
@@ -146,9 +190,9 @@ def main() -> None:
     if args.guidance_scale is not None:
         guidance = sampler.guidance if args.guidance_scale else None
         sampler = replace(sampler, guidance=guidance, guidance_scale=args.guidance_scale)
-    write_checkpoint(
+    write = partial(
+        write_checkpoint,
         gather(args.preset, states),
-        args.out,
         preset_name=args.preset,
         version=args.version,
         residual_scale=tuple(scale),
@@ -157,6 +201,7 @@ def main() -> None:
         sampler=sampler,
         labels=labels,
     )
+    release(write, args.out, None if args.tiles is None else load_tiles(args.tiles))
 
 
 if __name__ == "__main__":
