@@ -29,7 +29,7 @@ ADOBE_RGB = rgb_profile(ADOBE)
 def repeating_upscaler(folder: Path) -> Iterator[Upscaler]:
     """An upscaler with a bundle in `folder`, whose networks are replaced meanwhile."""
 
-    def denoise(run: Any, lr: Array, maps: Any, noise: Array) -> Iterator[TileStep]:
+    def denoise(run: Any, lr: Array, maps: Any, noise: Array, dials: Any) -> Iterator[TileStep]:
         yield TileStep(0, 1, noise)
 
     def decode(run: Any, latent: Array, lr: Array) -> Array:

@@ -162,7 +162,9 @@ class Windows:
         self.given: list[tuple[Array, dict[str, Array], Array]] = []
         original = PictureRun.denoise
 
-        def denoise(run: PictureRun, lr: Array, maps: Any, noise: Array) -> Iterator[Any]:
+        def denoise(
+            run: PictureRun, lr: Array, maps: Any, noise: Array, dials: Any
+        ) -> Iterator[Any]:
             self.given.append((lr, maps, noise))
             return original(run, lr, maps, noise)
 
