@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from mmsr_edge.modalities.segmentation import PALETTE, SUBJECT
+from mmsr_edge.modalities.segmentation import NO_CLASS, SUBJECT, palette_numbers
 
 Mask = NDArray[np.bool_]
 Picture = NDArray[np.uint8]
@@ -49,7 +49,8 @@ def split(
         middle: depth that divides far from near, of a part of a picture; None: the map's median.
     """
     if modality == "segmentation":
-        moved = _resized(colour_classes(whole), size) < SUBJECT
+        numbers = _resized(palette_numbers(np.asarray(whole, np.uint8)), size)
+        moved = (numbers < SUBJECT) | (numbers == NO_CLASS)
     elif modality == "depth":
         depth = _resized(whole, size, Image.Resampling.BILINEAR)
         moved = _lower_half(depth) if middle is None else depth < middle
@@ -69,16 +70,6 @@ def _resized(
     plane: NDArray[Any], size: tuple[int, int], how: Image.Resampling = Image.Resampling.NEAREST
 ) -> NDArray[Any]:
     return np.asarray(Image.fromarray(plane.astype(np.float32)).resize(size, how))
-
-
-def colour_classes(colours: NDArray[Any]) -> NDArray[np.int64]:
-    """Classes [H, W] of a segmentation in the colours of `PALETTE` [H, W, 3]; of others, 0."""
-    digits = np.array([1 << 16, 1 << 8, 1])
-    known = PALETTE.astype(np.int64) @ digits
-    order = known.argsort()
-    keys = colours.astype(np.int64) @ digits
-    nearest = order[np.searchsorted(known[order], keys).clip(max=len(order) - 1)]
-    return np.where(known[nearest] == keys, nearest, 0)
 
 
 def _lower_half(depth: NDArray[Any]) -> Mask:

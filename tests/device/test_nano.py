@@ -89,7 +89,7 @@ def test_guidance_goes_from_soft_to_crisp(backend: str, original: NDArray[np.uin
 
 def test_the_bundle_describes_itself(capsys: pytest.CaptureFixture[str]) -> None:
     manifest = open_bundle("nano").manifest
-    assert manifest.name == "nano" and manifest.preset == "nano"
+    assert manifest.name == "nano" and manifest.preset == "nano-0.10"
     assert manifest.allow_failing == ()
     assert sum(source.get("photographs", 0) for source in manifest.provenance.sources) == 218
     assert all(source["licence"] for source in manifest.provenance.sources)

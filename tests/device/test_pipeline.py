@@ -23,7 +23,7 @@ from bundle_factory import (
     reference,
 )
 
-from mmsr_edge.bundle import UNETS, Manifest, TensorSpec, load_manifest
+from mmsr_edge.bundle import ALIGNED, UNETS, Manifest, TensorSpec, load_manifest
 from mmsr_edge.config import UpscaleOptions
 from mmsr_edge.errors import BackendError, Cancelled
 from mmsr_edge.modalities.aligned import align_maps
@@ -278,7 +278,7 @@ def aligning(manifest: Manifest) -> Spies:
     tokenizer, unet = (manifest.components[name] for name in ("tokenizer", "unet"))
     side = 4 * LATENT
     tokenizer = replace(tokenizer, inputs=(TensorSpec("map", (1, 3, side, side), "float32"),))
-    aligned = TensorSpec("aligned", (1, 20, LATENT, LATENT), "float32")
+    aligned = TensorSpec("aligned", (1, ALIGNED, LATENT, LATENT), "float32")
     unet = replace(unet, inputs=(*unet.inputs, aligned))
     components = {**manifest.components, "tokenizer": tokenizer, "unet": unet}
     return Spies(replace(manifest, components=components))
