@@ -53,6 +53,7 @@ COMPONENTS: dict[str, Component] = {
     "depth": Component(quantization=DEPTH_WEIGHTS),
     "segmentation": Component(quantization=WEIGHTS_ALONE),
     "captioner": Component(quantization=WEIGHTS_ALONE),
+    "degradation": Component(),
     "lr_encoder": Component(
         quantization=QuantConfig(keep_float=ENCODER_FLOAT, tool="onnxruntime"),
     ),

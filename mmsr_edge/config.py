@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 from PIL import Image
 
-from mmsr_edge.bundle import MAPS, MODALITIES
+from mmsr_edge.bundle import LEVELS, MAPS, MODALITIES
 from mmsr_edge.checks import check_integer, check_names, check_number, check_text
 from mmsr_edge.errors import OptionError
 from mmsr_edge.image.target import FITS, SCALE_RANGE, Target, resolve_target
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GUIDANCE_SCALE_RANGE",
+    "LEVEL_RANGE",
     "SEED_RANGE",
     "STRENGTH_RANGE",
     "TEMPERATURE_RANGE",
@@ -39,6 +40,8 @@ GUIDANCE_SCALE_RANGE = GUIDANCE_SCALE.limits
 """Guidance scales w of Eq. 3-4. The paper uses 4 and examines values up to 14."""
 STRENGTH_RANGE = STRENGTH.limits
 """Strengths λ. At 0 the picture is the LR encoder's alone."""
+LEVEL_RANGE = (0.0, 1.0)
+"""Levels of degradation, from none to as much as training has."""
 SEED_RANGE = (0, 2**64 - 1)
 """Seeds: keys of the Philox generator that draws the noise."""
 MEMORY_RANGE = (1.0, 1e9)
@@ -60,6 +63,8 @@ class UpscaleKeywords(TypedDict, total=False):
     depth: MapOption
     segmentation: MapOption
     edges: MapOption
+    degradation: str | Mapping[str, float] | None
+    denoise: float | None
     seed: int
     color_fix: bool
     fidelity: bool
@@ -157,6 +162,19 @@ class UpscaleOptions:
     segmentation network, absent if it has none. None: absent."""
     edges: MapOption = option("auto", "--edges", values=_MAP_RANGE, example=None)
     """Edge map, edge = bright. "auto": Canny edges of the picture. None: absent."""
+    degradation: str | Mapping[str, float] | None = option(
+        "auto",
+        "--degradation",
+        values='"auto", None, or a mapping from "noise", "blur" and "jpeg" to levels from 0 to 1',
+        example={"blur": 0.3},
+    )
+    """Levels of noise, blur and JPEG that the model is told. "auto": estimated from the picture and
+    from a JPEG file's own tables. A mapping: its levels, and estimates of those it lacks. None: it
+    is told none. Models that cannot be told refuse a mapping and ignore "auto"."""
+    denoise: float | None = option(None, "--denoise", values=_interval(LEVEL_RANGE), example=0.5)
+    """How much noise to remove: the level of noise that the model is told in place of the estimate,
+    and that of JPEG where the picture was compressed. 0: keep the grain; 1: remove what may be
+    noise, and fine texture with it. None: as estimated. Models that cannot be told refuse it."""
     seed: int = option(0, "--seed", values="0 to 2^64 - 1", example=7)
     """Seed of the noise. The same seed gives the same picture. It has no effect where the model
     starts without noise: up to `SamplerSpec.few_steps` steps, 4 in nano."""
@@ -209,6 +227,7 @@ class UpscaleOptions:
             check_number("temperature", self.temperature, TEMPERATURE_RANGE)
         for name in MAPS:
             check_map(name, getattr(self, name))
+        self._check_levels()
         check_integer("seed", self.seed, *SEED_RANGE)
         for name in ("color_fix", "fidelity", "first_frame"):
             if not isinstance(getattr(self, name), bool):
@@ -220,6 +239,25 @@ class UpscaleOptions:
             raise OptionError(f"bits is {self.bits!r}; it must be 8, 16 or None")
         if self.max_memory_mb is not None:
             check_number("max_memory_mb", self.max_memory_mb, MEMORY_RANGE)
+
+    def _check_levels(self) -> None:
+        given = self.degradation
+        if isinstance(given, Mapping):
+            check_names("level of degradation", given, LEVELS)
+            for name, value in given.items():
+                check_number(f"degradation[{name!r}]", value, LEVEL_RANGE)
+        elif given is not None and not (isinstance(given, str) and given == "auto"):
+            raise OptionError(
+                f"degradation is {given!r}; it must be 'auto', None, or a mapping from "
+                f"{', '.join(map(repr, LEVELS))} to numbers from 0 to 1"
+            )
+        if self.denoise is not None:
+            check_number("denoise", self.denoise, LEVEL_RANGE)
+            if isinstance(given, Mapping) and "noise" in given:
+                raise OptionError(
+                    f"denoise is {self.denoise!r} and degradation['noise'] is {given['noise']!r}; "
+                    "give one of the two"
+                )
 
     def _check_target(self) -> None:
         if self.scale is not None:

@@ -20,7 +20,8 @@ import numpy as np
 from mmsr_edge.bundle import MAPS, MODALITIES, TOKEN_INPUTS
 from mmsr_edge.errors import BackendError
 from mmsr_edge.modalities.aligned import align_maps
-from mmsr_edge.modalities.prompt import encode_prompt
+from mmsr_edge.modalities.degradation import degradation_vector, degradation_words
+from mmsr_edge.modalities.prompt import encode_prompt, join_words
 from mmsr_edge.sampler import guide, make_schedule, negative_present, sample
 
 if TYPE_CHECKING:
@@ -123,8 +124,10 @@ class PictureRun:
     ) -> None:
         """See `MultimodalPipeline.start`."""
         self.settings = settings
-        self.positive = settings.positive
-        """The prompt. Tags may be added to it before the first tile is denoised."""
+        self.positive, self.negative = settings.positive, settings.negative
+        """The prompts; `describe` adds to them."""
+        self.levels: Mapping[str, float] = {}
+        """Levels of degradation that the model is told, by name."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
         """Wall time by component, in seconds; "load" is the opening of sessions."""
         self.calls: Counter[str] = Counter()
@@ -150,6 +153,22 @@ class PictureRun:
     def map_side(self) -> int:
         """Side of the square that a map is resized to: the tokenizer's input."""
         return self.pipeline.map_side
+
+    def describe(self, words: str, levels: Mapping[str, float]) -> None:
+        """Tell the model what was found in the picture; called before the first tile.
+
+        Args:
+            words: words for what it shows; they come before the prompt.
+            levels: its levels of degradation, by name; unknown ones are missing. Their words come
+                after the prompt and before the bundle's own, and before the negative prompt.
+        """
+        settings, text = self.settings, self.manifest.text
+        self.levels = levels
+        if settings.own is not None:
+            told = degradation_words(levels) if text.degradation else ""
+            self.positive = join_words(words, settings.own, told, text.positive)
+            # Without a negative prompt, its prediction has no text at all.
+            self.negative = join_words(told, settings.negative) if settings.negative else ""
 
     def run(self, component: str, **feeds: Array) -> dict[str, Array]:
         """Call one component."""
@@ -246,6 +265,8 @@ class PictureRun:
         """
         decoder = self.pipeline.manifest.components["decoder"]
         extra = {"lr": lr} if decoder.takes("lr") else {}
+        if decoder.takes("degradation"):
+            extra["degradation"] = degradation_vector(self.levels)
         image = self.run("decoder", latent=latent, **extra)["image"]
         if not np.isfinite(image).all():
             raise BackendError(
@@ -267,8 +288,8 @@ class PictureRun:
         here = [name in given for name in MAPS]
         sides = [(self.positive, np.array([[bool(self.positive), *here]], np.float32))]
         if guidance is not None and not unet.takes("guidance"):
-            present = np.array([[bool(settings.negative), *here]], np.float32)
-            sides.append((settings.negative, negative_present(guidance, present)))
+            present = np.array([[bool(self.negative), *here]], np.float32)
+            sides.append((self.negative, negative_present(guidance, present)))
         conditions = []
         for text, present in sides:
             condition = {"context": self._context(text, tokens, present)}

@@ -29,6 +29,8 @@ class RunSettings:
 
     positive: str
     """The prompt with the bundle's suffix; empty when text is absent."""
+    own: str | None
+    """The prompt without the suffix; None when text is absent."""
     tagged: bool
     """Whether the tagger's words are put before `positive`."""
     negative: str
@@ -45,6 +47,8 @@ class RunSettings:
     """Strength λ; 1 where a map replaces it."""
     temperature: tuple[float, ...]
     """Temperature τ = δ/√d_k of Eq. 5 of each modality, in the order of `MODALITIES`."""
+    told: bool = False
+    """Whether the model is told levels of degradation, in words or by the decoder's input."""
     dials: Mapping[str, DialOption] = field(default_factory=dict)
     """The dials that are maps over the picture, by name; see `modalities.spatial`."""
 
@@ -54,8 +58,8 @@ def resolve(options: UpscaleOptions, manifest: Manifest) -> RunSettings:
 
     Raises:
         OptionError: there are more steps than the model has timesteps or UNets for, the model does
-            not support the guidance, the guidance scale would go unused, or a dial's map names
-            classes that the model does not have.
+            not support the guidance, the guidance scale or the levels of degradation would go
+            unused, or a dial's map names classes that the model does not have.
     """
     sampler, text = manifest.sampler, manifest.text
     steps = sampler.steps if options.steps is None else operator.index(options.steps)
@@ -124,12 +128,10 @@ def resolve(options: UpscaleOptions, manifest: Manifest) -> RunSettings:
     else:
         by_name = dict.fromkeys(MODALITIES, 1.0 if given is None else float(given))
     tagged = options.prompt == "auto"
+    own = "" if tagged else options.prompt
     return RunSettings(
-        positive=(
-            ""
-            if options.prompt is None
-            else join_words("" if tagged else options.prompt, text.positive)
-        ),
+        positive="" if own is None else join_words(own, text.positive),
+        own=own,
         tagged=tagged,
         negative=negative.strip(),
         steps=steps,
@@ -138,6 +140,7 @@ def resolve(options: UpscaleOptions, manifest: Manifest) -> RunSettings:
         guidance_scale=float(scale),  # type: ignore[arg-type]  # maps are among the dials
         strength=1.0 if "strength" in dials else float(options.strength),  # type: ignore[arg-type]
         temperature=tuple(by_name[name] for name in MODALITIES),
+        told=_is_told(options, manifest),
         dials=dials,
     )
 
@@ -152,3 +155,25 @@ def _check_dials(dials: Mapping[str, DialOption], manifest: Manifest, unet: str)
     network = manifest.components.get("segmentation")
     for name, value in dials.items():
         DIALS[name].check_classes(value, () if network is None else network.labels, manifest.name)
+
+
+def _is_told(options: UpscaleOptions, manifest: Manifest) -> bool:
+    """Whether levels of degradation can reach the model; raises `OptionError` if they must."""
+    words = manifest.text.degradation
+    if (words and options.prompt is not None) or manifest.components["decoder"].takes(
+        "degradation"
+    ):
+        return True
+    unused: dict[str, object] = {"denoise": options.denoise}
+    if isinstance(options.degradation, Mapping):
+        unused["degradation"] = options.degradation
+    why = (
+        f"{manifest.name!r} is told the degradation in words, and prompt is None; give a prompt"
+        if words
+        else f"{manifest.name!r} {manifest.version} was not trained with levels of degradation; "
+        "leave it out, or use a bundle that was"
+    )
+    for name, value in unused.items():
+        if value is not None:
+            raise OptionError(f"{name} is {value!r}, which would go unused: {why}")
+    return False

@@ -28,9 +28,9 @@ from mmsr_edge.image.finishing import Finishing, shown_colours
 from mmsr_edge.image.strips import Rows
 from mmsr_edge.image.writers import CanvasWriter, StripWriter, open_writer, streams
 from mmsr_edge.memory import check_memory
+from mmsr_edge.modalities.degradation import collect_levels, set_levels
 from mmsr_edge.modalities.maps import map_image
 from mmsr_edge.modalities.picture import collect_maps
-from mmsr_edge.modalities.prompt import join_words
 from mmsr_edge.modalities.spatial import collect_dials
 from mmsr_edge.modalities.vocabulary import bundle_vocabulary
 from mmsr_edge.modalities.words import collect_words
@@ -108,6 +108,8 @@ class Result:
     """Problems that did not prevent a result."""
     low_pass_psnr: float | None = None
     """PSNR of the block means against the input, in dB, peak 1; None without `fidelity`."""
+    degradation: dict[str, float] = field(default_factory=dict)
+    """Levels of noise, blur and JPEG that the model was told, 0 to 1; unknown ones are missing."""
     canvas: Image.Image | None = field(default=None, repr=False)
     """The picture; None: it was written to the file by rows and never held whole."""
 
@@ -249,10 +251,15 @@ class Upscaler:
         report = _Reporter(progress, len(plan), settings.steps)
         report("maps", 0, 0)
         warnings: list[str] = []
-        tags: dict[str, float] = {}
-        if settings.tagged:
-            words, tags = collect_words(srgb, run, warnings)
-            run.positive = join_words(words, settings.positive)
+        words, tags = collect_words(srgb, run, warnings) if settings.tagged else ("", {})
+        levels: dict[str, float] = {}
+        if settings.told:
+            levels = set_levels(
+                options.degradation,
+                options.denoise,
+                lambda: collect_levels(srgb, run, picture.jpeg_quality, warnings),
+            )
+        run.describe(words, levels)
         wanted = {name: getattr(options, name) for name in MAPS}
         maps = collect_maps(srgb, wanted, run, warnings)
         dials = collect_dials(settings.dials, maps, srgb.shape[:2], manifest)
@@ -289,6 +296,7 @@ class Upscaler:
             backend=self.backend,
             warnings=warnings,
             low_pass_psnr=psnr,
+            degradation=levels,
             canvas=writer.image if isinstance(writer, CanvasWriter) else None,
         )
 

@@ -18,6 +18,7 @@ __all__ = [
     "ALIGNED",
     "CONTRACT",
     "EDGE_PARTS",
+    "LEVELS",
     "MAPS",
     "MAP_SIDE",
     "MAP_TOKENS",
@@ -38,10 +39,12 @@ OPTIONAL = (
     "segmentation",
     "captioner",
     "caption_decoder",
+    "degradation",
     "hr_encoder",
     "diffusion_unet",
 )
-"""Components that a bundle may lack. A modality without its network is absent, or the caller's."""
+"""Components that a bundle may lack. A modality without its network is absent, or the caller's, and
+so are the levels of degradation."""
 
 UNETS = ("unet", "diffusion_unet")
 """Roles of UNets: the only one or the distilled student, and the diffusion that it was distilled
@@ -59,6 +62,10 @@ TOKEN_INPUTS = {
     "edges": "edge_tokens",
 }
 """The connector's input for the tokens of each map."""
+
+LEVELS = ("noise", "blur", "jpeg")
+"""What a picture is degraded by, in the order of the columns of `levels` and `degradation`. A level
+is a number from 0, none, to 1."""
 
 MAP_SIDE = 256
 """Side in pixels of the maps that the trained networks take (Sec. 3.1)."""
@@ -128,8 +135,16 @@ CONTRACT: dict[str, Signature] = {
     ),
     **dict.fromkeys(UNETS, _UNET),
     "decoder": Signature(
-        {"latent": ("1 c l l", _FLOAT), "lr": ("1 3 t t", _FLOAT)},
+        {
+            "latent": ("1 c l l", _FLOAT),
+            "lr": ("1 3 t t", _FLOAT),
+            "degradation": ("1 6", _FLOAT),
+        },
         {"image": ("1 3 o o", _FLOAT)},
+    ),
+    "degradation": Signature(
+        {"image": ("1 3 t t", _FLOAT)},
+        {"levels": ("1 3", _FLOAT)},
     ),
     "hr_encoder": Signature(
         {"image": ("1 3 o o", _FLOAT)},
@@ -162,10 +177,10 @@ CONTRACT: dict[str, Signature] = {
 # A captioner that writes sentences: a caption decoder reads its states of the picture.
 _CAPTION_ENCODER = Signature({"image": ("1 3 s s", _FLOAT)}, {"states": ("1 y h p e", _FLOAT)})
 # Inputs that a network may lack: the UNets' aligned maps and guidance scale, and the decoder's LR
-# picture.
+# picture and levels of degradation.
 _OPTIONAL_INPUTS = {
     *((unet, name) for unet in UNETS for name in ("aligned", "guidance")),
-    ("decoder", "lr"),
+    *(("decoder", name) for name in ("lr", "degradation")),
 }
 
 

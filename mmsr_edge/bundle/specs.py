@@ -244,6 +244,8 @@ class TextSpec:
     """Words that are appended to every prompt."""
     negative: str = ""
     """Default negative prompt."""
+    degradation: bool = False
+    """Whether the model knows words for levels of noise, blur and JPEG, such as "noise3"."""
 
     def __post_init__(self) -> None:
         if self.vocab_size < 4 or self.length < 2:

@@ -136,6 +136,20 @@ def add_dials(parser: argparse.ArgumentParser) -> None:
         help="map of class indices or colours",
     )
     add("--edges", default="auto", metavar="FILE|none|auto", help="edge map (default: Canny)")
+    add(
+        "--degradation",
+        action="append",
+        default=[],
+        metavar="auto|none|NAME=L",
+        help="levels from 0 to 1 of noise, blur or jpeg that the model is told; may be repeated "
+        "(default: auto, estimated)",
+    )
+    add(
+        "--denoise",
+        type=float,
+        metavar="D",
+        help="noise to remove: 0 (keep the grain) to 1 (default: as estimated)",
+    )
     add("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     add("--no-color-fix", action="store_true", help="keep the model's colours")
     add(
@@ -163,6 +177,8 @@ def upscale_options(arguments: argparse.Namespace) -> UpscaleKeywords:
         "depth": _map(arguments.depth),
         "segmentation": _map(arguments.segmentation),
         "edges": _map(arguments.edges),
+        "degradation": _degradation(arguments.degradation),
+        "denoise": arguments.denoise,
         "seed": arguments.seed,
         "color_fix": not arguments.no_color_fix,
         "fidelity": arguments.fidelity,
@@ -213,6 +229,24 @@ def _dial(flag: str, text: str) -> DialOption:
         }
         raise OptionError(f"{flag} is {text!r}; it must be {form[name]}") from None
     return {name: values}
+
+
+def _degradation(values: Sequence[str]) -> str | dict[str, float] | None:
+    """`[]`, `["auto"]`, `["none"]` or `["noise=0.3", "blur=0"]`."""
+    if len(values) == 1 and values[0] in ("auto", "none"):
+        return None if values[0] == "none" else "auto"
+    levels: dict[str, float] = {}
+    for value in values:
+        name, equals, number = value.rpartition("=")
+        try:
+            if not equals:
+                raise ValueError
+            levels[name] = float(number)
+        except ValueError:
+            raise OptionError(
+                f"--degradation is {value!r}; it must be auto, none or NAME=number, as in noise=0.3"
+            ) from None
+    return levels or "auto"
 
 
 def _temperature(values: Sequence[str]) -> float | dict[str, float] | None:

@@ -78,7 +78,8 @@ def _upscale(arguments: argparse.Namespace) -> int:
         )
     for name, file in map_files.items():
         if name == "tags":
-            write_json({"caption": result.caption, "tags": result.tags}, file)
+            names = ("caption", "tags", "degradation")
+            write_json({key: getattr(result, key) for key in names}, file)
         elif (picture := result.maps[name]) is not None:
             save_image(picture, file)
     if not arguments.quiet:

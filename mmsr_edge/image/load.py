@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mmsr_edge.errors import ImageError
+from mmsr_edge.image.jpeg import jpeg_quality
 from mmsr_edge.image.metadata import Metadata, enlarged, upright
 from mmsr_edge.image.pixels import from_array, from_pil
 
@@ -54,6 +55,8 @@ class Picture:
     """Whether the input has one colour channel."""
     bits: int = 8
     """Bits per channel of the input: 8 or 16."""
+    jpeg_quality: int | None = None
+    """Quality of a JPEG file, 1 to 100, by its quantization tables; None: no JPEG file."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -97,10 +100,17 @@ def load_image(
             f"an image of type {type(source).__name__} cannot be read; "
             "pass a path, a PIL image or a numpy array"
         )
+    quality = jpeg_quality(source)  # of a PIL image, before it is decoded
     image = open_image(source, first_frame=first_frame, max_pixels=max_pixels)
-    low = None if isinstance(source, Image.Image) else _low_bytes(Path(source))
+    low = None
+    if not isinstance(source, Image.Image):
+        low = _low_bytes(Path(source))
+        with _opened(Path(source), max_pixels) as opened:
+            quality = jpeg_quality(opened)
     found = Metadata.of(image.info)
-    return Picture(**from_pil(image, low)._asdict(), exif=found.exif, xmp=found.xmp)
+    return Picture(
+        **from_pil(image, low)._asdict(), exif=found.exif, xmp=found.xmp, jpeg_quality=quality
+    )
 
 
 # Pillow counts frames in these formats too, but they are not a sequence: a phone's gain map or

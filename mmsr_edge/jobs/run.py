@@ -73,6 +73,8 @@ class Outcome:
     """SHA-256 of the result file."""
     warnings: list[str] = field(default_factory=list)
     """Warnings, as in `Result`."""
+    degradation: dict[str, float] = field(default_factory=dict)
+    """Levels of degradation that the model was told, as in `Result`."""
 
 
 @dataclass
@@ -329,6 +331,7 @@ class _Job:
         outcome.output_sha256 = _sha256(task.target)
         outcome.output_size = result.size
         outcome.warnings += result.warnings
+        outcome.degradation = result.degradation
         outcome.status = "done"
         self._note(task, outcome)
 

@@ -11,6 +11,7 @@ from mmsr_edge.errors import OptionError
 from mmsr_edge.models.autoencoder import FACTOR, SCALE, build_autoencoder
 from mmsr_edge.models.caption import build_tagger
 from mmsr_edge.models.connector import Connector
+from mmsr_edge.models.degradation import build_degradation
 from mmsr_edge.models.depth import build_depth
 from mmsr_edge.models.presets import Preset, preset
 from mmsr_edge.models.segmentation import build_segmentation
@@ -21,6 +22,7 @@ from mmsr_edge.models.unet import UNet
 __all__ = [
     "COMPONENTS",
     "MODALITY_NETWORKS",
+    "PICTURE_NETWORKS",
     "build_component",
     "build_networks",
     "preset_components",
@@ -29,8 +31,11 @@ __all__ = [
 MODALITY_NETWORKS = ("depth", "segmentation", "captioner")
 """Networks that make a modality from the whole picture; some presets lack them."""
 
+PICTURE_NETWORKS = (*MODALITY_NETWORKS, "degradation")
+"""Networks that run before a picture's tiles; some presets lack them."""
 
-def _modality(name: str, build: Callable[[Any], nn.Module]) -> Callable[[Preset], nn.Module]:
+
+def _picture(name: str, build: Callable[[Any], nn.Module]) -> Callable[[Preset], nn.Module]:
     def built(p: Preset) -> nn.Module:
         config = getattr(p, name)
         if config is None:
@@ -45,9 +50,10 @@ def _autoencoder(name: str) -> Callable[[Preset], nn.Module]:
 
 
 _BUILDERS: dict[str, Callable[[Preset], nn.Module]] = {
-    "depth": _modality("depth", build_depth),
-    "segmentation": _modality("segmentation", build_segmentation),
-    "captioner": _modality("captioner", build_tagger),
+    "depth": _picture("depth", build_depth),
+    "segmentation": _picture("segmentation", build_segmentation),
+    "captioner": _picture("captioner", build_tagger),
+    "degradation": _picture("degradation", build_degradation),
     "hr_encoder": _autoencoder("hr_encoder"),
     "lr_encoder": _autoencoder("lr_encoder"),
     "tokenizer": lambda p: Tokenizer(p.tokenizer),
@@ -63,7 +69,7 @@ COMPONENTS = tuple(_BUILDERS)
 
 def preset_components(p: Preset) -> tuple[str, ...]:
     """Names of the components that a preset has."""
-    return tuple(n for n in COMPONENTS if n not in MODALITY_NETWORKS or getattr(p, n) is not None)
+    return tuple(n for n in COMPONENTS if n not in PICTURE_NETWORKS or getattr(p, n) is not None)
 
 
 def build_component(name: str, preset_name: str) -> nn.Module:

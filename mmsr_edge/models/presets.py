@@ -17,6 +17,7 @@ from typing import Literal
 from mmsr_edge.bundle import ALIGNED, MAP_TOKENS, SamplerSpec, TextSpec
 from mmsr_edge.errors import OptionError
 from mmsr_edge.models.caption import TaggerConfig
+from mmsr_edge.models.degradation import DegradationConfig
 from mmsr_edge.models.depth import DepthConfig
 from mmsr_edge.models.segmentation import SegmentationConfig
 from mmsr_edge.models.trunk import TrunkConfig
@@ -155,6 +156,8 @@ class Preset:
     """Segmentation network; None as for `depth`."""
     captioner: TaggerConfig | None
     """Tagger; None as for `depth`."""
+    degradation: DegradationConfig | None
+    """Degradation estimator; None: the bundle has none."""
     sampler: SamplerSpec
     """Noise schedule of training, and the sampling defaults."""
     positive: str = ""
@@ -220,6 +223,7 @@ PRESETS: dict[str, Preset] = {
         depth=DepthConfig(widths=(4, 4, 8), blocks=(0, 1, 1), decoder=(8, 4)),
         segmentation=SegmentationConfig(classes=3, trunk=MICRO_TRUNK, width=4),
         captioner=TaggerConfig(tags=4, trunk=MICRO_TRUNK, width=8),
+        degradation=DegradationConfig(fine=4, widths=(4, 8), blocks=(0, 1), heads=1, hidden=8),
         sampler=ZERO_SNR, positive=SHARP, negative=BLURRY,
     ),
     "nano": Preset(
@@ -239,6 +243,7 @@ PRESETS: dict[str, Preset] = {
         depth=DepthConfig(),
         segmentation=SegmentationConfig(classes=35),
         captioner=TaggerConfig(tags=103),
+        degradation=DegradationConfig(),
         sampler=ZERO_SNR, positive=SHARP, negative=BLURRY,
     ),
     "sd2": Preset(
@@ -257,7 +262,7 @@ PRESETS: dict[str, Preset] = {
             (320, 640, 1280, 1280), attention=(True, True, True, False),
             layers_per_block=2, heads=(5, 10, 20, 20),
         ),
-        depth=None, segmentation=None, captioner=None,
+        depth=None, segmentation=None, captioner=None, degradation=None,
         sampler=SD2, positive=SHARP, negative=BLURRY,
     ),
 }

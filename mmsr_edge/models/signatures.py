@@ -22,9 +22,9 @@ Draw = Callable[[Preset, tuple[int, ...], np.random.Generator], Array]
 
 def input_names(name: str, p: Preset) -> tuple[str, ...]:
     """Names of a network's inputs, in the order of its arguments."""
-    # No preset's UNet takes w or aligned maps; only a decoder with a super-resolution network reads
-    # the LR picture.
-    absent = {("unet", "guidance"), ("unet", "aligned")}
+    # No preset's UNet takes w or aligned maps, and no decoder the levels of degradation; only a
+    # decoder with a super-resolution network reads the LR picture.
+    absent = {("unet", "guidance"), ("unet", "aligned"), ("decoder", "degradation")}
     if not p.autoencoder.compact_layers:
         absent.add(("decoder", "lr"))
     return tuple(key for key in CONTRACT[name].inputs if (name, key) not in absent)
@@ -94,6 +94,12 @@ def _temperature(_: Preset, shape: tuple[int, ...], rng: np.random.Generator) ->
     return np.exp(rng.uniform(np.log(0.4), np.log(10), shape)).astype(np.float32)
 
 
+def _degradation(_: Preset, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Levels, 0 where unknown, then 1 or 0 for each that is known."""
+    known = (rng.random((1, shape[1] // 2)) < 0.8).astype(np.float32)
+    return np.concatenate([known * rng.random(known.shape, np.float32), known], axis=1)
+
+
 def _timestep(p: Preset, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     return rng.integers(0, p.sampler.num_train_timesteps, shape).astype(np.float32)
 
@@ -106,4 +112,5 @@ _DRAWS: dict[str, Draw] = {
     "present": _present,
     "temperature": _temperature,
     "timestep": _timestep,
+    "degradation": _degradation,
 }

@@ -35,7 +35,8 @@ def add_modality_networks(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         required=True,
-        help="runs of train_depth, train_segmentation and train_tagger, or a checkpoint",
+        help="runs of train_depth, train_segmentation, train_tagger and, for a release, "
+        "train_degradation; or a checkpoint",
     )
 
 

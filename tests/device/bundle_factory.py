@@ -28,6 +28,7 @@ from mmsr_edge.bundle import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     import numpy.typing as npt
@@ -56,6 +57,7 @@ W = {
     "condition": _weights(DIM, CHANNELS, scale=3.0),
     "clock": _weights(CHANNELS, scale=0.2),
     "decode": np.eye(3, CHANNELS).astype(np.float32),
+    "told": np.diag(np.arange(1, 7)).reshape(6, 2, 3).sum(1).astype(np.float32) / 40,  # [6, 3]
 }
 
 TENSORS: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]] = {
@@ -93,6 +95,13 @@ OPTIONAL: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]
     "depth": ({"image": (1, 3, MAP, MAP)}, {"depth": (1, 1, MAP, MAP)}),
     "segmentation": ({"image": (1, 3, MAP, MAP)}, {"classes": (1, MAP, MAP)}),
     "captioner": ({"image": (1, 3, MAP, MAP)}, {"scores": (1, 3)}),
+}
+TOLD: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]] = {
+    "decoder": (
+        {"latent": (1, CHANNELS, LATENT, LATENT), "degradation": (1, 6)},
+        {"image": (1, 3, OUTPUT, OUTPUT)},
+    ),
+    "degradation": ({"image": (1, 3, TILE, TILE)}, {"levels": (1, 3)}),
 }
 LABELS = {
     "segmentation": ("tomatoes", "grass", "sky"),
@@ -180,6 +189,23 @@ def _decoder(g: _Graph) -> None:
     g.op("Resize", rgb, "", scales, to="image", nearest_mode="floor", **attributes)
 
 
+def _told_decoder(g: _Graph) -> None:
+    """The decoder's picture, each colour shifted by a level and by whether it is known."""
+    scales = g.constant(np.array([1, 1, FACTOR, FACTOR], np.float32))
+    shift = g.op("MatMul", "degradation", g.constant(W["told"]))
+    shift = g.op("Reshape", shift, g.constant([1, 3, 1, 1]))
+    rgb = g.op("Add", g.conv("latent", W["decode"]), shift)
+    attributes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric"}
+    g.op("Resize", rgb, "", scales, to="image", nearest_mode="floor", **attributes)
+
+
+def _degradation(g: _Graph) -> None:
+    """Levels by colour: red is noise, green blur, blue JPEG."""
+    mean = g.op("ReduceMean", "image", g.constant([2, 3]), keepdims=0)
+    half = g.constant(np.array([0.5], np.float32))
+    g.op("Add", g.op("Mul", mean, half), half, to="levels")
+
+
 def _depth(g: _Graph) -> None:
     """Depth by brightness: bright is near."""
     grey = g.op("ReduceMean", "image", g.constant([1]), keepdims=1)
@@ -208,6 +234,7 @@ _BUILD = {
     "depth": _depth,
     "segmentation": _segmentation,
     "captioner": _captioner,
+    "degradation": _degradation,
 }
 
 
@@ -237,12 +264,24 @@ def make_manifest(
     )
 
 
-def make_bundle(root: Path, *, optional: bool = False, **sampler: Any) -> Path:
-    """Write the bundle into folder `root`; `sampler` replaces fields of `SAMPLER`."""
+def make_bundle(
+    root: Path, *, optional: bool = False, told: Collection[str] = (), **sampler: Any
+) -> Path:
+    """Write the bundle into folder `root`.
+
+    Args:
+        root: folder of the bundle.
+        optional: whether it has the modality networks.
+        told: how the model is told the degradation: "words", "decoder", or both; such a bundle has
+            a degradation estimator.
+        sampler: replaces fields of `SAMPLER`.
+    """
     components = {}
-    for name, tensors in {**TENSORS, **(OPTIONAL if optional else {})}.items():
+    parts = {**TENSORS, **(OPTIONAL if optional else {})}
+    parts |= {name: TOLD[name] for name in ("degradation", *told) if told and name in TOLD}
+    for name, tensors in parts.items():
         graph = _Graph()
-        _BUILD[name](graph)
+        (_told_decoder if tensors is TOLD["decoder"] else _BUILD[name])(graph)
         sides = [
             [
                 helper.make_tensor_value_info(
@@ -267,6 +306,7 @@ def make_bundle(root: Path, *, optional: bool = False, **sampler: Any) -> Path:
             name, _specs(inputs), _specs(outputs), (artifact,), LABELS.get(name, ())
         )
     text = TextSpec("hashed-words", VOCABULARY, LENGTH, positive="sharp", negative="blurry, noisy")
+    text = replace(text, degradation="words" in told)
     write_manifest(root, make_manifest(components, replace(SAMPLER, **sampler), text))
     return root
 

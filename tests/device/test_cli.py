@@ -111,7 +111,7 @@ def test_every_option_is_passed_on(run: Run, source: Path, root: Path, tmp_path:
         with Image.open(maps / f"in_{name}.png") as written:
             np.testing.assert_array_equal(np.asarray(written), np.asarray(picture))
     saved = json.loads((maps / "in_tags.json").read_text())
-    assert saved == {"caption": "a dog, sharp", "tags": {}}
+    assert saved == {"caption": "a dog, sharp", "tags": {}, "degradation": {}}
 
 
 def test_none_switches_a_modality_off(run: Run, source: Path, tmp_path: Path) -> None:
@@ -119,7 +119,8 @@ def test_none_switches_a_modality_off(run: Run, source: Path, tmp_path: Path) ->
     off = ("--depth", "none", "--segmentation", "none", "--edges", "none", "--prompt", "none")
     assert run("upscale", source, "--save-maps", maps, *off, "--guidance", "none")[0] == 0
     assert [path.name for path in maps.iterdir()] == ["in_tags.json"]
-    assert json.loads((maps / "in_tags.json").read_text()) == {"caption": "", "tags": {}}
+    saved = json.loads((maps / "in_tags.json").read_text())
+    assert saved == {"caption": "", "tags": {}, "degradation": {}}
 
 
 def test_warnings_are_printed_unless_quiet(run: Run, tmp_path: Path) -> None:

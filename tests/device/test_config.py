@@ -47,6 +47,20 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
         ("depth", "depth.png", "depth is 'depth.png'; it must be 'auto', None, or a map"),
         ("segmentation", [[1]], "segmentation is a list; it must be 'auto', None, or a map"),
         ("edges", False, "edges is a bool; it must be 'auto', None, or a map"),
+        (
+            "degradation",
+            "none",
+            "degradation is 'none'; it must be 'auto', None, or a",
+        ),
+        ("degradation", 0.5, "degradation is 0.5; it must be 'auto', None, or a mapping from"),
+        ("degradation", {"nois": 0}, "unknown level of degradation 'nois'; did you mean 'noise'?"),
+        (
+            "degradation",
+            {"jpeg": 1.1},
+            "degradation['jpeg'] is 1.1; it must be a number from 0 to",
+        ),
+        ("denoise", -0.1, "denoise is -0.1; it must be a number from 0 to 1"),
+        ("denoise", True, "denoise is True; it must be a number from 0 to 1"),
         ("seed", -1, "seed is -1; it must be an integer from 0 to 18446744073709551615"),
         ("seed", 2**64, "seed is 18446744073709551616; it must be an integer from 0"),
         ("seed", None, "seed is None; it must be an integer"),
@@ -67,6 +81,8 @@ def test_a_wrong_value_is_quoted_with_the_allowed_ones(name: str, value: Any, me
         {"temperature": 0.4},
         {"temperature": {"text": 10, "depth": 0.4}},
         {"depth": np.zeros((2, 2)), "segmentation": Path("x.png"), "edges": None},
+        {"degradation": {"noise": 0, "blur": 1, "jpeg": np.float32(0.5)}},
+        {"degradation": {}, "denoise": 1},
     ],
 )
 def test_the_ends_of_the_ranges_and_numpy_numbers_are_accepted(options: dict[str, Any]) -> None:
@@ -105,6 +121,7 @@ def test_options_document_flag_range_and_example(field: Field[Any]) -> None:
 def test_options_left_open_come_from_the_bundle(manifest: Manifest) -> None:
     assert resolve(UpscaleOptions(), manifest) == RunSettings(
         positive="sharp",
+        own="",
         tagged=False,
         negative="blurry, noisy",
         steps=2,
@@ -136,6 +153,7 @@ def test_given_options_override_the_bundle(manifest: Manifest) -> None:
     )
     assert resolve(options, manifest) == RunSettings(
         positive="a dog, sharp",
+        own=" a dog ",
         tagged=False,
         negative="",
         steps=7,

@@ -20,6 +20,7 @@ from mmsr_edge.training.data.degradation import (
     degrade,
     filter_each,
     gaussian_kernels,
+    measure_degradation,
     pulse,
     sinc_kernels,
 )
@@ -132,3 +133,57 @@ def test_noise_is_strongest_without_the_sinc_filter() -> None:
     assert made[2] > 1.1 * made[0] and made[3] > 1.5 * made[1]
     kernels = pulse(torch.zeros(21, 21)).expand(24, 21, 21)
     torch.testing.assert_close(filter_each(flat + 0.3, kernels), flat + 0.3)
+
+
+def levels(lr: Tensor, clean: Tensor) -> list[float]:
+    """Levels of noise, blur and JPEG; pictures in [0, 1]."""
+    return [float(level) for level in measure_degradation(lr * 2 - 1, clean * 2 - 1)[0]]
+
+
+def test_levels_of_a_clean_picture_are_zero(photo: Tensor) -> None:
+    assert levels(photo, photo) == pytest.approx([0, 0, 0], abs=0.01)
+
+
+@pytest.mark.parametrize("sigma", [2.0, 10.0, 30.0])
+def test_level_of_noise_is_the_root_of_its_deviation(photo: Tensor, sigma: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    grey = torch.randn(photo[:, :1].shape, generator=g) * sigma / 255
+    noise, blur, jpeg_level = levels(photo + grey, photo)
+    assert noise == pytest.approx(math.sqrt(sigma / 40), rel=0.02)
+    assert blur == pytest.approx(0, abs=0.03)
+    assert jpeg_level == pytest.approx(0, abs=0.2)  # √: a step of .16 grey levels by chance
+
+
+def test_level_of_blur_is_the_detail_that_is_gone(photo: Tensor) -> None:
+    sigma = torch.tensor([0.6, 1.2])
+    kernels = gaussian_kernels(sigma, sigma, torch.zeros(2))
+    blurred = filter_each(photo.expand(2, -1, -1, -1), kernels)
+    soft, softer = (levels(blurred[i : i + 1], photo) for i in (0, 1))
+    # The regression of the Laplacian's spectrum, weighted by the picture's own, computed apart.
+    luma = (photo[0] * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)
+    fy, fx = (torch.fft.fftfreq(n) * 2 * math.pi for n in luma.shape)
+    laplacian = 2 * fy.cos()[:, None] + 2 * fx.cos() - 4
+    power = (laplacian * torch.fft.fft2(luma).abs()).square()
+    for measured, spread in ((soft, 0.6), (softer, 1.2)):
+        passed = torch.exp(-0.5 * spread**2 * (fy.square()[:, None] + fx.square()))
+        expected = 1 - float((power * passed).sum() / power.sum())
+        assert measured[1] == pytest.approx(expected, abs=0.05)
+    noisy = (
+        blurred[1:] + torch.randn(photo.shape, generator=torch.Generator().manual_seed(0)) * 0.04
+    )
+    assert levels(noisy, photo)[1] == pytest.approx(softer[1], abs=0.05)  # noise hides no blur
+
+
+def test_level_of_jpeg_is_the_root_of_the_step_between_blocks(photo: Tensor) -> None:
+    row = torch.arange(192)[:, None] // 8
+    column = torch.arange(256) // 8
+    for step in (0.25, 1.0):  # grey levels between neighbouring blocks
+        board = ((row + column) % 2) * step / 255
+        assert levels(photo * 0.5 + board, photo * 0.5)[2] == pytest.approx(
+            math.sqrt(step / 4), rel=0.03
+        )
+    by_quality = [
+        levels(jpeg(photo, torch.tensor([quality])), photo)[2]
+        for quality in (95.0, 75.0, 50.0, 20.0)
+    ]
+    assert by_quality == sorted(by_quality) and by_quality[-1] > 2 * by_quality[0]

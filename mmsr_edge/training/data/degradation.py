@@ -256,7 +256,7 @@ def measure_degradation(lr: Tensor, clean: Tensor) -> Tensor:
 
 
 def _blockiness(error: Tensor) -> Tensor:
-    """Mean step of `error` [B, 1, h, w] across borders of 8 × 8 blocks, less that elsewhere, [B]."""
+    """Mean step of `error` [B, 1, h, w] at borders of 8 × 8 blocks, less that elsewhere, [B]."""
     total = torch.zeros(len(error), device=error.device)
     for step in (error.diff(dim=-1).abs().mean((1, 2)), error.diff(dim=-2).abs().mean((1, 3))):
         at = torch.arange(step.shape[-1], device=error.device) % 8 == 7

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmsr_edge.image.jpeg import LUMA_TABLE
+
+LUMA = torch.tensor(LUMA_TABLE, dtype=torch.float32).reshape(8, 8)
 # fmt: off
-LUMA = torch.tensor([  # T.81, table K.1
-    [16, 11, 10, 16, 24, 40, 51, 61], [12, 12, 14, 19, 26, 58, 60, 55],
-    [14, 13, 16, 24, 40, 57, 69, 56], [14, 17, 22, 29, 51, 87, 80, 62],
-    [18, 22, 37, 56, 68, 109, 103, 77], [24, 35, 55, 64, 81, 104, 113, 92],
-    [49, 64, 78, 87, 103, 121, 120, 101], [72, 92, 95, 98, 112, 100, 103, 99]], dtype=torch.float32)
 CHROMA = torch.full((8, 8), 99.0)  # T.81, table K.2
 CHROMA[:4, :4] = torch.tensor([
     [17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]])
