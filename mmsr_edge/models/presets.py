@@ -274,6 +274,7 @@ PRESETS["nano-0.10"] = replace(
     tokenizer=TokenizerConfig((16, 32, 64, 96, 128), layers_per_block=1, norm_groups=16),
     connector=ConnectorConfig(latents=128, heads=4, blocks=3),
     unet=replace(PRESETS["nano"].unet, positions=False, aligned=0),
+    degradation=None,
 )
 PRESETS["nano-bare"] = replace(
     PRESETS["nano"], name="nano-bare", connector=ConnectorConfig(latents=0, heads=4, blocks=0)

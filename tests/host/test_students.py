@@ -16,11 +16,12 @@ from PIL import Image
 from mmsr_edge.errors import OptionError
 from mmsr_edge.modalities.tags import COLOURS
 from mmsr_edge.modalities.tags import describe as describe_picture
+from mmsr_edge.modalities.words import collect_words
 from mmsr_edge.models.caption import TaggerConfig, build_tagger
 from mmsr_edge.models.segmentation import SegmentationConfig, build_segmentation
 from mmsr_edge.models.trunk import TrunkConfig
 from mmsr_edge.training import train_segmentation, train_tagger
-from mmsr_edge.training.data import maps
+from mmsr_edge.training.data import tiles
 from mmsr_edge.training.data.views import Views, to_images, to_pixels
 from mmsr_edge.training.modality_networks import load_labels
 from mmsr_edge.training.states import load_run
@@ -338,7 +339,7 @@ def colours_by_torch(hr: torch.Tensor) -> list[str]:
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 37), (9, 70)])
 def test_training_and_devices_give_the_same_words(size: tuple[int, int]) -> None:
-    assert maps.describe is describe_picture
+    assert tiles.collect_words is collect_words  # training makes them as devices do
     rng = np.random.default_rng(size)
     for _ in range(5):
         coarse = Image.fromarray(rng.integers(0, 256, (3, 3, 3), np.uint8)).resize(size[::-1])
