@@ -3,8 +3,9 @@
 A small residual network looks at a square of the picture at full size: noise, blur and the borders
 of JPEG's blocks are lost when a picture is shrunk. Its features are pooled in two ways: as their
 mean, and by learned attention, since noise shows where a picture is flat and blur where it is not.
-For JPEG, the steps between pixels are folded to the period of its blocks: what is larger at one
-phase of eight than at the others lies on a grid. `modalities/degradation.py` runs it on the device.
+For JPEG, steps between pixels that stand out from the next ones are folded to the period of its
+blocks: what is larger at one phase of eight than at the others lies on a grid.
+`modalities/degradation.py` runs the network on the device.
 """
 
 from __future__ import annotations
@@ -85,14 +86,17 @@ class DegradationEstimator(nn.Module):
 
 
 def _steps(luma: Tensor) -> Tensor:
-    """Steps between adjacent pixels of `luma` [B, t, t]: √ of what the grid adds and of the mean.
+    """How steps between pixels of `luma` [B, t, t] stand out: √ of what the grid adds, and of all.
 
     Returns:
         [B, 4]: both, across columns and across rows.
     """
     found = []
-    for steps in (luma[:, :, 1:] - luma[:, :, :-1], (luma[:, 1:] - luma[:, :-1]).transpose(1, 2)):
-        profile = STEP * steps.abs().mean(1)
+    for picture in (luma, luma.transpose(1, 2)):
+        step = picture[:, :, 1:] - picture[:, :, :-1]
+        # An edge or a slope has other steps beside it; the border of two blocks has none.
+        alone = step[:, :, 1:-1] - (step[:, :, :-2] + step[:, :, 2:]) / 2
+        profile = STEP * alone.abs().mean(1)
         found += [grid(profile), profile.mean(1)]
     return torch.stack(found, dim=1).clamp_min(1e-6).sqrt()
 

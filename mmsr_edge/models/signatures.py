@@ -22,11 +22,13 @@ Draw = Callable[[Preset, tuple[int, ...], np.random.Generator], Array]
 
 def input_names(name: str, p: Preset) -> tuple[str, ...]:
     """Names of a network's inputs, in the order of its arguments."""
-    # No preset's UNet takes w or aligned maps, and no decoder the levels of degradation; only a
-    # decoder with a super-resolution network reads the LR picture.
-    absent = {("unet", "guidance"), ("unet", "aligned"), ("decoder", "degradation")}
+    # No preset's UNet takes w or aligned maps; only a decoder with a super-resolution network reads
+    # the LR picture and, where it is told them, the levels of degradation.
+    absent = {("unet", "guidance"), ("unet", "aligned")}
     if not p.autoencoder.compact_layers:
         absent.add(("decoder", "lr"))
+    if not p.autoencoder.degradation:
+        absent.add(("decoder", "degradation"))
     return tuple(key for key in CONTRACT[name].inputs if (name, key) not in absent)
 
 

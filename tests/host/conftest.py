@@ -121,6 +121,7 @@ def make_checkpoint(out: Path, seed: int) -> Path:
     with torch.no_grad():  # scaled up so that pictures fill [-1, 1], as a trained decoder's do
         networks["decoder"].out[0].weight.mul_(6)
         networks["depth"].out.weight.mul_(30)
+        networks["degradation"].head[2].weight.mul_(30)  # levels apart, as parity measures them
         networks["segmentation"].head.bias.zero_()  # no class wins everywhere
     return write_checkpoint(
         networks,

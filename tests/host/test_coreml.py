@@ -52,7 +52,7 @@ def opened(checkpoint: Path) -> Checkpoint:
 
 def test_a_bundle_of_packages_is_complete_and_within_its_gates(coreml_bundle: Path) -> None:
     bundle = open_bundle(coreml_bundle)
-    assert tuple(bundle.manifest.components) == (*MODALITY_NETWORKS, *REQUIRED)
+    assert tuple(bundle.manifest.components) == (*MODALITY_NETWORKS, "degradation", *REQUIRED)
     listed = {"manifest.json"}
     for name, spec in bundle.manifest.components.items():
         expected = ["int8", "fp16"] if name in (*MODALITY_NETWORKS, *QUANTIZED) else ["fp16"]

@@ -49,7 +49,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def test_a_bundle_holds_the_requested_artifacts(exported: Path) -> None:
     components = open_bundle(exported).manifest.components
     # In the pipeline's order; hr_encoder is not shipped.
-    assert tuple(components) == ("depth", "segmentation", "captioner", *REQUIRED)
+    assert tuple(components) == ("depth", "segmentation", "captioner", "degradation", *REQUIRED)
     for name, spec in components.items():
         forms = {(a.format, a.precision) for a in spec.artifacts}
         assert forms == FORMS["int8" if component(name).quantization else "float"], name
