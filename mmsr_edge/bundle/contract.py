@@ -77,8 +77,8 @@ EDGE_PARTS = 4
 """Parts along a side of a latent cell, whose edges the UNet's input `aligned` tells apart."""
 
 ALIGNED = 4 + EDGE_PARTS**2 + len(MAPS)
-"""a, channels of `aligned`: one of depth, three of segmentation, one of edges for each part, and for
-each map one of where its temperature acts."""
+"""a, channels of `aligned`: one of depth, three of segmentation, one of edges for each part, and
+for each map one of where its temperature acts."""
 
 _FLOAT, _INT = "float32", "int64"
 

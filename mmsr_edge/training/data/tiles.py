@@ -1,10 +1,11 @@
 """Training tiles with maps, words and levels of degradation, made as the device makes them.
 
-A view is a part of a photograph at a drawn size: an HR picture, its LR picture by `degrade`, and the
-maps and words of the whole picture by the functions of `mmsr_edge.modalities`. Tiles are cut out of
-it as the pipeline cuts them, so that maps have the device's geometry: depth and segmentation see the
-whole picture, and a map pixel is half an LR pixel (`tile` LR pixels to 256). Each tile has its maps
-twice, made of the LR picture, as on the device, and of the HR picture, as a caller's better map.
+A view is a part of a photograph at a drawn size: an HR picture, its LR picture by `degrade`, and
+the maps and words of the whole picture by the functions of `mmsr_edge.modalities`. Tiles are cut
+out of it as the pipeline cuts them, so that maps have the device's geometry: depth and segmentation
+see the whole picture, and a map pixel is half an LR pixel (`tile` LR pixels to 256). Each tile has
+its maps twice, made of the LR picture, as on the device, and of the HR picture, as a caller's
+better map.
 """
 
 from __future__ import annotations
