@@ -121,8 +121,8 @@ def figure_4(paper: Paper) -> None:
         from mmsr_edge.training.data.tiles import load_tiles
     except ImportError as error:
         raise OptionError(f"it needs torch and the extra 'train': {error}") from None
-    tiles = (load_tiles(path) for path in (args.tiles, args.held_out))
-    found = report(load_tokenizer(args.checkpoint), *tiles, most=args.count)
+    tiles, held_out = (load_tiles(path) for path in (args.tiles, args.held_out))
+    found = report(load_tokenizer(args.checkpoint), tiles, held_out, most=args.count)
     put(args.out / "figure4", found.rows)
     Image.fromarray(found.picture).save(args.out / "figure4.png")
 

@@ -21,6 +21,8 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmsr_edge.models.unet import PositionedAttention
+
 __all__ = ["SplitAttention", "split_attention"]
 
 
@@ -30,7 +32,14 @@ def _project(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 class SplitAttention:
-    """Processor of `diffusers.Attention` in transformer blocks; masks are not supported."""
+    """Processor of `diffusers.Attention` in transformer blocks; masks are not supported.
+
+    Args:
+        position: positions that are added to the queries' input, [S_q, C]; None: there are none.
+    """
+
+    def __init__(self, position: Tensor | None = None) -> None:
+        self.position = position
 
     def __call__(
         self,
@@ -45,6 +54,8 @@ class SplitAttention:
             raise NotImplementedError("attention for the Neural Engine takes no mask")
         x = hidden_states.transpose(1, 2).unsqueeze(2)
         source = x if encoder_hidden_states is None else encoder_hidden_states
+        if self.position is not None:
+            x = x + self.position.T[:, None]
         if encoder_hidden_states is not None:
             source = source.transpose(1, 2).unsqueeze(2)
         size = attn.to_q.out_features // attn.heads
@@ -56,6 +67,13 @@ class SplitAttention:
             heads.append((v.transpose(1, 2) @ weights).transpose(1, 2))
         joined = _project(attn.to_out[0], torch.cat(heads, 1))
         return joined.squeeze(2).transpose(1, 2)
+
+
+def _position(processor: object) -> Tensor | None:
+    """Positions that a processor adds to the queries' input, for a whole tile."""
+    if isinstance(processor, PositionedAttention):
+        return processor.position().detach()
+    return None
 
 
 @contextlib.contextmanager
@@ -71,7 +89,7 @@ def split_attention(network: nn.Module) -> Iterator[int]:
     before = [attention.processor for attention in found]
     try:
         for attention in found:
-            attention.set_processor(SplitAttention())
+            attention.set_processor(SplitAttention(_position(attention.processor)))
         yield len(found)
     finally:
         for attention, processor in zip(found, before, strict=True):

@@ -245,8 +245,9 @@ class PictureRun:
 
         def restore(z0: Array, strength: float | Array) -> Array:
             if residual is not None:  # z_0 is (z_hr − z_lr) / s
-                return lr_latent + scale * strength * z0
-            latent = scale * z0
+                regular: Array = lr_latent + scale * strength * z0
+                return regular
+            latent: Array = scale * z0
             if isinstance(strength, float) and strength == 1:
                 return latent
             return lr_latent + strength * (latent - lr_latent)

@@ -8,7 +8,7 @@ another picture's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from PIL import Image
 
 from lib.paired import Contrast
 from mmsr_edge import UpscaleOptions, Upscaler
-from mmsr_edge.bundle import MAPS, Manifest
+from mmsr_edge.bundle import LEVELS, MAPS, Manifest
 from mmsr_edge.modalities.canny import canny
 from mmsr_edge.modalities.maps import map_image
 from mmsr_edge.modalities.picture import collect_maps
@@ -75,9 +75,7 @@ def know(upscaler: Upscaler, lr: Image.Image, hr: Image.Image) -> Known:
 
 def takes_degradation(manifest: Manifest) -> bool:
     """Whether a model reads how noisy, blurred and compressed the picture is."""
-    known = "degradation" in {field.name for field in fields(UpscaleOptions)}
-    decoder = manifest.components["decoder"]
-    return known and (getattr(manifest.text, "degradation", False) or decoder.takes("degradation"))
+    return resolve(UpscaleOptions(), manifest).told
 
 
 def measure_levels(lr: Image.Image, hr: Image.Image) -> dict[str, float] | None:
@@ -93,7 +91,7 @@ def measure_levels(lr: Image.Image, hr: Image.Image) -> dict[str, float] | None:
     )
     clean = bicubic_down(high, hr.width // lr.width)
     levels = measure_degradation(low * 2 - 1, clean * 2 - 1)[0].tolist()
-    return dict(zip(("noise", "blur", "jpeg"), map(float, levels), strict=True))
+    return dict(zip(LEVELS, map(float, levels), strict=True))
 
 
 def modalities(own: Known, another: Known, *, degradation: bool = False) -> dict[str, Options]:

@@ -82,7 +82,8 @@ def align_maps(
 
 def _far(depth: Array, size: int) -> Array:
     near = (_means(depth[:, :1], size)[:, 0] + 1) / 2
-    return ((NEAR - near) / (NEAR - FAR)).clip(0, 1)
+    far: Array = ((NEAR - near) / (NEAR - FAR)).clip(0, 1)
+    return far
 
 
 def _rest(segmentation: Array, size: int) -> Array:
@@ -96,7 +97,8 @@ def _flat(edges: Array, size: int) -> Array:
     cells = edges[:, 0].reshape(len(edges), size, k, size, k).max((2, 4)) > -0.5
     wide = np.pad(cells, ((0, 0), (1, 1), (1, 1)))
     shifted = [wide[:, a : a + size, b : b + size] for a in range(3) for b in range(3)]
-    return 1 - np.any(shifted, axis=0).astype(np.float32)
+    flat: Array = 1 - np.any(shifted, axis=0).astype(np.float32)
+    return flat
 
 
 _AREAS = {"depth": _far, "segmentation": _rest, "edges": _flat}

@@ -102,7 +102,8 @@ def mark_subject(classes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     rows, columns = (np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 for n in classes.shape)
     area = np.bincount(classes.ravel(), np.outer(rows, columns).ravel(), minlength=SUBJECT)
     subject = int(area[1:].argmax()) + 1
-    return classes + np.uint8(SUBJECT) * (classes == subject)
+    marked: npt.NDArray[np.uint8] = classes + np.uint8(SUBJECT) * (classes == subject)
+    return marked
 
 
 def palette_numbers(whole: Map) -> npt.NDArray[np.intp]:

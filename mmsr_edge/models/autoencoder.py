@@ -151,8 +151,9 @@ class SlimDecoder(nn.Module):
         """
         if self.compact is None:
             raise OptionError("this preset's decoder has no super-resolution network")
+        own = {k: v for k, v in self.compact.state_dict().items() if k.startswith("told.")}
         try:
-            self.compact.load_state_dict(compact)
+            self.compact.load_state_dict({**own, **compact})
         except RuntimeError as error:
             raise OptionError(
                 f"the compact super-resolution network does not fit this preset: {error}"

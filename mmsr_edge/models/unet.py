@@ -42,6 +42,17 @@ class PositionedAttention(nn.Module):
         self.columns = nn.Parameter(torch.cat([zeros, line], dim=1))
         self.cell, self.corner = cell, (0, 0)
 
+    def position(self, side: int | None = None) -> Tensor:
+        """Positions of a part of the tile of `side` features, [side², width]; None: of all of it.
+
+        `UNet.place` says where the part lies.
+        """
+        rows, columns = self.rows, self.columns
+        if side is not None and side != len(rows):
+            top, left = (n // self.cell for n in self.corner)
+            rows, columns = rows[top : top + side], columns[left : left + side]
+        return (rows[:, None] + columns).flatten(0, 1)
+
     def forward(
         self,
         attn: Attention,
@@ -55,13 +66,8 @@ class PositionedAttention(nn.Module):
         def split(x: Tensor) -> Tensor:
             return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
 
-        rows, columns = self.rows, self.columns
-        if len(rows) ** 2 != hidden_states.shape[1]:  # a part of a tile; see UNet.place
-            side = math.isqrt(hidden_states.shape[1])
-            top, left = (n // self.cell for n in self.corner)
-            rows, columns = rows[top : top + side], columns[left : left + side]
-        position = (rows[:, None] + columns).flatten(0, 1)
-        q = split(attn.to_q(hidden_states + position))
+        side = math.isqrt(hidden_states.shape[1])
+        q = split(attn.to_q(hidden_states + self.position(side)))
         k, v = (split(f(encoder_hidden_states)) for f in (attn.to_k, attn.to_v))
         out = F.scaled_dot_product_attention(q, k, v)
         return attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))

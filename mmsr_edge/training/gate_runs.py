@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmsr_edge import UpscaleOptions, Upscaler
-from mmsr_edge.bundle import MAPS, Manifest
+from mmsr_edge.bundle import LEVELS, MAPS, UNETS
 from mmsr_edge.errors import Cancelled, OptionError
 from mmsr_edge.modalities.segmentation import PALETTE
 from mmsr_edge.models.checkpoint import load_network
@@ -48,8 +47,6 @@ MIDDLE = 127.5
 """Median of a picture's depth in 1/255, where `modalities.depth.spread_depth` puts it."""
 DIALS = ("depth", "segmentation")
 """Modalities whose dials have gates."""
-UNETS = ("unet", "diffusion_unet")
-"""Components that denoise."""
 
 
 def measure(root: Path, tiles: Tiles) -> list[Gate]:
@@ -118,13 +115,6 @@ def _by_photo(tiles: Tiles) -> Iterator[int]:
     return (row for _, row in sorted(order))
 
 
-def takes_degradation(manifest: Manifest) -> bool:
-    """Whether a model reads how noisy, blurred and compressed the picture is."""
-    known = "degradation" in {field.name for field in fields(UpscaleOptions)}
-    decoder = manifest.components["decoder"]
-    return known and (getattr(manifest.text, "degradation", False) or decoder.takes("degradation"))
-
-
 def tile_options(
     model: Upscaler, tiles: Tiles, row: int, *, sharp: bool, of: int | None = None
 ) -> dict[str, Any]:
@@ -145,9 +135,8 @@ def tile_options(
         options[name] = values if values.any() else None  # a map that could not be made is 0
     if options["segmentation"] is not None:  # in colours, which are left as they are
         options["segmentation"] = PALETTE[options["segmentation"]]
-    if takes_degradation(model.bundle.manifest):
-        names = ("noise", "blur", "jpeg")
-        options["degradation"] = dict(zip(names, tiles.levels[row].tolist(), strict=True))
+    if resolve(UpscaleOptions(), model.bundle.manifest).told:
+        options["degradation"] = dict(zip(LEVELS, tiles.levels[row].tolist(), strict=True))
     return options
 
 
@@ -217,12 +206,16 @@ def denoiser(
         hr: HR tiles, uint8 [N, 3, H, W].
     """
     manifest = model.bundle.manifest
-    channels = manifest.latent.channels
+    latent, separate = manifest.latent, feeds[0][0] == "diffusion_unet"
     with torch.inference_mode():
         z0 = torch.cat([encoder(tile[None].float() / 127.5 - 1) for tile in hr])
-    lr = torch.from_numpy(np.concatenate([feed["latent"][:, channels:] for _, feed in feeds]))
-    if manifest.latent.residual_scale is not None:
-        z0 = (z0 - lr) / torch.tensor(manifest.latent.residual_scale)[:, None, None]
+    lr = torch.from_numpy(
+        np.concatenate([feed["latent"][:, latent.channels :] for _, feed in feeds])
+    )
+    if separate and latent.diffusion_scale is not None:
+        z0 = z0 / torch.tensor(latent.diffusion_scale)[:, None, None]
+    elif latent.residual_scale is not None:
+        z0 = (z0 - lr) / torch.tensor(latent.residual_scale)[:, None, None]
     run = model.pipeline.start(resolve(UpscaleOptions(), manifest))
 
     def predict(noisy: Tensor, t: int) -> Tensor:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from sklearn.cluster import MiniBatchKMeans
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmsr_edge.errors import OptionError
@@ -157,7 +157,7 @@ def main() -> None:
     p = preset(stage.preset)
     if not p.tokenizer.blocks or p.segmentation is None:
         raise OptionError(f"preset {p.name!r} has no slim tokenizer to train")
-    networks = {
+    networks: dict[str, nn.Module] = {
         "tokenizer": Tokenizer(p.tokenizer),
         "heads": TokenHeads(p.tokenizer.width, p.segmentation.classes),
     }

@@ -121,6 +121,10 @@ def make_checkpoint(out: Path, seed: int) -> Path:
     with torch.no_grad():  # scaled up so that pictures fill [-1, 1], as a trained decoder's do
         networks["decoder"].out[0].weight.mul_(6)
         networks["depth"].out.weight.mul_(30)
+        tokenizer = networks["tokenizer"]  # codes apart, as k-means places them
+        features = tokenizer.features(torch.rand(1, 3, 256, 256) * 2 - 1)[0]
+        codebook = tokenizer.vq.quantize.embedding.weight
+        codebook.copy_(features[:: len(features) // len(codebook)])
         networks["degradation"].head[2].weight.mul_(30)  # levels apart, as parity measures them
         networks["segmentation"].head.bias.zero_()  # no class wins everywhere
     return write_checkpoint(

@@ -226,11 +226,13 @@ def test_wrong_requests_are_refused(
     assert main([*command, "--coreml-weights", "sparse"]) == 1
     assert "there are linear, palette" in capsys.readouterr().err
     program = MILProgram.open(coreml_bundle / "decoder" / "fp16.mlpackage")
-    with pytest.raises(OptionError, match=r"takes \['latent', 'lr'\], but was fed \['image'\]"):
+    with pytest.raises(
+        OptionError, match=r"takes \['degradation', 'latent', 'lr'\], but was fed \['image'\]"
+    ):
         program.run({"image": np.zeros(3)})
-    lr = np.zeros((1, 3, 32, 32), np.float32)
+    rest = {"lr": np.zeros((1, 3, 32, 32), np.float32), "degradation": np.zeros((1, 6), np.float32)}
     with pytest.raises(OptionError, match=r"feed 'latent' is float32 \[1, 2\], it must be"):
-        program.run({"latent": np.zeros((1, 2), np.float32), "lr": lr})
+        program.run({"latent": np.zeros((1, 2), np.float32), **rest})
     # As a session, against a manifest of another component.
     bundle = open_bundle(coreml_bundle)
     artifact = bundle.component("decoder").artifacts[0]

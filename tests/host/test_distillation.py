@@ -56,6 +56,8 @@ def test_a_decoder_starts_from_a_trained_super_resolution_network(
     assert isinstance(decoder, SlimDecoder)
     decoder.begin_at(weights)
     compact.load_state_dict(weights)
+    assert decoder.compact is not None and decoder.compact.told is not None
+    assert not decoder.compact.told.weight.any()  # the levels of degradation have no effect yet
     latent, lr = torch.randn(1, 4, 8, 8), torch.rand(1, 3, 16, 16) * 2 - 1
     torch.testing.assert_close(decoder(latent, lr), compact(lr))
     # The gradient reaches the branch of the latent.
@@ -166,7 +168,7 @@ def test_distillation_learns_from_the_teacher_alone(
     networks = {n: build_component(n, "micro") for n in names}
     start_from(networks, states)
     net = Denoiser("micro", networks.pop("tokenizer").vq.quantize.embedding.weight.detach())
-    net.load_state_dict(states["denoiser"])
+    start_from({"denoiser": net}, states)
     hr_encoder = networks.pop("hr_encoder").requires_grad_(False)
     net.text_encoder.requires_grad_(False)
     net.connector.requires_grad_(False)

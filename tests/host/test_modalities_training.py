@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_stages import run_stage
-from torch import Tensor
+from training_factory import COUNT, make_tiles, run_stage
 
 from mmsr_edge.bundle import ALIGNED
 from mmsr_edge.modalities.aligned import align_maps
@@ -19,34 +18,9 @@ from mmsr_edge.models.networks import build_component
 from mmsr_edge.models.presets import preset
 from mmsr_edge.training.data.dials import areas, draw_temperatures, gain, pull
 from mmsr_edge.training.data.tile_samples import ConditionsConfig, TileSamples
-from mmsr_edge.training.data.tiles import Tiles
 from mmsr_edge.training.denoiser import Denoiser
 from mmsr_edge.training.states import load_run
 from mmsr_edge.training.student import Student, begin
-
-COUNT, TILE = 6, 32
-
-
-def make_tiles(seed: int = 0) -> Tiles:
-    """Tiles of preset `micro` with random pictures and maps in blocks."""
-    g = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int, top: int = 256) -> Tensor:
-        return torch.randint(top, shape, generator=g, dtype=torch.uint8)
-
-    def blocks(top: int) -> Tensor:
-        return draw(COUNT, 2, 8, 8, top=top).repeat_interleave(32, 2).repeat_interleave(32, 3)
-
-    return Tiles(
-        hr=draw(COUNT, 3, 4 * TILE, 4 * TILE),
-        lr=draw(COUNT, 3, TILE, TILE),
-        depth=blocks(256),
-        classes=blocks(3) + SUBJECT * blocks(2),
-        edges=255 * blocks(2),
-        levels=torch.rand(COUNT, 3, generator=g),
-        photo=torch.arange(COUNT),
-        words=[("cat, dark", "cat, dark, sharp")] * COUNT,
-    )
 
 
 def make_samples(seed: int = 0) -> TileSamples:

@@ -137,6 +137,7 @@ class TileSamples:
         aligned = aligned * seen[:, None, None, None]
         levels = torch.where(known, self.tiles.levels[rows], torch.zeros(()))
         planes = (self.tiles.depth, self.tiles.classes, self.tiles.edges)
+        depth, classes, edges = (p[rows, sharp[:, i]] for i, p in enumerate(planes))
         return Conditions(
             torch.cat([torch.from_numpy(encode_prompt(p, self.text)) for p in prompts]),
             torch.stack([self.indices[rows, sharp[:, i], i] for i in range(3)], dim=1),
@@ -144,7 +145,7 @@ class TileSamples:
             seen,
             present,
             torch.cat([levels, known.float()], dim=1),
-            areas(*(p[rows, sharp[:, i]] for i, p in enumerate(planes)), self.size),
+            areas(depth, classes, edges, self.size),
             negative,
         )
 

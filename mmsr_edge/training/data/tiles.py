@@ -155,9 +155,9 @@ def draw_view(image: Image.Image, config: TilesConfig, rng: np.random.Generator)
     side = np.exp(rng.uniform(np.log(config.smallest), np.log(config.longest)))
     factor = SCALE * side / max(width, height)
     least = SCALE * config.smallest
-    size = tuple(max(least, int(n * factor) // 8 * 8) for n in (width, height))
+    new_width, new_height = (max(least, int(n * factor) // 8 * 8) for n in (width, height))
     box = (left, top, left + width, top + height)
-    return image.resize(size, Image.Resampling.BICUBIC, box=box)
+    return image.resize((new_width, new_height), Image.Resampling.BICUBIC, box=box)
 
 
 def make_tiles(
