@@ -23,7 +23,7 @@ from bundle_factory import (
     reference,
 )
 
-from mmsr_edge.bundle import UNETS, Manifest, TensorSpec, load_manifest
+from mmsr_edge.bundle import ALIGNED, UNETS, Manifest, TensorSpec, load_manifest
 from mmsr_edge.config import UpscaleOptions
 from mmsr_edge.errors import BackendError, Cancelled
 from mmsr_edge.modalities.aligned import align_maps
@@ -278,7 +278,7 @@ def aligning(manifest: Manifest) -> Spies:
     tokenizer, unet = (manifest.components[name] for name in ("tokenizer", "unet"))
     side = 4 * LATENT
     tokenizer = replace(tokenizer, inputs=(TensorSpec("map", (1, 3, side, side), "float32"),))
-    aligned = TensorSpec("aligned", (1, 20, LATENT, LATENT), "float32")
+    aligned = TensorSpec("aligned", (1, ALIGNED, LATENT, LATENT), "float32")
     unet = replace(unet, inputs=(*unet.inputs, aligned))
     components = {**manifest.components, "tokenizer": tokenizer, "unet": unet}
     return Spies(replace(manifest, components=components))
@@ -295,8 +295,13 @@ def test_a_unet_may_take_aligned_maps(aligning: Spies, guidance: str, negative: 
     seen_by_negative = {name: maps[name] for name in negative}
     np.testing.assert_array_equal(fed[0], align_maps(maps, LATENT))
     np.testing.assert_array_equal(fed[1], align_maps(seen_by_negative, LATENT))
-    assert np.abs(fed[0][:, 4:]).max() > 0.5
+    assert np.abs(fed[0][:, 4:20]).max() > 0.5
     assert (np.abs(fed[1]).max() > 0) == bool(negative)
+    temperature = {"depth": 0.5, "edges": 3.0}
+    latent_of(start(aligning, steps=1, temperature=temperature), maps)
+    warm = aligning.feeds("unet")[-1]["aligned"]
+    np.testing.assert_array_equal(warm, align_maps(maps, LATENT, temperature))
+    assert (warm != fed[0]).any()
 
 
 def test_a_decoder_may_take_the_lr_tile(manifest: Manifest) -> None:
