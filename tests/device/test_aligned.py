@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 
-from mmsr_edge.bundle import ALIGNED
+from mmsr_edge.bundle import ALIGNED, Manifest
 from mmsr_edge.errors import BundleError
 from mmsr_edge.modalities.aligned import align_maps, pull
 from mmsr_edge.modalities.segmentation import PALETTE, SUBJECT
+
+if TYPE_CHECKING:
+    from mmsr_edge.bundle import Bundle
 
 SIZE = 5
 
@@ -97,3 +103,18 @@ def test_the_pull_of_a_temperature_is_monotone_and_nothing_at_one() -> None:
     steps = [0.4, 0.63, 1.0, 3.0, 10.0]
     assert [pull(t) for t in steps] == sorted((pull(t) for t in steps), reverse=True)
     assert [pull(t) for t in (0.4, 1.0, 10.0)] == pytest.approx([1, 0, -0.5])
+
+
+def test_a_unet_may_take_aligned_maps(bundle: Bundle) -> None:
+    """The maps of 32 pixels a side have 4 × 4 parts to each of 8 × 8 latent cells."""
+    data = json.loads(bundle.manifest.to_json())
+    tensor = {"name": "aligned", "shape": [1, ALIGNED, 8, 8], "dtype": "float32"}
+    data["components"]["unet"]["inputs"].append(tensor)
+    assert Manifest.from_json(json.dumps(data)).components["unet"].takes("aligned")
+    tensor["shape"] = [1, 7, 8, 8]
+    with pytest.raises(BundleError, match=r"'aligned' is float32 \[1, 7, 8, 8\], expected"):
+        Manifest.from_json(json.dumps(data))
+    tensor["shape"] = [1, ALIGNED, 8, 8]
+    data["components"]["tokenizer"]["inputs"][0]["shape"] = [1, 3, 24, 24]
+    with pytest.raises(BundleError, match="have 24 pixels a side; they need a multiple of 32"):
+        Manifest.from_json(json.dumps(data))

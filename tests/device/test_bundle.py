@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 import mmsr_edge.bundle.folder as bundle_module
 from mmsr_edge.bundle import (
-    ALIGNED,
     Artifact,
     Bundle,
     FileSpec,
@@ -185,21 +184,6 @@ def test_a_unet_may_take_guidance(bundle: Bundle) -> None:
     tensor = {"name": "guidance", "shape": [1], "dtype": "float32"}
     data["components"]["unet"]["inputs"].append(tensor)
     assert len(Manifest.from_json(json.dumps(data)).components["unet"].inputs) == 4
-
-
-def test_a_unet_may_take_aligned_maps(bundle: Bundle) -> None:
-    """The maps of 32 pixels a side have 4 × 4 parts to each of 8 × 8 latent cells."""
-    data = json.loads(bundle.manifest.to_json())
-    unet = data["components"]["unet"]
-    unet["inputs"].append({"name": "aligned", "shape": [1, ALIGNED, 8, 8], "dtype": "float32"})
-    assert Manifest.from_json(json.dumps(data)).components["unet"].takes("aligned")
-    unet["inputs"][-1]["shape"] = [1, 19, 8, 8]
-    with pytest.raises(BundleError, match=r"'aligned' is float32 \[1, 19, 8, 8\], expected"):
-        Manifest.from_json(json.dumps(data))
-    unet["inputs"][-1]["shape"] = [1, ALIGNED, 8, 8]
-    data["components"]["tokenizer"]["inputs"][0]["shape"] = [1, 3, 24, 24]
-    with pytest.raises(BundleError, match="have 24 pixels a side; they need a multiple of 32"):
-        Manifest.from_json(json.dumps(data))
 
 
 def test_a_decoder_may_take_the_lr_picture_at_its_size(bundle: Bundle) -> None:

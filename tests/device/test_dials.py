@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from bundle_factory import CHANNELS, LATENT, MAP, TILE, make_bundle, reference
+from bundle_factory import CHANNELS, LATENT, MAP, RESIDUAL_SCALE, TILE, make_bundle, reference
 from photo_factory import photo, pixels
 
 from mmsr_edge import Upscaler
@@ -21,7 +21,7 @@ from mmsr_edge.bundle import TensorSpec, load_manifest, write_manifest
 from mmsr_edge.config import UpscaleOptions
 from mmsr_edge.errors import OptionError
 from mmsr_edge.jobs import Task, run_job
-from mmsr_edge.pipeline import PictureRun
+from mmsr_edge.pipeline import MultimodalPipeline, PictureRun
 from mmsr_edge.settings import resolve
 
 Array = npt.NDArray[Any]
@@ -77,6 +77,37 @@ def test_strength_is_a_factor_on_what_the_diffusion_adds(
         if isinstance(strength, float) and strength == 1:
             np.testing.assert_array_equal(latent, full)
     assert np.abs(whole[-1] - z_lr).max() > 0.1
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0, 1.5])
+def test_a_diffusion_unet_may_model_the_latent_at_a_scale_of_its_own(
+    upscaler: Upscaler, strength: float
+) -> None:
+    """`unet` models (z_hr − z_lr) / s, `diffusion_unet` z_hr / σ; the two have one graph here."""
+    manifest = upscaler.bundle.manifest
+    sigma = (2.0, 1.0, 0.5, 3.0)
+    diffusion = replace(manifest.components["unet"], name="diffusion_unet")
+    both = replace(
+        manifest,
+        components={**manifest.components, "diffusion_unet": diffusion},
+        sampler=replace(manifest.sampler, few_steps=1, diffusion="separate"),
+        latent=replace(manifest.latent, diffusion_scale=sigma),
+    )
+
+    def opened(name: str) -> Any:
+        return upscaler.pipeline._open_session("unet" if name == "diffusion_unet" else name)
+
+    pipeline = MultimodalPipeline(both, opened)
+    settings = resolve(UpscaleOptions(steps=3, strength=strength), both)
+    run = pipeline.start(settings)
+    scaled = [step.latent for step in run.denoise(LR, MAPS, NOISE)]
+    assert run.calls["diffusion_unet"] == 3
+    z_lr = reference.lr_encoder(LR)
+    residuals, _ = steps_of(upscaler, steps=3)  # z_lr + s · z_0 of the same trajectory
+    for latent, full in zip(scaled, residuals, strict=True):
+        z_0 = (full - z_lr) / np.array(RESIDUAL_SCALE)[:, None, None]
+        z_hr = z_0 * np.array(sigma)[:, None, None]
+        np.testing.assert_allclose(latent, z_lr + strength * (z_hr - z_lr), atol=1e-4)
 
 
 def test_a_map_of_guidance_scales_is_each_cells_number(upscaler: Upscaler) -> None:

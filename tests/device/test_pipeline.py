@@ -295,8 +295,13 @@ def test_a_unet_may_take_aligned_maps(aligning: Spies, guidance: str, negative: 
     seen_by_negative = {name: maps[name] for name in negative}
     np.testing.assert_array_equal(fed[0], align_maps(maps, LATENT))
     np.testing.assert_array_equal(fed[1], align_maps(seen_by_negative, LATENT))
-    assert np.abs(fed[0][:, 4:]).max() > 0.5
+    assert np.abs(fed[0][:, 4:20]).max() > 0.5
     assert (np.abs(fed[1]).max() > 0) == bool(negative)
+    temperature = {"depth": 0.5, "edges": 3.0}
+    latent_of(start(aligning, steps=1, temperature=temperature), maps)
+    warm = aligning.feeds("unet")[-1]["aligned"]
+    np.testing.assert_array_equal(warm, align_maps(maps, LATENT, temperature))
+    assert (warm != fed[0]).any()
 
 
 def test_a_decoder_may_take_the_lr_tile(manifest: Manifest) -> None:
