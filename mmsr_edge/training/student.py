@@ -105,7 +105,7 @@ class Student:
             present = present.clone()
             present[:, 0] = 0
         if t is None:
-            t = torch.full((len(z_lr),), self.last)
+            t = torch.full((len(z_lr),), self.last, device=z_lr.device)
         a = self.table[t][:, None, None, None]
         noisy = torch.zeros_like(z_lr) if estimate is None else a.sqrt() * estimate
         latent = torch.cat([noisy, z_lr], 1).contiguous(memory_format=torch.channels_last)
@@ -198,7 +198,7 @@ def student_residuals(
     for first in tqdm(range(0, len(samples.z_lr), 4), desc="reference", mininterval=10):
         rows = torch.arange(first, min(first + 4, len(samples.z_lr)))
         given = samples.conditions(rows, config)
-        parts.append(student.residual(samples.latents(rows)[0], given).half())
+        parts.append(student.residual(samples.latents(rows)[0], given).half().cpu())
     residuals = torch.cat(parts)
     if path:
         torch.save(residuals, path)

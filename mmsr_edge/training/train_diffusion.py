@@ -22,21 +22,17 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mmsr_edge.models.device import autocast, pick_device
-from mmsr_edge.models.networks import build_component
-from mmsr_edge.models.presets import preset
+from mmsr_edge.models.device import autocast
 from mmsr_edge.training.data.tile_samples import ConditionsConfig, TileSamples
-from mmsr_edge.training.data.tiles import join_tiles, load_tiles
 from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse
 from mmsr_edge.training.options import PresetConfig, add_run_options, run_config
 from mmsr_edge.training.run import Run
-from mmsr_edge.training.states import load_states, start_from, tokenizer_states
-from mmsr_edge.training.student import RATES, begin, draw_place, student_residuals
+from mmsr_edge.training.student import RATES, draw_place
+from mmsr_edge.training.tile_stage import add_tile_stage, open_tile_stage
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ def train(samples: TileSamples, reference: Tensor, run: Run, stage: DiffusionSta
     """Run the stage; `run.trained` holds `denoiser`, `reference` the student's residuals."""
     net, g = run.trained["denoiser"], samples.g
     assert isinstance(net, Denoiser)
-    table = alphas(stage.preset, torch.device("cpu"))
+    table = alphas(stage.preset, samples.device)
     scale, sigma = net.residual_scale[:, None, None], net.latent_scale[:, None, None]
     for _ in run:
         place = draw_place(samples.size, min(stage.window, samples.size), stage.whole, g)
@@ -78,16 +74,16 @@ def train(samples: TileSamples, reference: Tensor, run: Run, stage: DiffusionSta
         rows = samples.rows(count)
         given = samples.conditions(rows, stage)
         z_lr, residual, student = (
-            place.of(x[rows].float()) for x in (samples.z_lr, samples.residual, reference)
+            place.of(samples.take(x, rows)) for x in (samples.z_lr, samples.residual, reference)
         )
         true = torch.rand(count, generator=g) < stage.full
-        rho = torch.where(true, 1.0, stage.share)[:, None, None, None]
+        rho = torch.where(true, 1.0, stage.share)[:, None, None, None].to(samples.device)
         wanted = student + rho * (residual - student)
         wanted[given.negative] *= stage.soft
         z0 = (z_lr + scale * wanted) / sigma
-        t = torch.randint(len(table), (count,), generator=g)
+        t = torch.randint(len(table), (count,), generator=g).to(samples.device)
         a = table[t][:, None, None, None]
-        noise = torch.randn(z0.shape, generator=g)
+        noise = torch.randn(z0.shape, generator=g).to(samples.device)
         noisy, v = diffuse(z0, a, noise)
         with autocast(z0.device):
             context = net.context(given.ids, given.indices, given.present)
@@ -112,44 +108,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
-    add("--tiles", type=Path, nargs="+", required=True, help="files from make_tiles")
-    add("--checkpoint", type=Path, required=True, help="checkpoint or run to start from")
-    add("--tokenizer", type=Path, required=True, help="run of train_tokenizer, or a checkpoint")
-    add("--denoiser", type=Path, help="run whose denoiser replaces the checkpoint's")
-    add("--encoded", type=Path, help="file that keeps the encoded tiles for the next session")
-    add("--fold", action="store_true", help="start from a checkpoint whose context is a constant")
+    add_tile_stage(parser)
     add_run_options(
         parser, DiffusionStage(), steps=20000, photos=False, learning_rate=2e-4, warmup=100,
         epsilon=1e-12,
     )  # fmt: skip
     args = parser.parse_args()
     config, stage = run_config(args, DiffusionStage)
-    device = pick_device(config.device)
-    torch.manual_seed(config.seed)
-    states = {**load_states(args.checkpoint), **tokenizer_states(args.tokenizer)}
-    networks = {
-        name: build_component(name, stage.preset)
-        for name in ("hr_encoder", "lr_encoder", "tokenizer")
-    }
-    start_from(networks, states)
-    net = Denoiser(stage.preset, states["tokenizer"]["vq.quantize.embedding.weight"])
-    begin(net, states["denoiser"], stage.preset, fold=args.fold)
-    for network in (net, *networks.values()):
-        network.to(device, memory_format=torch.channels_last)
-    tiles = join_tiles([load_tiles(path) for path in args.tiles])
-    text, g = preset(stage.preset).text_spec(), torch.Generator().manual_seed(config.seed)
-    samples = TileSamples(tiles, networks, text, net.residual_scale, g, args.encoded)
-    reference = student_residuals(samples, net, stage.preset, args.encoded)
-    if args.denoiser:
-        start_from({"denoiser": net}, load_states(args.denoiser))
+    opened = open_tile_stage(args, config, stage.preset)
+    net, samples = opened.denoiser, opened.samples
     if stage.context_alone:
         net.text_encoder.requires_grad_(False)
         net.connector.requires_grad_(False)
     net.latent_scale.copy_(latent_scale(samples, net.residual_scale))
     run = Run(args.out, config, stage, {"denoiser": net.train()}, RATES)
-    g.manual_seed(config.seed + run.step)
-    train(samples, reference, run, stage)
+    samples.g.manual_seed(config.seed + run.step)
+    train(samples, opened.reference, run, stage)
 
 
 if __name__ == "__main__":

@@ -21,33 +21,27 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmsr_edge.models.device import autocast, pick_device
-from mmsr_edge.models.networks import build_component
-from mmsr_edge.models.presets import preset
+from mmsr_edge.models.device import autocast
 from mmsr_edge.sampler import timesteps
 from mmsr_edge.training.data.dials import draw_temperatures, gain, pull
 from mmsr_edge.training.data.photos import to_picture
 from mmsr_edge.training.data.tile_samples import Conditions, ConditionsConfig, TileSamples
-from mmsr_edge.training.data.tiles import join_tiles, load_tiles
 from mmsr_edge.training.denoiser import Denoiser
 from mmsr_edge.training.losses.picture import PictureLoss, PictureLossConfig, PictureTerms
 from mmsr_edge.training.options import PresetConfig, add_lpips, add_run_options, run_config
 from mmsr_edge.training.run import Run
-from mmsr_edge.training.states import load_states, start_from, tokenizer_states
 from mmsr_edge.training.student import (
     RATES,
     Place,
     Student,
-    begin,
     draw_place,
-    student_residuals,
 )
+from mmsr_edge.training.tile_stage import add_tile_stage, open_tile_stage
 
 
 @dataclass(frozen=True)
@@ -111,7 +105,7 @@ def train(
     scale = net.residual_scale[:, None, None]
     trajectory = torch.from_numpy(timesteps(student.last + 1, 4, "trailing").copy())
     # One number, not each sample's own: smooth places have next to no residual to weaken.
-    power = reference[:400].float().square().mean()
+    power = reference[:400].float().square().mean().to(samples.device)
     for step in run:
         place = draw_place(samples.size, min(stage.window, samples.size), stage.whole, g)
         fewer = 4 if place.side > stage.window else 1
@@ -120,8 +114,8 @@ def train(
         n = 0 if step < stage.warm else n
         rows = samples.rows(count)
         given = samples.conditions(rows, stage)
-        z_lr, base = (place.of(x[rows].float()) for x in (samples.z_lr, reference))
-        temperature = draw_temperatures(count, g, text=step >= stage.warm)
+        z_lr, base = (place.of(samples.take(x, rows)) for x in (samples.z_lr, reference))
+        temperature = draw_temperatures(count, g, text=step >= stage.warm).to(samples.device)
         temperature[:n] = 1.0
         base[given.negative] *= stage.soft
         turned = slice(n, None)
@@ -132,6 +126,7 @@ def train(
             )
         late = torch.rand(count, generator=g) < stage.later
         t = torch.where(late, trajectory[torch.randint(1, 4, (count,), generator=g)], student.last)
+        t = t.to(samples.device)
         estimate = torch.cat([base[:n], target])
         residual = student.residual(z_lr, given, temperature, t, estimate, place=place)
         error = (residual[turned] - target).square().mean() / power
@@ -160,13 +155,14 @@ def judge(
 ) -> PictureTerms:  # fmt: skip
     """Terms of the picture loss. The target of the negative prompt is the HR picture, blurred."""
     lr, hr = (
-        to_picture(place.of(x[rows], k)) for x, k in ((samples.tiles.lr, 2), (samples.tiles.hr, 8))
+        to_picture(place.of(x[rows].to(samples.device), k))
+        for x, k in ((samples.tiles.lr, 2), (samples.tiles.hr, 8))
     )
     blurred = F.avg_pool2d(F.pad(hr, (2,) * 4, mode="reflect"), 5, stride=1)
     hr = torch.where(given.negative[:, None, None, None], blurred, hr)
     with autocast(latent.device):
         image = decoder(latent.contiguous(memory_format=torch.channels_last), lr, given.degradation)
-        return picture(image, hr, samples.g)
+        return picture(image, hr, samples.pieces)
 
 
 def main() -> None:
@@ -175,42 +171,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_lpips(parser)
-    add = parser.add_argument
-    add("--tiles", type=Path, nargs="+", required=True, help="files from make_tiles")
-    add("--checkpoint", type=Path, required=True, help="checkpoint or run to start from")
-    add("--tokenizer", type=Path, required=True, help="run of train_tokenizer, or a checkpoint")
-    add("--init", type=Path, help="run whose denoiser and decoder replace the checkpoint's")
-    add("--encoded", type=Path, help="file that keeps the encoded tiles for the next session")
-    add("--fold", action="store_true", help="start from a checkpoint whose context is a constant")
+    add_tile_stage(parser)
     add_run_options(
         parser, ModalitiesStage(), steps=4000, photos=False, learning_rate=1e-4, warmup=50,
         ema=0.998, epsilon=1e-10,
     )  # fmt: skip
     args = parser.parse_args()
     config, stage = run_config(args, ModalitiesStage)
-    device = pick_device(config.device)
-    torch.manual_seed(config.seed)
-    states = {**load_states(args.checkpoint), **tokenizer_states(args.tokenizer)}
-    networks = {
-        name: build_component(name, stage.preset)
-        for name in ("hr_encoder", "lr_encoder", "tokenizer", "decoder")
-    }
-    start_from(networks, states)
-    net = Denoiser(stage.preset, states["tokenizer"]["vq.quantize.embedding.weight"])
-    begin(net, states["denoiser"], stage.preset, fold=args.fold)
-    for network in (net, *networks.values()):
-        network.to(device, memory_format=torch.channels_last)
-    tiles = join_tiles([load_tiles(path) for path in args.tiles])
-    text, g = preset(stage.preset).text_spec(), torch.Generator().manual_seed(config.seed)
-    samples = TileSamples(tiles, networks, text, net.residual_scale, g, args.encoded)
-    reference = student_residuals(samples, net, stage.preset, args.encoded)
-    trained = {"denoiser": net.train(), "decoder": networks["decoder"].train()}
-    if args.init:
-        start_from(trained, load_states(args.init))
+    opened = open_tile_stage(args, config, stage.preset)
+    samples = opened.samples
+    trained = {"denoiser": opened.denoiser.train(), "decoder": opened.decoder.train()}
     run = Run(args.out, config, stage, trained, RATES)
-    g.manual_seed(config.seed + run.step)
-    picture = PictureLoss(args.lpips, stage).to(device)
-    train(samples, picture, reference, run, stage)
+    samples.g.manual_seed(config.seed + run.step)
+    picture = PictureLoss(args.lpips, stage).to(samples.device)
+    train(samples, picture, opened.reference, run, stage)
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ def test_stages_train_and_resume(tmp_path: Path, checkpoint: Path, lpips_weights
     run_stage("train_modalities", out, *last, "--steps", 3)
     assert {"denoiser", "decoder"} <= set(load_run(out))
     assert (tmp_path / "encoded.reference.pt").exists()
-    diffusion = ("--steps", 2, "--batch", 2, "--context-alone", "--denoiser", out)
+    diffusion = ("--steps", 2, "--batch", 2, "--context-alone", "--init", out)
     run_stage("train_diffusion", tmp_path / "diffusion", *small, *start, *kept, *diffusion)
     student, denoiser = (load_run(r)["denoiser"] for r in (out, tmp_path / "diffusion"))
     for key, value in student.items():  # one connector and one text encoder serve both UNets

@@ -66,6 +66,10 @@ class Conditions:
     negative: Tensor
     """[B] bool, whether the prompt is the negative one."""
 
+    def to(self, device: torch.device) -> Conditions:
+        """The same on a device."""
+        return Conditions(**{name: value.to(device) for name, value in vars(self).items()})
+
     def with_dials(self, temperature: Tensor | None) -> Tensor:
         """The UNet's input `aligned`, [B, 23, l, l], at temperatures [B, 4]; None: 1."""
         dials = torch.zeros_like(self.areas)
@@ -92,6 +96,9 @@ class TileSamples:
         g: torch.Generator, cache: Path | None = None,
     ) -> None:  # fmt: skip
         self.tiles, self.text, self.g = tiles, text, g
+        self.device = scale.device
+        self.pieces = torch.Generator(self.device).manual_seed(g.initial_seed())
+        """Generator of draws on the networks' device."""
         self.size = tiles.hr.shape[-1] // 8
         if cache and cache.exists():
             kept = torch.load(cache, map_location="cpu", weights_only=True, mmap=True)
@@ -110,13 +117,13 @@ class TileSamples:
         """Rows of `count` tiles, drawn at random."""
         return torch.randint(len(self.tiles), (count,), generator=self.g)
 
+    def take(self, column: Tensor, rows: Tensor) -> Tensor:
+        """Rows of a column of all tiles, float32 on the networks' device."""
+        return column[rows].float().to(self.device)
+
     def latents(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """z_lr and residual of some tiles, float32."""
-        return self.z_lr[rows].float(), self.residual[rows].float()
-
-    def pictures(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """LR and HR tiles, in [-1, 1]."""
-        return to_picture(self.tiles.lr[rows]), to_picture(self.tiles.hr[rows])
+        return self.take(self.z_lr, rows), self.take(self.residual, rows)
 
     def conditions(self, rows: Tensor, config: ConditionsConfig) -> Conditions:
         """Draw the conditions of some tiles."""
@@ -147,7 +154,7 @@ class TileSamples:
             torch.cat([levels, known.float()], dim=1),
             areas(depth, classes, edges, self.size),
             negative,
-        )
+        ).to(self.device)
 
     def prompt(self, row: int, sharp: int, tagged: bool, known: Tensor, negative: bool) -> str:
         """Prompt of a tile, as the device writes it."""
@@ -176,14 +183,14 @@ def _encode(tiles: Tiles, networks: dict[str, nn.Module], scale: Tensor) -> list
     z_lr, residual, indices = [], [], []
     for first in tqdm(range(0, len(tiles), 4), desc="encode", mininterval=10):
         rows = torch.arange(first, min(first + 4, len(tiles)))
-        lr, hr = to_picture(tiles.lr[rows]), to_picture(tiles.hr[rows])
-        with autocast(torch.device("cpu")):
+        lr, hr = (to_picture(x[rows].to(scale.device)) for x in (tiles.lr, tiles.hr))
+        with autocast(scale.device):
             low = networks["lr_encoder"](lr).float()
             high = networks["hr_encoder"](hr).float()
-        z_lr.append(low.half())
-        residual.append(((high - low) / scale[:, None, None]).half())
+        z_lr.append(low.half().cpu())
+        residual.append(((high - low) / scale[:, None, None]).half().cpu())
         maps = [tiles.maps(rows, torch.full((len(rows), 3), sharp)) for sharp in (0, 1)]
         flat = torch.cat(maps).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        found = networks["tokenizer"](flat)[1].short()
+        found = networks["tokenizer"](flat.to(scale.device))[1].short().cpu()
         indices.append(found.reshape(2, len(rows), 3, -1).transpose(0, 1))
     return [torch.cat(part) for part in (z_lr, residual, indices)]
