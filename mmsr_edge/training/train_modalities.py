@@ -5,11 +5,11 @@ r"""Teach the one-step student to read its modalities and to obey its dials.
 
 Tiles have the device's size and geometry. There are two kinds of samples:
 
-*Dials*, in latents alone. The target is the residual of the network itself at τ = 1, times the gain
-of the drawn temperatures (`data.dials`). It cannot be met without reading the maps, which is what
-makes the network read them. In the first `warm` steps the target is that of the checkpoint, and
-there are no other samples: cross-attention begins anew there, where the checkpoint's had become a
-constant (`student.fold_context`).
+*Dials*. The target is the residual of the network itself at τ = 1, times the gain of the drawn
+temperatures, and for some samples the picture that it asks for (`data.dials`). Neither can be met
+without reading the maps, which is what makes the network read them. In the first `warm` steps the
+residual is that of the checkpoint, and there is nothing else: cross-attention begins anew there,
+where the checkpoint's had become a constant (`student.fold_context`).
 
 *Pictures*: decoded, and compared with the HR picture. A part has maps of the HR picture; all but a
 part have words for noise, blur and JPEG, of which the LR tile alone tells less.
@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from mmsr_edge.models.device import autocast
 from mmsr_edge.sampler import timesteps
-from mmsr_edge.training.data.dials import draw_temperatures, gain, pull
+from mmsr_edge.training.data.dials import draw_temperatures, gain, pull, refocus
 from mmsr_edge.training.data.photos import to_picture
 from mmsr_edge.training.data.tile_samples import Conditions, ConditionsConfig, TileSamples
 from mmsr_edge.training.denoiser import Denoiser
@@ -52,6 +52,8 @@ class ModalitiesStage(PresetConfig, ConditionsConfig, PictureLossConfig):
     """Samples per step with losses on pictures, after the `warm` steps; before, they are dials."""
     dials: int = 3
     """Samples per step of the dials. Of whole tiles there are a quarter as many of both."""
+    shown: int = 2
+    """Of the dials, samples that are decoded too, and compared with the picture asked for."""
     warm: int = 300
     """Number of first steps with dials alone."""
     window: int = 32
@@ -73,11 +75,11 @@ class ModalitiesStage(PresetConfig, ConditionsConfig, PictureLossConfig):
     grid_weight: float = 5.0
 
 
-def dial_target(
+def dial_targets(
     student: Student, z_lr: Tensor, given: Conditions, temperature: Tensor, place: Place,
     base: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """Targets of the dials, without gradient: the residual at τ = 1, moved as they say.
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """What the dials' targets are made of: the residual at τ = 1, moved by text, and its gain.
 
     Args:
         student: the network.
@@ -89,7 +91,7 @@ def dial_target(
         silent = student.residual(z_lr, given, absent_text=True, place=place)
         reach = (pull(temperature[:, 0]) * given.present[:, 0])[:, None, None, None]
         base = base + reach * (base - silent)
-    return gain(place.of(given.areas), given.present, temperature) * base
+    return base, gain(place.of(given.areas), given.present, temperature)
 
 
 def train(
@@ -121,9 +123,10 @@ def train(
         turned = slice(n, None)
         with torch.no_grad():
             own = base[turned] if step < stage.warm else None
-            target = dial_target(
+            still, gains = dial_targets(
                 student, z_lr[turned], part(given, turned), temperature[turned], place, own
             )
+            target = gains * still
         late = torch.rand(count, generator=g) < stage.later
         t = torch.where(late, trajectory[torch.randint(1, 4, (count,), generator=g)], student.last)
         t = t.to(samples.device)
@@ -132,13 +135,22 @@ def train(
         error = (residual[turned] - target).square().mean() / power
         loss = stage.dial_weight * error
         logged: dict[str, Tensor | float] = {"dials": error}
-        logged |= dict.fromkeys(("l1", "grid", "perceptual", "anchor"), 0.0)
+        logged |= dict.fromkeys(("l1", "grid", "perceptual", "shown", "anchor"), 0.0)
         if n:
             anchor = (residual[:n] - base[:n]).square().mean() / power
             latent = z_lr[:n] + scale * residual[:n]
             terms = judge(samples, picture, decoder, latent, rows[:n], part(given, slice(n)), place)
             loss = loss + terms.total() + stage.anchor_weight * anchor
             logged["anchor"] = anchor
+            if (shown := min(stage.shown, count - n)) > 0:
+                some = slice(n, n + shown)
+                latents = [z_lr[some] + scale * r for r in (still[:shown], residual[some])]
+                terms_of_dials = show(
+                    samples, picture, decoder, latents, rows[some], part(given, some),
+                    1 - gains[:shown], place,
+                )  # fmt: skip
+                loss = loss + terms_of_dials.total()
+                logged["shown"] = terms_of_dials.total()
             for name in ("l1", "grid", "perceptual"):
                 logged[name] = getattr(terms, name).mean()
         run.update(loss, **logged)
@@ -147,6 +159,26 @@ def train(
 def part(given: Conditions, rows: slice) -> Conditions:
     """Some of a batch's conditions."""
     return Conditions(**{name: value[rows] for name, value in vars(given).items()})
+
+
+def show(
+    samples: TileSamples, picture: PictureLoss, decoder: nn.Module, latents: list[Tensor],
+    rows: Tensor, given: Conditions, softness: Tensor, place: Place,
+) -> PictureTerms:  # fmt: skip
+    """Terms of the picture loss of dials, against the pictures that they ask for.
+
+    Args:
+        samples, picture, decoder: of the stage.
+        latents: at τ = 1, and at the drawn temperatures.
+        rows, given, place: the batch.
+        softness: see `refocus`.
+    """
+    lr = to_picture(place.of(samples.tiles.lr[rows].to(samples.device), 2))
+    still, turned = (z.contiguous(memory_format=torch.channels_last) for z in latents)
+    with autocast(lr.device):
+        with torch.no_grad():
+            target = refocus(decoder(still, lr, given.degradation).float(), softness)
+        return picture(decoder(turned, lr, given.degradation), target, samples.pieces)
 
 
 def judge(

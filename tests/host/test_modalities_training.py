@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from training_factory import COUNT, make_tiles, run_stage
 
 from mmsr_edge.bundle import ALIGNED
@@ -16,7 +17,7 @@ from mmsr_edge.modalities.segmentation import SUBJECT
 from mmsr_edge.models.connector import Connector
 from mmsr_edge.models.networks import build_component
 from mmsr_edge.models.presets import preset
-from mmsr_edge.training.data.dials import areas, draw_temperatures, gain, pull
+from mmsr_edge.training.data.dials import areas, draw_temperatures, gain, pull, refocus
 from mmsr_edge.training.data.tile_samples import ConditionsConfig, TileSamples
 from mmsr_edge.training.denoiser import Denoiser
 from mmsr_edge.training.states import load_run
@@ -69,6 +70,24 @@ def test_areas_are_far_places_the_rest_and_flat_places() -> None:
     assert far[:, :4].eq(1).all() and far[:, 4:].eq(0).all()
     assert rest[:4].eq(0).all() and rest[4:].eq(1).all()
     assert flat[1:4].eq(0).all() and flat[0].eq(1).all() and flat[4:].eq(1).all()
+
+
+def test_refocused_pictures_are_softer_or_sharper_where_asked() -> None:
+    g = torch.Generator().manual_seed(0)
+    picture = torch.rand(1, 3, 64, 64, generator=g) * 2 - 1
+    softness = torch.zeros(1, 1, 8, 8)
+    softness[..., :3], softness[..., 5:] = 1.0, -0.5
+    moved = refocus(picture, softness)
+
+    def energy(x: Tensor) -> list[float]:
+        detail = x.diff(dim=2).square()
+        return [
+            float(part.mean()) for part in (detail[..., :16], detail[..., 28:36], detail[..., 48:])
+        ]
+
+    soft, same, sharp = (a / b for a, b in zip(energy(moved), energy(picture), strict=True))
+    assert soft < 0.05 and same == pytest.approx(1, abs=0.05) and sharp > 1.5
+    torch.testing.assert_close(refocus(picture, torch.zeros(1, 1, 8, 8)), picture)
 
 
 def test_context_of_absent_modalities_is_zero() -> None:

@@ -12,6 +12,10 @@ so p falls from 1 at τ = 0.4 over 0 at τ = 1 to −½ at τ = 10. The areas, 1
     segmentation   all but the subject
     edges          what is not near an edge
 
+The decoder passes on detail of the LR picture whatever the residual, so that a gain alone moves a
+clean picture little. `refocus` gives the picture that a dial asks for: blurred where p · area is
+above 0, sharpened where it is below.
+
 Text acts on the whole picture: words move the residual 1 + p(τ) times as far from that without
 text. `modalities.aligned` computes the same areas on the device.
 """
@@ -88,3 +92,19 @@ def gain(area: Tensor, present: Tensor, temperature: Tensor) -> Tensor:
     """
     strength = (pull(temperature) * present)[:, 1:, None, None]
     return (1 - strength * area).prod(dim=1, keepdim=True)
+
+
+def refocus(picture: Tensor, softness: Tensor) -> Tensor:
+    """The picture that dials ask for, [B, 3, 8h, 8w].
+
+    Args:
+        picture: the picture at τ = 1, [B, 3, 8h, 8w].
+        softness: 1 − g by latent cell, [B, 1, h, w]. At 1 the picture is blurred (two box filters
+            of 5 × 5 pixels), between 0 and 1 mixed with that; at −1 it is sharpened by what
+            blurring takes away.
+    """
+    soft = picture
+    for _ in range(2):
+        soft = F.avg_pool2d(F.pad(soft, (2,) * 4, mode="reflect"), 5, stride=1)
+    amount = F.interpolate(softness, scale_factor=8, mode="bilinear").clamp(-1, 1)
+    return picture + amount * (soft - picture)
