@@ -90,7 +90,8 @@ def dial_targets(
         base = student.residual(z_lr, given, place=place)
         silent = student.residual(z_lr, given, absent_text=True, place=place)
         reach = (pull(temperature[:, 0]) * given.present[:, 0])[:, None, None, None]
-        base = base + reach * (base - silent)
+        # Detached at the end, not under no_grad: the FLOP counter hooks into the gradients.
+        base = (base + reach * (base - silent)).detach()
     return base, gain(place.of(given.areas), given.present, temperature)
 
 
@@ -121,12 +122,11 @@ def train(
         temperature[:n] = 1.0
         base[given.negative] *= stage.soft
         turned = slice(n, None)
-        with torch.no_grad():
-            own = base[turned] if step < stage.warm else None
-            still, gains = dial_targets(
-                student, z_lr[turned], part(given, turned), temperature[turned], place, own
-            )
-            target = gains * still
+        own = base[turned] if step < stage.warm else None
+        still, gains = dial_targets(
+            student, z_lr[turned], part(given, turned), temperature[turned], place, own
+        )
+        target = gains * still
         late = torch.rand(count, generator=g) < stage.later
         t = torch.where(late, trajectory[torch.randint(1, 4, (count,), generator=g)], student.last)
         t = t.to(samples.device)
@@ -176,8 +176,7 @@ def show(
     lr = to_picture(place.of(samples.tiles.lr[rows].to(samples.device), 2))
     still, turned = (z.contiguous(memory_format=torch.channels_last) for z in latents)
     with autocast(lr.device):
-        with torch.no_grad():
-            target = refocus(decoder(still, lr, given.degradation).float(), softness)
+        target = refocus(decoder(still, lr, given.degradation).float().detach(), softness)
         return picture(decoder(turned, lr, given.degradation), target, samples.pieces)
 
 

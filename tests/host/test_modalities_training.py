@@ -189,6 +189,8 @@ def test_stages_train_and_resume(tmp_path: Path, checkpoint: Path, lpips_weights
     out = tmp_path / "modalities"
     last = (*small, *start, *kept, *pictures, "--pictures", 1, "--dials", 1, "--warm", 2)
     run_stage("train_modalities", out, *last, "--steps", 3)
+    last = (*last[:-1], 0, "--init", out)  # the first step has all kinds of samples
+    run_stage("train_modalities", tmp_path / "longer", *last, "--steps", 1)
     assert {"denoiser", "decoder"} <= set(load_run(out))
     assert (tmp_path / "encoded.reference.pt").exists()
     diffusion = ("--steps", 2, "--batch", 2, "--context-alone", "--init", out)
