@@ -23,8 +23,9 @@ MOMENTUM = 0.05
 """Momentum of the BatchNorms."""
 LUMA = (0.299, 0.587, 0.114)
 """Weights of R, G and B in luma (ITU-R BT.601)."""
-STEP = 40.0
-"""Factor on steps of luma in [-1, 1], so that those between visible blocks are about 1."""
+STEP = 640.0
+"""Factor on steps of luma in [-1, 1]. The root of a grey level's, √(640 / 127.5), is about 2, as
+large as the other features, so that the head learns of them as fast."""
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ class Preset:
     captioner: TaggerConfig | None
     """Tagger; None as for `depth`."""
     degradation: DegradationConfig | None
-    """Degradation estimator; None: the bundle has none."""
+    """Degradation estimator; None: the bundle has none, and its prompts no words for levels."""
     sampler: SamplerSpec
     """Noise schedule of training, and the sampling defaults."""
     positive: str = ""
@@ -178,6 +178,7 @@ class Preset:
             self.text.length,
             self.positive,
             self.negative,
+            degradation=self.degradation is not None,
         )
 
 

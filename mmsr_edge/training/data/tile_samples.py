@@ -13,16 +13,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmsr_edge.bundle import MAPS, TextSpec
+from mmsr_edge.bundle import LEVELS, MAPS, TextSpec
 from mmsr_edge.modalities.aligned import align_maps
+from mmsr_edge.modalities.degradation import degradation_words
 from mmsr_edge.modalities.prompt import encode_prompt, join_words
 from mmsr_edge.models.device import autocast
 from mmsr_edge.training.data.dials import areas, pull
 from mmsr_edge.training.data.photos import to_picture
 from mmsr_edge.training.data.tiles import Tiles
-
-LEVELS = 9
-"""Largest number in a word of degradation, as in `modalities.degradation`."""
 
 
 @dataclass(frozen=True)
@@ -159,14 +157,11 @@ class TileSamples:
     def prompt(self, row: int, sharp: int, tagged: bool, known: Tensor, negative: bool) -> str:
         """Prompt of a tile, as the device writes it."""
         levels = self.tiles.levels[row]
-        told = [
-            f"{name}{round(LEVELS * float(level))}"
-            for name, level, k in zip(("noise", "blur", "jpeg"), levels, known, strict=True)
-            if k
-        ]
+        named = zip(LEVELS, levels.tolist(), known.tolist(), strict=True)
+        told = degradation_words({name: level for name, level, k in named if k})
         words = self.tiles.words[row][sharp] if tagged else ""
         own = self.text.negative if negative else self.text.positive
-        return join_words(words, ", ".join(told), own)
+        return join_words(words, told, own)
 
     def aligned(self, rows: Tensor, sharp: Tensor, present: Tensor) -> Tensor:
         """Maps on the latent's grid, [B, 20, l, l]; 0 where `present` [B, 3] is."""
