@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmsr_edge import Upscaler
+from mmsr_edge.bundle import open_bundle
 from mmsr_edge.errors import OptionError, ReleaseError
 from mmsr_edge.models.checkpoint import open_checkpoint
 from mmsr_edge.models.presets import preset
@@ -300,9 +303,46 @@ def test_maps_of_a_tile_are_given_as_they_are(checkpoint: Path, tiles: Tiles) ->
     assert tile_options(model, blank, 0, sharp=False)["depth"] is None
 
 
+@pytest.mark.parametrize("component", ["unet", "diffusion_unet"])
+def test_each_unet_is_measured_on_what_it_models(component: str, checkpoint: Path) -> None:
+    """The student models (z_hr − z_lr) / s, a separate diffusion z_hr / σ."""
+    manifest = open_bundle(checkpoint).manifest
+    spec = replace(manifest.latent, residual_scale=(2.0,) * 4, diffusion_scale=(0.5,) * 4)
+    z_hr, z_lr = draw(2, 4, 8, 8), draw(2, 4, 8, 8, seed=1)
+    models = z_hr / 0.5 if component == "diffusion_unet" else (z_hr - z_lr) / 2
+    asked: list[str] = []
+
+    def run(name: str, **feeds: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        row = len(asked) % 2
+        asked.append(name)
+        assert feeds["context"][0, 0, 0] == row  # the tile's own
+        np.testing.assert_array_equal(feeds["latent"][:, 4:], z_lr[row : row + 1])
+        noisy, t = torch.from_numpy(feeds["latent"][:, :4]), int(feeds["timestep"][0])
+        prediction = knows(models[row : row + 1], 1.0)(noisy, t)
+        return {"prediction": prediction.numpy()}
+
+    model: Any = SimpleNamespace(
+        bundle=SimpleNamespace(manifest=replace(manifest, latent=spec)),
+        pipeline=SimpleNamespace(
+            schedule=make_schedule(manifest.sampler), start=lambda _: SimpleNamespace(run=run)
+        ),
+    )
+    feeds = [
+        (component, {"latent": torch.cat([draw(1, 4, 8, 8, seed=9), z_lr[i : i + 1]], 1).numpy(),
+                     "context": np.full((1, 2, 3), i, np.float32)})
+        for i in range(2)
+    ]  # fmt: skip
+    latents = iter(z_hr)
+    hr = torch.zeros((2, 3, 64, 64), dtype=torch.uint8)
+    gates = gate_runs.denoiser(model, feeds, lambda picture: next(latents)[None], hr)
+    assert set(asked) == {component} and len(asked) == 2 * len(LEVELS)
+    assert all(gate.value < 1e-3 for gate in gates), gate_table(gates)
+
+
 def test_random_weights_are_measured_and_not_released(
-    checkpoint: Path, tiles: Tiles, tmp_path: Path
+    checkpoint: Path, tiles: Tiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(gate_runs, "DIAL_TILES", 2)  # seconds instead of a minute
     gates = measure(checkpoint, tiles)
     kinds = [gate.name.split(":")[0].split(" ")[0] for gate in gates]
     assert [kinds.count(k) for k in ("denoiser", "context", "HR")] == [5, 2, 2]
@@ -317,6 +357,7 @@ def test_random_weights_are_measured_and_not_released(
         written.append(out)
         return checkpoint
 
+    monkeypatch.setattr(release, "measure", lambda root, given: gates)
     with pytest.raises(ReleaseError, match=r"of 17 release gates failed.*train on"):
         release.release(write, tmp_path / "out", tiles)
     assert len(written) == 1 and written[0] != tmp_path / "out"
@@ -355,17 +396,30 @@ def test_weights_without_tiles_are_not_released(monkeypatch: pytest.MonkeyPatch)
         release.main()
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gates that need many pictures are only named, not measured."""
+
+    def named(name: str) -> list[Gate]:
+        return [Gate(name, 1.0, 1.0, at_least=True)]
+
+    monkeypatch.setattr(gate_runs, "dial", lambda model, tiles, name: named(f"τ({name})"))
+    monkeypatch.setattr(gate_runs, "maps", lambda model, tiles, rows: named("maps"))
+    monkeypatch.setattr(gate_runs, "denoiser", lambda *_: named("denoiser"))
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_preset_without_latents_has_no_gates_for_them(
     checkpoint: Path, tiles: Tiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     micro = preset("micro")
     bare = replace(micro, connector=replace(micro.connector, latents=0))
     monkeypatch.setattr(gate_runs, "preset", lambda name: bare)
-    names = [gate.name for gate in measure(checkpoint, tiles)]
-    assert len(names) == 7 and not any("context" in name or "τ" in name for name in names)
+    assert [gate.name for gate in measure(checkpoint, tiles)] == ["denoiser", "maps"]
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_device_measures_all_but_the_denoiser(checkpoint: Path, tiles: Tiles) -> None:
-    few = Tiles(**{k: v[:16] for k, v in vars(tiles).items()})
-    gates = device_gates(Upscaler(checkpoint, "torch"), few)
-    assert len(gates) == 12 and not any("denoiser" in gate.name for gate in gates)
+    gates = device_gates(Upscaler(checkpoint, "torch"), tiles)
+    kinds = [gate.name.split(":")[0] for gate in gates]
+    assert kinds == ["context", "context", "τ(depth)", "τ(segmentation)", "maps"]
