@@ -4,9 +4,10 @@
 
 Each photograph gives one tile: a crop reduced to the low resolution. Every other tile is degraded
 as in training, so that clean and noisy pictures occur. Trajectories of several lengths cover all
-timesteps; prompts, guidance and the available maps vary. A few calls of each component are kept for
-each picture, drawn at random over steps and guidance branches. The HR crops are kept as inputs of
-`hr_encoder`; the export compares its pictures with them. The same seed records the same set.
+timesteps; prompts, guidance and the available maps vary, and every fourth picture's degradation is
+not told. A few calls of each component are kept for each picture, drawn at random over steps and
+guidance branches. The HR crops are kept as inputs of `hr_encoder`; the export compares its pictures
+with them. The same seed records the same set.
 """
 
 from __future__ import annotations
@@ -120,6 +121,7 @@ def record(
             **_guidance(manifest, number, steps),
             seed=config.seed + number,
             color_fix=False,
+            degradation=None if number % 4 == 3 else "auto",
             **_maps(tile, manifest, config, rng),
         )
         recorder.end_picture()

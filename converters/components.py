@@ -64,6 +64,7 @@ COMPONENTS: dict[str, Component] = {
     "text_encoder": Component(),
     "connector": Component(),
     "unet": Component(quantization=QuantConfig(keep_float=UNET_FLOAT)),
+    "diffusion_unet": Component(shipped=False),
     "decoder": Component(
         quantization=QuantConfig(keep_float=DECODER_FLOAT, tool="onnxruntime"),
     ),

@@ -100,6 +100,8 @@ class ExportConfig:
     """Requested precisions; a component without one gets the next more exact."""
     components: tuple[str, ...] = ()
     """Components to export; empty: all that ship. Others are copied from the bundle at `out`."""
+    diffusion: bool = False
+    """Whether the diffusion's own UNet ships too, for more steps than the student's."""
     calibration: Path | None = None
     """Folder of photographs to record inputs on, or a recorded calibration set (.npz)."""
     quantization: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -160,6 +162,9 @@ def export_bundle(config: ExportConfig) -> list[Row]:
         CHECKERS[reader].check()
     checkpoint = open_checkpoint(config.checkpoint)
     shipped = tuple(name for name in checkpoint.networks if component(name).shipped)
+    if config.diffusion:
+        checkpoint.bundle.component("diffusion_unet")
+        shipped += ("diffusion_unet",)
     chosen = config.components or shipped
     for name in chosen:
         checkpoint.bundle.component(name)
@@ -374,6 +379,7 @@ def main(arguments: list[str] | None = None) -> int:
     precisions = ", ".join(get_args(Precision))
     add("--precisions", type=words, default=ExportConfig.precisions, help=precisions)
     add("--components", type=words, default=(), help="default: all components that ship")
+    add("--diffusion", action="store_true", help="with the diffusion's UNet, for many steps")
     add("--calibration", type=Path, help="folder of photographs to record inputs on, for int8")
     add("--calibration-set", type=Path, help="or a set from python -m mmsr_edge.calib.record")
     add("--quantization", type=Path, help='JSON file, such as {"unet": {"samples": 64}}')
@@ -392,6 +398,7 @@ def main(arguments: list[str] | None = None) -> int:
             formats=args.formats,
             precisions=args.precisions,
             components=args.components,
+            diffusion=args.diffusion,
             calibration=args.calibration or args.calibration_set,
             quantization=read_settings(args.quantization),
             coreml_weights=args.coreml_weights,

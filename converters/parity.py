@@ -194,7 +194,7 @@ def pictures(
         maps = {"edges": edge_map(edges).transpose(2, 0, 1)[None]} if edges.any() else {}
         noise = np.random.Generator(np.random.Philox(seed)).standard_normal(shape, np.float32)
         *_, last = run.denoise(tile, maps, noise)
-        results.append(run.decode(last.latent, tile))
+        results.append(run.decode(last.latent, tile, maps))
     return results
 
 

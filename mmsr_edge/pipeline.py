@@ -254,12 +254,15 @@ class PictureRun:
 
         return restore
 
-    def decode(self, latent: Array, lr: Array) -> Array:
+    def decode(
+        self, latent: Array, lr: Array, maps: Mapping[str, Array | None] | None = None
+    ) -> Array:
         """Decode a latent: [1, C, l, l] -> picture [1, 3, o, o], clipped to [-1, 1].
 
         Args:
             latent: latent of the last step.
             lr: the tile, [1, 3, t, t]; an input of some decoders.
+            maps: the maps, as for `denoise`; some decoders read them, with the temperatures.
 
         Raises:
             BackendError: the decoder's output is not finite.
@@ -268,6 +271,8 @@ class PictureRun:
         extra = {"lr": lr} if decoder.takes("lr") else {}
         if decoder.takes("degradation"):
             extra["degradation"] = degradation_vector(self.levels)
+        if decoder.takes("aligned"):
+            extra["aligned"] = self._align("decoder", maps or {})
         image = self.run("decoder", latent=latent, **extra)["image"]
         if not np.isfinite(image).all():
             raise BackendError(
@@ -296,13 +301,16 @@ class PictureRun:
             condition = {"context": self._context(text, tokens, present)}
             if unet.takes("aligned"):
                 seen = dict(zip(MAPS, present[0, 1:], strict=True))
-                condition["aligned"] = align_maps(
-                    {name: whole for name, whole in given.items() if seen[name]},
-                    self.pipeline.input_shape(settings.unet, "aligned")[-1],
-                    dict(zip(MODALITIES, settings.temperature, strict=True)),
+                condition["aligned"] = self._align(
+                    settings.unet, {name: whole for name, whole in given.items() if seen[name]}
                 )
             conditions.append(condition)
         return conditions
+
+    def _align(self, component: str, maps: Mapping[str, Array | None]) -> Array:
+        """The input `aligned` of a component."""
+        size = self.pipeline.input_shape(component, "aligned")[-1]
+        return align_maps(maps, size, dict(zip(MODALITIES, self.settings.temperature, strict=True)))
 
     def _context(self, text: str, tokens: Mapping[str, Array], present: Array) -> Array:
         """The connector's output. Without maps it is the same for every tile, and is kept."""

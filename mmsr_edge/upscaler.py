@@ -389,7 +389,7 @@ class Upscaler:
                 report("sampling", number, step.index + 1)
                 latent = step.latent
             report("decoding", number, settings.steps)
-            yield run.decode(latent, lr)[0].transpose(1, 2, 0)
+            yield run.decode(latent, lr, crops)[0].transpose(1, 2, 0)
 
 
 @contextmanager

@@ -139,6 +139,7 @@ CONTRACT: dict[str, Signature] = {
             "latent": ("1 c l l", _FLOAT),
             "lr": ("1 3 t t", _FLOAT),
             "degradation": ("1 6", _FLOAT),
+            "aligned": (f"1 {ALIGNED} l l", _FLOAT),
         },
         {"image": ("1 3 o o", _FLOAT)},
     ),
@@ -177,10 +178,10 @@ CONTRACT: dict[str, Signature] = {
 # A captioner that writes sentences: a caption decoder reads its states of the picture.
 _CAPTION_ENCODER = Signature({"image": ("1 3 s s", _FLOAT)}, {"states": ("1 y h p e", _FLOAT)})
 # Inputs that a network may lack: the UNets' aligned maps and guidance scale, and the decoder's LR
-# picture and levels of degradation.
+# picture, levels of degradation and aligned maps.
 _OPTIONAL_INPUTS = {
     *((unet, name) for unet in UNETS for name in ("aligned", "guidance")),
-    *(("decoder", name) for name in ("lr", "degradation")),
+    *(("decoder", name) for name in ("lr", "degradation", "aligned")),
 }
 
 
@@ -244,9 +245,9 @@ def check_components(
 
 
 def _check_aligned(components: Mapping[str, ComponentSpec], sizes: dict[str, int]) -> None:
-    """Check that maps can be reduced to a latent cell's parts where a UNet takes them aligned."""
+    """Check that maps can be reduced to a latent cell's parts where `aligned` is taken."""
     parts = EDGE_PARTS * sizes["l"]
-    for name in UNETS:
+    for name in (*UNETS, "decoder"):
         if name in components and components[name].takes("aligned") and sizes["s"] % parts:
             raise BundleError(
                 f"component {name!r} takes 'aligned' maps, with {EDGE_PARTS} x {EDGE_PARTS} parts "

@@ -1,4 +1,4 @@
-"""Maps on the latent's grid: input `aligned` of UNets that have it, beside the tokens.
+"""Maps on the latent's grid: input `aligned` of UNets and decoders that have it.
 
 Tokens tell what is where to 16 map pixels; a latent cell covers k × k of them, 4 × 4 in nano. These
 are the channels of a cell:

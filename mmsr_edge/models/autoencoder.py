@@ -112,6 +112,8 @@ class SlimDecoder(nn.Module):
             self.join = nn.Conv2d(config.compact_width, width // 2, 1)
             if config.degradation:
                 self.compact.tell(DEGRADATION)
+            if config.aligned:
+                self.compact.show(config.aligned)
         self.quarter = _blocks(quarter, width // 2)
         self.halved = nn.Sequential()
         if half:
@@ -119,7 +121,11 @@ class SlimDecoder(nn.Module):
         self.out = _up(width // 4, 3, 2) if half else _up(width // 2, 3, 4)
 
     def forward(
-        self, latent: Tensor, lr: Tensor | None = None, degradation: Tensor | None = None
+        self,
+        latent: Tensor,
+        lr: Tensor | None = None,
+        degradation: Tensor | None = None,
+        aligned: Tensor | None = None,
     ) -> Tensor:
         """Decode `latent` [B, C, h, w] to RGB [B, 3, 8h, 8w], about [-1, 1], not clipped.
 
@@ -128,12 +134,14 @@ class SlimDecoder(nn.Module):
             lr: the LR picture [B, 3, 2h, 2w], RGB in [-1, 1]; required with `compact_layers`.
             degradation: [B, 6], levels of noise, blur and JPEG in [0, 1], 0 where unknown, and 1 or
                 0 for each that is known; None: none is.
+            aligned: maps and dials on the latent's grid, [B, a, h, w] (`modalities.aligned`);
+                None: none is given.
         """
         x = self.eighth(latent)
         if self.compact is None:
             return self._tail(x)
         assert lr is not None, "this decoder requires the LR picture"
-        features = self.compact.features(lr, degradation)
+        features = self.compact.features(lr, degradation, aligned)
         return self._tail(x + self.join(features)) + self.compact.picture(features, lr)
 
     def _tail(self, x: Tensor) -> Tensor:
@@ -151,9 +159,10 @@ class SlimDecoder(nn.Module):
         """
         if self.compact is None:
             raise OptionError("this preset's decoder has no super-resolution network")
-        own = {k: v for k, v in self.compact.state_dict().items() if k.startswith("told.")}
+        own = self.compact.state_dict()
+        extra = {k: v for k, v in own.items() if k.startswith(("told.", "shown."))}
         try:
-            self.compact.load_state_dict({**own, **compact})
+            self.compact.load_state_dict({**extra, **compact})
         except RuntimeError as error:
             raise OptionError(
                 f"the compact super-resolution network does not fit this preset: {error}"

@@ -111,6 +111,7 @@ def write_checkpoint(
     version: str,
     residual_scale: Sequence[float] | None,
     provenance: Provenance,
+    diffusion_scale: Sequence[float] | None = None,
     precision: FloatPrecision = "fp16",
     name: str | None = None,
     sampler: SamplerSpec | None = None,
@@ -126,6 +127,7 @@ def write_checkpoint(
         version: version of the weights.
         residual_scale: see `LatentSpec`; None if the diffusion models z_hr itself.
         provenance: where the weights come from.
+        diffusion_scale: see `LatentSpec`; None unless there is a `diffusion_unet`.
         precision: precision of the files; computation is float32 in both cases.
         name: name of the model; None: the preset's.
         sampler: noise schedule and sampling defaults; None: the preset's.
@@ -155,6 +157,7 @@ def write_checkpoint(
                 p.autoencoder.channels,
                 FACTOR,
                 None if residual_scale is None else tuple(map(float, residual_scale)),
+                None if diffusion_scale is None else tuple(map(float, diffusion_scale)),
             ),
             sampler=sampler or p.sampler,
             text=p.text_spec(),

@@ -45,6 +45,10 @@ def _picture(name: str, build: Callable[[Any], nn.Module]) -> Callable[[Preset],
     return built
 
 
+def _unet(p: Preset) -> nn.Module:
+    return UNet(p.unet, p.autoencoder.channels, p.dim, p.tile * SCALE // FACTOR)
+
+
 def _autoencoder(name: str) -> Callable[[Preset], nn.Module]:
     return lambda p: build_autoencoder(p.autoencoder)[name]
 
@@ -59,17 +63,20 @@ _BUILDERS: dict[str, Callable[[Preset], nn.Module]] = {
     "tokenizer": lambda p: Tokenizer(p.tokenizer),
     "text_encoder": lambda p: TextEncoder(p.text, p.dim),
     "connector": lambda p: Connector(p.connector, p.dim, p.tokenizer.width, p.text.length),
-    "unet": lambda p: UNet(p.unet, p.autoencoder.channels, p.dim, p.tile * SCALE // FACTOR),
+    "unet": _unet,
+    "diffusion_unet": _unet,
     "decoder": _autoencoder("decoder"),
 }
 
 COMPONENTS = tuple(_BUILDERS)
-"""All components of a checkpoint. A device bundle has no `hr_encoder`."""
+"""All components of a checkpoint. A device bundle has no `hr_encoder`, and `diffusion_unet` is only
+there where another UNet was distilled from it."""
 
 
 def preset_components(p: Preset) -> tuple[str, ...]:
-    """Names of the components that a preset has."""
-    return tuple(n for n in COMPONENTS if n not in PICTURE_NETWORKS or getattr(p, n) is not None)
+    """Names of the components that every checkpoint of a preset has."""
+    absent = {n for n in PICTURE_NETWORKS if getattr(p, n) is None} | {"diffusion_unet"}
+    return tuple(n for n in COMPONENTS if n not in absent)
 
 
 def build_component(name: str, preset_name: str) -> nn.Module:
@@ -84,7 +91,7 @@ def build_component(name: str, preset_name: str) -> nn.Module:
 
 
 def build_networks(preset_name: str) -> dict[str, nn.Module]:
-    """Build every component of a preset with fresh weights, in evaluation mode."""
+    """Build the `preset_components` with fresh weights, in evaluation mode."""
     p = preset(preset_name)
     networks: dict[str, nn.Module] = dict(build_autoencoder(p.autoencoder))
     names = preset_components(p)

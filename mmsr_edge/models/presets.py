@@ -46,6 +46,8 @@ class AutoencoderConfig:
     """Channels of the compact super-resolution network."""
     degradation: bool = False
     """Whether the compact super-resolution network is told the levels of degradation."""
+    aligned: int = 0
+    """Channels of the maps on the latent's grid that the compact network is shown; 0: none."""
     block_out_channels: tuple[int, ...] = ()
     """Channels of `AutoencoderKL` by level, for `kl` only."""
 
@@ -211,7 +213,7 @@ PRESETS: dict[str, Preset] = {
         autoencoder=AutoencoderConfig(
             "slim", channels=4, width=16,
             encoder_blocks=(1, 1), lr_blocks=(1, 1), decoder_blocks=(1, 1, 1),
-            compact_layers=2, compact_width=8, degradation=True,
+            compact_layers=2, compact_width=8, degradation=True, aligned=ALIGNED,
         ),
         tokenizer=TokenizerConfig((8, 8, 16), blocks=(1, 1, 1), codes=32),
         text=TextConfig("hashed-words", vocab_size=64, layers=1, heads=2),
@@ -232,7 +234,7 @@ PRESETS: dict[str, Preset] = {
         autoencoder=AutoencoderConfig(
             "slim", channels=16, width=128,
             encoder_blocks=(2, 3), lr_blocks=(2, 5), decoder_blocks=(4, 4, 2),
-            compact_layers=32, degradation=True,
+            compact_layers=32, degradation=True, aligned=ALIGNED,
         ),
         tokenizer=TokenizerConfig((32, 64, 128), blocks=(1, 2, 2)),
         text=TextConfig("hashed-words", vocab_size=4096, layers=2, heads=4),
@@ -271,7 +273,7 @@ PRESETS: dict[str, Preset] = {
 PRESETS["nano-0.10"] = replace(
     PRESETS["nano"],
     name="nano-0.10",
-    autoencoder=replace(PRESETS["nano"].autoencoder, degradation=False),
+    autoencoder=replace(PRESETS["nano"].autoencoder, degradation=False, aligned=0),
     tokenizer=TokenizerConfig((16, 32, 64, 96, 128), layers_per_block=1, norm_groups=16),
     connector=ConnectorConfig(latents=128, heads=4, blocks=3),
     unet=replace(PRESETS["nano"].unet, positions=False, aligned=0),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmsr_edge.bundle import CONTRACT, MAP_SIDE, MAP_TOKENS
+from mmsr_edge.bundle import CONTRACT, MAP_SIDE, MAP_TOKENS, UNETS
 from mmsr_edge.models.autoencoder import FACTOR, SCALE
 from mmsr_edge.models.presets import Preset
 
@@ -23,14 +23,16 @@ Draw = Callable[[Preset, tuple[int, ...], np.random.Generator], Array]
 def input_names(name: str, p: Preset) -> tuple[str, ...]:
     """Names of a network's inputs, in the order of its arguments."""
     # No preset's UNet takes w, and not each aligned maps. Only a decoder with a super-resolution
-    # network reads the LR picture and, where it is told them, the levels of degradation.
-    absent = {("unet", "guidance")}
+    # network reads the LR picture and, in some presets, the levels of degradation and the maps.
+    absent = {(unet, "guidance") for unet in UNETS}
     if not p.unet.aligned:
-        absent.add(("unet", "aligned"))
+        absent |= {(unet, "aligned") for unet in UNETS}
     if not p.autoencoder.compact_layers:
         absent.add(("decoder", "lr"))
     if not p.autoencoder.degradation:
         absent.add(("decoder", "degradation"))
+    if not p.autoencoder.aligned:
+        absent.add(("decoder", "aligned"))
     return tuple(key for key in CONTRACT[name].inputs if (name, key) not in absent)
 
 

@@ -4,6 +4,12 @@ It is Real-ESRGAN's small network (Wang et al. 2021, `SRVGGNetCompact`): convolu
 the LR picture's size and one pixel shuffle, added to the nearest-neighbour upsampled picture. Its
 receptive field is 37 pixels wide. The decoder has one beside its latent path: the latent adds wider
 context and the detail from the diffusion (see `autoencoder.SlimDecoder`).
+
+Detail that the LR picture shows passes through it, whatever the latent says. What is known beside
+the picture, the degradation and the maps with their dials, is therefore given to it too: a shift of
+its first features and a gate on its last ones,
+
+    f = body(conv(y) + shift) · (1 + gate),   (shift, gate) = W·degradation + conv(aligned maps).
 """
 
 from __future__ import annotations
@@ -28,11 +34,20 @@ class CompactSuperResolution(nn.Module):
         self.body = nn.Sequential(*(m for c in convs for m in (c, nn.PReLU(width))))
         self.out = nn.Conv2d(width, 3 * scale**2, 3, padding=1)
         self.told: nn.Linear | None = None
+        self.shown: nn.Conv2d | None = None
 
     def tell(self, numbers: int) -> None:
         """Add an input of `numbers` that describe the picture; zero weights, so no effect yet."""
-        self.told = nn.Linear(numbers, self.out.in_channels, bias=False)
+        self.told = nn.Linear(numbers, 2 * self.out.in_channels, bias=False)
         nn.init.zeros_(self.told.weight)
+
+    def show(self, channels: int) -> None:
+        """Add an input of `channels` that describe places, at half the size of the LR picture.
+
+        The weights are zero, so it has no effect yet.
+        """
+        self.shown = nn.Conv2d(channels, 8 * self.out.in_channels, 3, padding=1, bias=False)
+        nn.init.zeros_(self.shown.weight)
 
     def pass_on(self, first: int) -> None:
         """Set the convolutions from number `first` on, and their PReLUs, to the identity.
@@ -48,15 +63,27 @@ class CompactSuperResolution(nn.Module):
             nn.init.zeros_(conv.bias)
             nn.init.ones_(prelu.weight)
 
-    def features(self, lr: Tensor, told: Tensor | None = None) -> Tensor:
+    def features(
+        self, lr: Tensor, told: Tensor | None = None, shown: Tensor | None = None
+    ) -> Tensor:
         """`lr` [B, 3, h, w], RGB in [-1, 1], to features [B, width, h, w].
 
-        `told` [B, numbers] shifts the first convolution's result, where the network has `tell`.
+        Args:
+            lr: the LR picture.
+            told: numbers that describe it, [B, numbers], for networks with `tell`.
+            shown: numbers that describe its places, [B, channels, h/2, w/2], for those with `show`.
         """
         features: Tensor = self.body[0](lr)
+        given = []
         if self.told is not None and told is not None:
-            features = features + self.told(told)[..., None, None]
-        rest: Tensor = self.body[1:](features)
+            given.append(self.told(told)[..., None, None])
+        if self.shown is not None and shown is not None:
+            given.append(F.pixel_shuffle(self.shown(shown), 2))
+        if not given:
+            plain: Tensor = self.body[1:](features)
+            return plain
+        shift, gate = sum(given[1:], given[0]).chunk(2, dim=1)
+        rest: Tensor = self.body[1:](features + shift) * (1 + gate)
         return rest
 
     def picture(self, seen: Tensor, lr: Tensor) -> Tensor:

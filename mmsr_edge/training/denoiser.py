@@ -29,6 +29,11 @@ class Denoiser(nn.Module):
         self.register_buffer("residual_scale", torch.zeros(channels))
         self.register_buffer("latent_scale", torch.zeros(channels))
 
+    def freeze_context(self, frozen: bool) -> None:
+        """Freeze text encoder and connector, if `frozen`."""
+        for network in (self.text_encoder, self.connector):
+            network.requires_grad_(not frozen)
+
     def context(
         self, ids: Tensor, indices: Tensor, present: Tensor, temperature: Tensor | None = None
     ) -> Tensor:

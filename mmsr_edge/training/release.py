@@ -1,8 +1,12 @@
 r"""Make a checkpoint, a bundle of torch weights, from training runs.
 
     python -m mmsr_edge.training.release --preset nano --autoencoder RUN --tokenizer RUN \
-        --diffusion RUN --modalities RUN RUN RUN --photos DIR --tiles FILE --version 0.1.0 \
-        --out weights/nano
+        --diffusion RUN --student RUN --modalities RUN RUN RUN RUN --photos DIR --tiles FILE \
+        --version 0.1.0 --out weights/nano
+
+With a student, the checkpoint has two UNets: the student's, for up to `--few-steps` steps, and the
+diffusion's, for more. They share the student's text encoder and connector; train the diffusion with
+`--init` and `--context-alone` to that end.
 
 The release gates (`gates.py`) are measured first, on tiles that `data/tiles.py` made, best of
 photographs that were held out. A model that fails one is not released. Only `micro`, whose weights
@@ -95,6 +99,7 @@ def gather(preset_name: str, states: dict[str, dict[str, Tensor]]) -> dict[str, 
         OptionError: `states` lacks a component.
     """
     names = preset_components(preset(preset_name))
+    names += tuple(n for n in ("diffusion_unet",) if n in states)
     missing = [n for n in names if n not in states]
     if missing:
         raise OptionError(f"no weights for {', '.join(missing)}: give runs that trained them")
@@ -102,6 +107,31 @@ def gather(preset_name: str, states: dict[str, dict[str, Tensor]]) -> dict[str, 
     for name, module in networks.items():
         module.load_state_dict(states[name])
     return networks
+
+
+def join(
+    student: dict[str, dict[str, Tensor]], diffusion: dict[str, Tensor]
+) -> dict[str, dict[str, Tensor]]:
+    """State dicts of a student and its diffusion, by component.
+
+    Args:
+        student: those of a run of train_modalities.
+        diffusion: that of the denoiser of a run of train_diffusion.
+
+    Raises:
+        OptionError: text encoder and connector are not the same in both.
+    """
+    last = dict(student)
+    components = split_denoiser(last.pop("denoiser"))
+    other = split_denoiser(diffusion)
+    for name in ("text_encoder", "connector"):
+        for key, value in components[name].items():
+            if not torch.equal(value, other[name][key]):
+                raise OptionError(
+                    f"student and diffusion differ in {name}.{key}, and a bundle has one {name}; "
+                    "train the diffusion with --init STUDENT --context-alone"
+                )
+    return {**last, **components, "diffusion_unet": other["unet"]}
 
 
 UNGATED = ("micro",)
@@ -138,6 +168,9 @@ def main() -> None:
     parser.add_argument("--preset", default="nano")
     for name in ("autoencoder", "tokenizer", "diffusion", "photos", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument(
+        "--student", type=Path, help="run of train_modalities; the diffusion is then separate"
+    )
     add_modality_networks(parser)
     parser.add_argument(
         "--tiles", type=Path, help=f"tiles for the gates; may be left out for {', '.join(UNGATED)}"
@@ -180,11 +213,17 @@ def main() -> None:
     states |= load_states(args.tokenizer, ema=False)
     last = load_states(args.diffusion)
     denoiser = last.pop("denoiser")
-    states |= last | split_denoiser(denoiser)  # a run after the diffusion has a decoder too
     scale = torch.as_tensor(denoiser["residual_scale"]).tolist()
     sampler = replace(
         preset(args.preset).sampler, few_steps=args.few_steps, few_guidance=args.few_guidance
     )
+    sigma = None
+    if args.student is None:
+        states |= last | split_denoiser(denoiser)  # a run after the diffusion has a decoder too
+    else:
+        states |= join(load_states(args.student), denoiser)
+        sigma = tuple(torch.as_tensor(denoiser["latent_scale"]).tolist())
+        sampler = replace(sampler, diffusion="separate")
     if args.steps is not None:
         sampler = replace(sampler, steps=args.steps)
     if args.guidance_scale is not None:
@@ -196,6 +235,7 @@ def main() -> None:
         preset_name=args.preset,
         version=args.version,
         residual_scale=tuple(scale),
+        diffusion_scale=sigma,
         provenance=provenance(args.photos, args.notes, args.teacher_source, args.initialized_from),
         precision="fp16",
         sampler=sampler,

@@ -24,6 +24,7 @@ RATES = {
     ".attn2.": 10.0,
     "conv_in": 5.0,
     "told": 10.0,
+    "shown": 10.0,
     "unet.": 0.5,
 }
 """Factors on the learning rate: what reads the modalities begins anew."""

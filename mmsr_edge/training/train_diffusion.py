@@ -117,9 +117,7 @@ def main() -> None:
     config, stage = run_config(args, DiffusionStage)
     opened = open_tile_stage(args, config, stage.preset)
     net, samples = opened.denoiser, opened.samples
-    if stage.context_alone:
-        net.text_encoder.requires_grad_(False)
-        net.connector.requires_grad_(False)
+    net.freeze_context(stage.context_alone)
     net.latent_scale.copy_(latent_scale(samples, net.residual_scale))
     run = Run(args.out, config, stage, {"denoiser": net.train()}, RATES)
     samples.g.manual_seed(config.seed + run.step)

@@ -14,7 +14,8 @@ where the checkpoint's had become a constant (`student.fold_context`).
 *Pictures*: decoded, and compared with the HR picture. A part has maps of the HR picture; all but a
 part have words for noise, blur and JPEG, of which the LR tile alone tells less.
 
-    x̂ = D(E_lr(y) + s·r̂, y, degradation),   r̂ = −UNet(0 ⊕ E_lr(y), T, context, aligned maps)
+    x̂ = D(E_lr(y) + s·r̂, y, degradation, aligned maps)
+    r̂ = −UNet(0 ⊕ E_lr(y), T, context, aligned maps)
 """
 
 from __future__ import annotations
@@ -64,6 +65,10 @@ class ModalitiesStage(PresetConfig, ConditionsConfig, PictureLossConfig):
     """Share of the samples that are a later step of a trajectory of four."""
     dial_weight: float = 1.0
     """Weight of the dials' mean square error, relative to the residual's mean square."""
+    shown_weight: float = 4.0
+    """Weight of the picture loss of the dials, relative to that of the pictures."""
+    context_alone: bool = False
+    """Whether text encoder and connector are frozen, to be shared with the diffusion."""
     anchor_weight: float = 0.1
     """Weight of the mean square difference from the checkpoint's residual, likewise."""
     soft: float = 0.55
@@ -139,7 +144,11 @@ def train(
         if n:
             anchor = (residual[:n] - base[:n]).square().mean() / power
             latent = z_lr[:n] + scale * residual[:n]
-            terms = judge(samples, picture, decoder, latent, rows[:n], part(given, slice(n)), place)
+            aligned = place.of(given.with_dials(temperature))
+            terms = judge(
+                samples, picture, decoder, latent, rows[:n], part(given, slice(n)), aligned[:n],
+                place,
+            )  # fmt: skip
             loss = loss + terms.total() + stage.anchor_weight * anchor
             logged["anchor"] = anchor
             if (shown := min(stage.shown, count - n)) > 0:
@@ -147,9 +156,9 @@ def train(
                 latents = [z_lr[some] + scale * r for r in (still[:shown], residual[some])]
                 terms_of_dials = show(
                     samples, picture, decoder, latents, rows[some], part(given, some),
-                    1 - gains[:shown], place,
+                    aligned[some], 1 - gains[:shown], place,
                 )  # fmt: skip
-                loss = loss + terms_of_dials.total()
+                loss = loss + stage.shown_weight * terms_of_dials.total()
                 logged["shown"] = terms_of_dials.total()
             for name in ("l1", "grid", "perceptual"):
                 logged[name] = getattr(terms, name).mean()
@@ -163,7 +172,7 @@ def part(given: Conditions, rows: slice) -> Conditions:
 
 def show(
     samples: TileSamples, picture: PictureLoss, decoder: nn.Module, latents: list[Tensor],
-    rows: Tensor, given: Conditions, softness: Tensor, place: Place,
+    rows: Tensor, given: Conditions, aligned: Tensor, softness: Tensor, place: Place,
 ) -> PictureTerms:  # fmt: skip
     """Terms of the picture loss of dials, against the pictures that they ask for.
 
@@ -171,18 +180,20 @@ def show(
         samples, picture, decoder: of the stage.
         latents: at τ = 1, and at the drawn temperatures.
         rows, given, place: the batch.
+        aligned: maps and dials at the drawn temperatures.
         softness: see `refocus`.
     """
     lr = to_picture(place.of(samples.tiles.lr[rows].to(samples.device), 2))
     still, turned = (z.contiguous(memory_format=torch.channels_last) for z in latents)
     with autocast(lr.device):
-        target = refocus(decoder(still, lr, given.degradation).float().detach(), softness)
-        return picture(decoder(turned, lr, given.degradation), target, samples.pieces)
+        image = decoder(still, lr, given.degradation, place.of(given.with_dials(None)))
+        target = refocus(image.float().detach(), softness)
+        return picture(decoder(turned, lr, given.degradation, aligned), target, samples.pieces)
 
 
 def judge(
     samples: TileSamples, picture: PictureLoss, decoder: nn.Module, latent: Tensor, rows: Tensor,
-    given: Conditions, place: Place,
+    given: Conditions, aligned: Tensor, place: Place,
 ) -> PictureTerms:  # fmt: skip
     """Terms of the picture loss. The target of the negative prompt is the HR picture, blurred."""
     lr, hr = (
@@ -192,7 +203,8 @@ def judge(
     blurred = F.avg_pool2d(F.pad(hr, (2,) * 4, mode="reflect"), 5, stride=1)
     hr = torch.where(given.negative[:, None, None, None], blurred, hr)
     with autocast(latent.device):
-        image = decoder(latent.contiguous(memory_format=torch.channels_last), lr, given.degradation)
+        latent = latent.contiguous(memory_format=torch.channels_last)
+        image = decoder(latent, lr, given.degradation, aligned)
         return picture(image, hr, samples.pieces)
 
 
@@ -211,6 +223,7 @@ def main() -> None:
     config, stage = run_config(args, ModalitiesStage)
     opened = open_tile_stage(args, config, stage.preset)
     samples = opened.samples
+    opened.denoiser.freeze_context(stage.context_alone)
     trained = {"denoiser": opened.denoiser.train(), "decoder": opened.decoder.train()}
     run = Run(args.out, config, stage, trained, RATES)
     samples.g.manual_seed(config.seed + run.step)

@@ -105,12 +105,13 @@ def test_the_pull_of_a_temperature_is_monotone_and_nothing_at_one() -> None:
     assert [pull(t) for t in (0.4, 1.0, 10.0)] == pytest.approx([1, 0, -0.5])
 
 
-def test_a_unet_may_take_aligned_maps(bundle: Bundle) -> None:
+@pytest.mark.parametrize("component", ["unet", "decoder"])
+def test_networks_may_take_aligned_maps(bundle: Bundle, component: str) -> None:
     """The maps of 32 pixels a side have 4 × 4 parts to each of 8 × 8 latent cells."""
     data = json.loads(bundle.manifest.to_json())
     tensor = {"name": "aligned", "shape": [1, ALIGNED, 8, 8], "dtype": "float32"}
-    data["components"]["unet"]["inputs"].append(tensor)
-    assert Manifest.from_json(json.dumps(data)).components["unet"].takes("aligned")
+    data["components"][component]["inputs"].append(tensor)
+    assert Manifest.from_json(json.dumps(data)).components[component].takes("aligned")
     tensor["shape"] = [1, 7, 8, 8]
     with pytest.raises(BundleError, match=r"'aligned' is float32 \[1, 7, 8, 8\], expected"):
         Manifest.from_json(json.dumps(data))

@@ -274,13 +274,14 @@ def test_the_number_of_steps_chooses_the_session(manifest: Manifest) -> None:
 
 @pytest.fixture
 def aligning(manifest: Manifest) -> Spies:
-    """A UNet that takes maps aligned with its latent, of 4 map pixels to a cell."""
-    tokenizer, unet = (manifest.components[name] for name in ("tokenizer", "unet"))
+    """UNet and decoder take maps aligned with the latent, of 4 map pixels to a cell."""
+    names = ("tokenizer", "unet", "decoder")
+    tokenizer, unet, decoder = (manifest.components[name] for name in names)
     side = 4 * LATENT
     tokenizer = replace(tokenizer, inputs=(TensorSpec("map", (1, 3, side, side), "float32"),))
     aligned = TensorSpec("aligned", (1, ALIGNED, LATENT, LATENT), "float32")
-    unet = replace(unet, inputs=(*unet.inputs, aligned))
-    components = {**manifest.components, "tokenizer": tokenizer, "unet": unet}
+    made = [tokenizer, *(replace(c, inputs=(*c.inputs, aligned)) for c in (unet, decoder))]
+    components = {**manifest.components, **dict(zip(names, made, strict=True))}
     return Spies(replace(manifest, components=components))
 
 
@@ -302,6 +303,20 @@ def test_a_unet_may_take_aligned_maps(aligning: Spies, guidance: str, negative: 
     warm = aligning.feeds("unet")[-1]["aligned"]
     np.testing.assert_array_equal(warm, align_maps(maps, LATENT, temperature))
     assert (warm != fed[0]).any()
+
+
+@pytest.mark.parametrize("guidance", ["m-cfg", "m0-cfg"])
+def test_a_decoder_may_take_aligned_maps(aligning: Spies, guidance: str) -> None:
+    """It gets those of the positive prediction, with the temperatures."""
+    maps = {name: MAPS[name].repeat(2, axis=2).repeat(2, axis=3) for name in ("depth", "edges")}
+    temperature = {"depth": 0.5, "edges": 3.0}
+    run = start(aligning, steps=1, guidance=guidance, guidance_scale=1, temperature=temperature)
+    latent = latent_of(run, maps)
+    run.decode(latent, LR, {**maps, "segmentation": None})
+    run.decode(latent, LR)
+    told, untold = (feeds["aligned"] for feeds in aligning.feeds("decoder"))
+    np.testing.assert_array_equal(told, align_maps(maps, LATENT, temperature))
+    assert np.abs(told[:, -3:]).max() > 0 and not untold.any()
 
 
 def test_a_decoder_may_take_the_lr_tile(manifest: Manifest) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -260,6 +261,44 @@ def test_components_not_named_are_kept(exported: Path, checkpoint: Path, tmp_pat
     assert not (tmp_path / "new").exists()
 
 
+def test_the_diffusion_ships_on_request(
+    exported: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its UNet serves more steps than the student's; a bundle without it says so."""
+    opened = open_checkpoint(checkpoint)
+    manifest = opened.bundle.manifest
+    torch.manual_seed(1)
+    both = write_checkpoint(
+        {**opened.networks, "diffusion_unet": build_component("diffusion_unet", "micro")},
+        tmp_path / "both",
+        preset_name="micro",
+        version="1",
+        residual_scale=manifest.latent.residual_scale,
+        diffusion_scale=[0.5, 1, 1, 2],
+        provenance=manifest.provenance,
+        sampler=replace(manifest.sampler, few_steps=2, diffusion="separate"),
+        labels={name: spec.labels for name, spec in manifest.components.items()},
+    )
+    assert open_bundle(both).manifest.unets["diffusion_unet"][0] == 3
+    command = ["--precisions", "fp32", "--checkpoint"]
+    assert main([*command, str(checkpoint), "--diffusion", "--out", str(tmp_path / "x")]) == 1
+    assert "has no component 'diffusion_unet'" in capsys.readouterr().err
+    command += [str(both), "--components"]  # the others are taken over
+    for name, more in (("small", ("unet",)), ("large", ("unet,diffusion_unet", "--diffusion"))):
+        out = shutil.copytree(exported, tmp_path / name)
+        assert main([*command, *more, "--out", str(out)]) == 0
+    small, large = (Upscaler(tmp_path / name, "onnxruntime") for name in ("small", "large"))
+    assert "diffusion_unet" not in small.bundle.manifest.components
+    picture = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    with pytest.raises(OptionError, match="3 steps need its diffusion UNet"):
+        small(picture, steps=3)
+    few, many = (large(picture, steps=steps) for steps in (2, 3))
+    assert few.timings["unet"] and "diffusion_unet" not in few.timings
+    assert many.timings["diffusion_unet"] and "unet" not in many.timings
+    same = Upscaler(both, "torch")(picture, steps=3)
+    assert np.abs(np.subtract(same.image, many.image, dtype=np.int16)).max() <= 2
+
+
 def test_weights_of_two_checkpoints_are_not_mixed(
     exported: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -328,7 +367,7 @@ def test_a_failed_export_leaves_the_older_bundle(tmp_path: Path) -> None:
 
 def test_a_checkpoint_opens_with_its_networks_and_shapes(checkpoint: Path) -> None:
     opened = open_checkpoint(checkpoint)
-    assert set(opened.networks) == set(COMPONENTS)
+    assert set(opened.networks) == set(COMPONENTS) - {"diffusion_unet"}
     for name, network in opened.networks.items():
         assert not network.training
         feeds = draw_inputs(name, preset("micro"), np.random.default_rng(3))

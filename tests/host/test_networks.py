@@ -7,6 +7,7 @@ import torch
 from diffusers.models.autoencoders.vae import VectorQuantizer
 from transformers import CLIPTextModel
 
+from mmsr_edge.bundle import ALIGNED
 from mmsr_edge.errors import OptionError
 from mmsr_edge.models import PRESETS, build_component, build_networks, preset, preset_components
 from mmsr_edge.models.presets import TokenizerConfig
@@ -35,6 +36,25 @@ def test_shapes_are_the_contracts(micro: dict[str, torch.nn.Module]) -> None:
     assert context.shape == (1, n, p.dim)
     out = micro["unet"](torch.cat([z, z_lr], 1), torch.tensor([10.0]), context)
     assert out.shape == z.shape
+
+
+@torch.no_grad()
+def test_a_decoder_is_shown_maps_where_they_are(micro: dict[str, torch.nn.Module]) -> None:
+    """Fresh weights change nothing; others do at the place shown, within the receptive field."""
+    torch.manual_seed(0)
+    decoder = build_component("decoder", "micro")
+    latent, lr = torch.randn(1, 4, 16, 16), torch.rand(1, 3, 32, 32) * 2 - 1
+    aligned, levels = torch.zeros(1, ALIGNED, 16, 16), torch.tensor([[0.3, 0, 0.8, 1, 0, 1]])
+    aligned[..., 2, 3] = 1
+    plain = decoder(latent, lr)
+    assert torch.equal(decoder(latent, lr, levels, aligned), plain)
+    decoder.compact.shown.weight.normal_(std=0.1)
+    nothing = decoder(latent, lr, None, torch.zeros_like(aligned))
+    torch.testing.assert_close(nothing, plain)
+    moved = (decoder(latent, lr, None, aligned) - plain).abs().amax(1)[0]
+    assert moved[16:24, 24:32].min() > 1e-5 and moved[80:].max() == 0 == moved[:, 88:].max()
+    decoder.compact.told.weight.normal_(std=0.1)
+    assert (decoder(latent, lr, levels, aligned) - plain).abs().amax(1).min() > 1e-5
 
 
 @torch.no_grad()

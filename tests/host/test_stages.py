@@ -13,7 +13,9 @@ import torch
 from training_factory import STAGES, make_tiles, run_stage, save_photos, stage_command
 
 from mmsr_edge.bundle import open_bundle
+from mmsr_edge.errors import OptionError
 from mmsr_edge.models.checkpoint import open_checkpoint
+from mmsr_edge.training.release import join
 from mmsr_edge.training.states import load_run, load_states
 from mmsr_edge.training.train_tokenizer import revive
 
@@ -35,7 +37,7 @@ def test_all_stages_train_and_release_a_checkpoint(
 ) -> None:
     modalities = ("--modalities", checkpoint)
     small = ("--photos", photos, "--preset", "micro", "--warmup", 1, "--log-every", 1)
-    runs = {n: tmp_path / n for n in ("autoencoder", "tokenizer", "diffusion")}
+    runs = {n: tmp_path / n for n in ("autoencoder", "tokenizer", "student", "diffusion")}
     adversarial = (
         "--lpips",
         lpips_weights,
@@ -61,7 +63,9 @@ def test_all_stages_train_and_release_a_checkpoint(
     start = ("--checkpoint", checkpoint, "--tokenizer", runs["tokenizer"])
     pictures = ("--lpips", lpips_weights, "--vgg-taps", 2, "--vgg-crop", 32, "--window", 8)
     last = ("--pictures", 1, "--dials", 1, "--warm", 1, "--steps", 2)
-    run_stage("train_modalities", runs["diffusion"], *small, *start, *pictures, *last)
+    run_stage("train_modalities", runs["student"], *small, *start, *pictures, *last)
+    trained = ("--init", runs["student"], "--context-alone", "--batch", 1, "--steps", 2)
+    run_stage("train_diffusion", runs["diffusion"], *small, *start, *trained)
 
     (photos / "sources.json").write_text('[{"source": "scikit-learn", "licence": "CC-BY-2.0"}]')
     out = tmp_path / "checkpoint"
@@ -69,7 +73,7 @@ def test_all_stages_train_and_release_a_checkpoint(
         map(str, modalities)
     )
     release = [sys.executable, "-m", f"{STAGES}.release", "--preset", "micro", "--version", "0"]
-    release += [*named, "--photos", str(photos), "--out", str(out)]
+    release += ["--few-steps", "4", *named, "--photos", str(photos), "--out", str(out)]
     release += ["--teacher-source", "a network", "MIT", "pictures"]
     release += ["--initialized-from", "an old one", "BSD-3-Clause", "the decoder"]
     subprocess.run(release, check=True, timeout=120)
@@ -84,9 +88,21 @@ def test_all_stages_train_and_release_a_checkpoint(
     scale = manifest.latent.residual_scale
     assert scale is not None and len(scale) == 4 and min(scale) > 0
     # The released decoder is that of the fine-tuning.
-    tuned = load_run(runs["diffusion"])["decoder"]
-    for key, value in open_checkpoint(out).networks["decoder"].state_dict().items():
-        assert torch.equal(value, tuned[key].half().float()), key
+    tuned, diffusion = load_run(runs["student"]), load_run(runs["diffusion"])["denoiser"]
+    networks = open_checkpoint(out).networks
+    for key, value in networks["decoder"].state_dict().items():
+        assert torch.equal(value, tuned["decoder"][key].half().float()), key
+    for name, run in (("unet", tuned["denoiser"]), ("diffusion_unet", diffusion)):
+        for key, value in networks[name].state_dict().items():
+            assert torch.equal(value, run[f"unet.{key}"].half().float()), key
+    assert {name: served[0] for name, served in manifest.unets.items()} == {
+        "unet": 1, "diffusion_unet": 5
+    }  # fmt: skip
+    sigma = torch.tensor(manifest.latent.diffusion_scale)
+    torch.testing.assert_close(sigma, diffusion["latent_scale"])
+    diffusion["connector.latents"] += 0.1
+    with pytest.raises(OptionError, match=r"differ in connector\.latents"):
+        join(tuned, diffusion)
 
     # A checkpoint replaces the runs that it was made from.
     again = ("--checkpoint", out, "--tokenizer", out, *pictures, *last)
