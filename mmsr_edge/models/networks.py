@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from mmsr_edge.errors import OptionError
@@ -13,11 +14,13 @@ from mmsr_edge.models.caption import build_tagger
 from mmsr_edge.models.connector import Connector
 from mmsr_edge.models.degradation import build_degradation
 from mmsr_edge.models.depth import build_depth
+from mmsr_edge.models.diffusion_unet import DiffusionUNet
 from mmsr_edge.models.presets import Preset, preset
 from mmsr_edge.models.segmentation import build_segmentation
 from mmsr_edge.models.text import TextEncoder
 from mmsr_edge.models.tokenizer import Tokenizer
 from mmsr_edge.models.unet import UNet
+from mmsr_edge.sampler import make_schedule
 
 __all__ = [
     "COMPONENTS",
@@ -49,6 +52,12 @@ def _unet(p: Preset) -> nn.Module:
     return UNet(p.unet, p.autoencoder.channels, p.dim, p.tile * SCALE // FACTOR)
 
 
+def _diffusion_unet(p: Preset) -> nn.Module:
+    alphas = torch.from_numpy(make_schedule(p.sampler).alphas_cumprod).float()
+    side = p.tile * SCALE // FACTOR
+    return DiffusionUNet(p.unet, p.autoencoder.channels, p.dim, side, alphas)
+
+
 def _autoencoder(name: str) -> Callable[[Preset], nn.Module]:
     return lambda p: build_autoencoder(p.autoencoder)[name]
 
@@ -64,7 +73,7 @@ _BUILDERS: dict[str, Callable[[Preset], nn.Module]] = {
     "text_encoder": lambda p: TextEncoder(p.text, p.dim),
     "connector": lambda p: Connector(p.connector, p.dim, p.tokenizer.width, p.text.length),
     "unet": _unet,
-    "diffusion_unet": _unet,
+    "diffusion_unet": _diffusion_unet,
     "decoder": _autoencoder("decoder"),
 }
 

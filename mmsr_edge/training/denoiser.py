@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmsr_edge.models.diffusion_unet import DiffusionUNet
 from mmsr_edge.models.networks import build_component
 from mmsr_edge.models.presets import preset
 from mmsr_edge.sampler import make_schedule
@@ -28,6 +29,17 @@ class Denoiser(nn.Module):
         channels = self.unet.net.config.out_channels
         self.register_buffer("residual_scale", torch.zeros(channels))
         self.register_buffer("latent_scale", torch.zeros(channels))
+
+    def separate(self, preset_name: str) -> None:
+        """Make the UNet a diffusion's own (`models.diffusion_unet`), with its present weights.
+
+        `residual_scale` and `latent_scale` must be set.
+        """
+        unet = build_component("diffusion_unet", preset_name).train(self.unet.training)
+        unet.load_state_dict(self.unet.state_dict(), strict=False)
+        assert isinstance(unet, DiffusionUNet)
+        unet.relate(self.residual_scale, self.latent_scale)
+        self.unet = unet.to(self.codebook.device, memory_format=torch.channels_last)
 
     def freeze_context(self, frozen: bool) -> None:
         """Freeze text encoder and connector, if `frozen`."""

@@ -14,6 +14,8 @@ student's latent and the HR picture's:
 
     z_0 = (z_lr + s·(r̂ + ρ·(r − r̂))) / σ
 
+The loss is that of the part that z_lr does not tell, v' of `models.diffusion_unet`.
+
 r̂ is a function of the LR picture, r − r̂ is what the LR picture does not determine. At ρ = 1 a
 small denoiser draws much of that part as noise; ρ is how much of it is asked for.
 """
@@ -92,8 +94,9 @@ def train(samples: TileSamples, reference: Tensor, run: Run, stage: DiffusionSta
             prediction = net.unet(
                 latent, t.float(), context, place.of(given.with_dials(None))
             ).float()
-        error = (prediction - v).square().mean((1, 2, 3))
-        share = (error / v.square().mean((1, 2, 3))).detach()
+        difference = (prediction - v).square()
+        error = (difference / net.unet.weight(t).square()).mean((1, 2, 3))
+        share = (difference.mean((1, 2, 3)) / v.square().mean((1, 2, 3))).detach()
         early, middle = t >= 667, (t >= 333) & (t < 667)
         run.update(
             error.mean(),
@@ -119,6 +122,7 @@ def main() -> None:
     net, samples = opened.denoiser, opened.samples
     net.freeze_context(stage.context_alone)
     net.latent_scale.copy_(latent_scale(samples, net.residual_scale))
+    net.separate(stage.preset)
     run = Run(args.out, config, stage, {"denoiser": net.train()}, RATES)
     samples.g.manual_seed(config.seed + run.step)
     train(samples, opened.reference, run, stage)

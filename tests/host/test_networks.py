@@ -5,13 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers.models.autoencoders.vae import VectorQuantizer
+from torch import Tensor
 from transformers import CLIPTextModel
 
 from mmsr_edge.bundle import ALIGNED
 from mmsr_edge.errors import OptionError
 from mmsr_edge.models import PRESETS, build_component, build_networks, preset, preset_components
+from mmsr_edge.models.diffusion_unet import DiffusionUNet
 from mmsr_edge.models.presets import TokenizerConfig
 from mmsr_edge.models.tokenizer import Tokenizer, nearest_codes
+from mmsr_edge.models.unet import UNet
+from mmsr_edge.sampler import make_schedule
+from mmsr_edge.training.denoiser import diffuse
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +60,42 @@ def test_a_decoder_is_shown_maps_where_they_are(micro: dict[str, torch.nn.Module
     assert moved[16:24, 24:32].min() > 1e-5 and moved[80:].max() == 0 == moved[:, 88:].max()
     decoder.compact.told.weight.normal_(std=0.1)
     assert (decoder(latent, lr, levels, aligned) - plain).abs().amax(1).min() > 1e-5
+
+
+@torch.no_grad()
+def test_a_diffusion_predicts_v_of_the_latent_from_a_noisy_residual(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a network that knows the residual's velocity, v is exact; `weight` scales an error."""
+    torch.manual_seed(0)
+    unet = build_component("diffusion_unet", "micro")
+    assert isinstance(unet, DiffusionUNet)
+    s, sigma = torch.tensor([0.1, 0.3, 0.5, 0.8]), torch.tensor([0.9, 1.0, 1.4, 0.7])
+    unet.relate(s, sigma)
+    s, sigma = s[:, None, None], sigma[:, None, None]
+    z_lr, r, noise = torch.randn(3, 4, 4, 16, 16)
+    t = torch.tensor([3.0, 250.0, 600.0, 999.0])
+    a = torch.from_numpy(make_schedule(PRESETS["micro"].sampler).alphas_cumprod).float()
+    a = a[t.long()][:, None, None, None]
+    noisy, v = diffuse((z_lr + s * r) / sigma, a, noise)
+    # The residual r at the same ratio of signal to noise: √ᾱ·(s/σ) to √(1−ᾱ).
+    signal = a * (s / sigma) ** 2
+    of_residual = diffuse(r, signal / (signal + 1 - a), noise)[1]
+    seen = []
+
+    def known(self: UNet, latent: Tensor, *_: object) -> Tensor:
+        seen.append(latent)
+        return of_residual + error
+
+    monkeypatch.setattr(UNet, "forward", known)
+    latent, context = torch.cat([noisy, z_lr], 1), torch.zeros(4, 16, 32)
+    error = torch.zeros(())
+    torch.testing.assert_close(unet(latent, t, context), v, atol=1e-5, rtol=1e-5)
+    given = diffuse(r, signal / (signal + 1 - a), noise)[0]
+    torch.testing.assert_close(seen[0], torch.cat([given, z_lr], 1), atol=1e-4, rtol=1e-4)
+    error = torch.ones(())
+    moved = unet(latent, t, context) - v
+    torch.testing.assert_close(moved, unet.weight(t).expand_as(v), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
