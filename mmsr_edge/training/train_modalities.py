@@ -12,7 +12,10 @@ residual is that of the checkpoint, and there is nothing else: cross-attention b
 where the checkpoint's had become a constant (`student.fold_context`).
 
 *Pictures*: decoded, and compared with the HR picture. A part has maps of the HR picture; all but a
-part have words for noise, blur and JPEG, of which the LR tile alone tells less.
+part have words for noise, blur and JPEG, of which the LR tile alone tells less. Some are told of
+less degradation than there is; their target keeps the rest, so that words are obeyed:
+
+    x* = x_hr + up(β·blur(y) + ν·rest(y)),   y − down(x_hr) = blur(y) + rest(y)
 
     x̂ = D(E_lr(y) + s·r̂, y, degradation, aligned maps)
     r̂ = −UNet(0 ⊕ E_lr(y), T, context, aligned maps)
@@ -29,6 +32,7 @@ from torch.nn import functional as F
 
 from mmsr_edge.models.device import autocast
 from mmsr_edge.sampler import timesteps
+from mmsr_edge.training.data.degradation import bicubic_down, split_error
 from mmsr_edge.training.data.dials import draw_temperatures, gain, pull, refocus
 from mmsr_edge.training.data.photos import to_picture
 from mmsr_edge.training.data.tile_samples import Conditions, ConditionsConfig, TileSamples
@@ -69,6 +73,9 @@ class ModalitiesStage(PresetConfig, ConditionsConfig, PictureLossConfig):
     """Weight of the picture loss of the dials, relative to that of the pictures."""
     context_alone: bool = False
     """Whether text encoder and connector are frozen, to be shared with the diffusion."""
+    paths_alone: bool = False
+    """Whether the decoder's layers are frozen but those that read degradation and maps, so that its
+    pictures without these stay as they are."""
     anchor_weight: float = 0.1
     """Weight of the mean square difference from the checkpoint's residual, likewise."""
     soft: float = 0.55
@@ -202,10 +209,29 @@ def judge(
     )
     blurred = F.avg_pool2d(F.pad(hr, (2,) * 4, mode="reflect"), 5, stride=1)
     hr = torch.where(given.negative[:, None, None, None], blurred, hr)
+    hr = keep_untold(hr, lr, given.untold)
     with autocast(latent.device):
         latent = latent.contiguous(memory_format=torch.channels_last)
         image = decoder(latent, lr, given.degradation, aligned)
         return picture(image, hr, samples.pieces)
+
+
+def keep_untold(hr: Tensor, lr: Tensor, untold: Tensor) -> Tensor:
+    """The target with the degradation that the words keep back, [B, 3, 4h, 4w].
+
+    Args:
+        hr, lr: the pictures, [B, 3, 4h, 4w] and [B, 3, h, w] in [-1, 1].
+        untold: shares of blur and of the rest, [B, 2].
+    """
+    rows = untold.gt(0).any(1)
+    if not rows.any():
+        return hr
+    clean = bicubic_down((hr[rows] + 1) / 2, 4) * 2 - 1
+    parts = torch.stack(split_error(lr[rows], clean), dim=1)
+    error = (untold[rows, :, None, None, None] * parts).sum(1)
+    kept = hr.clone()
+    kept[rows] += F.interpolate(error, scale_factor=4, mode="bicubic")
+    return kept.clamp(-1, 1)
 
 
 def main() -> None:
@@ -225,6 +251,9 @@ def main() -> None:
     samples = opened.samples
     opened.denoiser.freeze_context(stage.context_alone)
     trained = {"denoiser": opened.denoiser.train(), "decoder": opened.decoder.train()}
+    if stage.paths_alone:
+        for name, parameter in opened.decoder.named_parameters():
+            parameter.requires_grad_(".told." in name or ".shown." in name)
     run = Run(args.out, config, stage, trained, RATES)
     samples.g.manual_seed(config.seed + run.step)
     picture = PictureLoss(args.lpips, stage).to(samples.device)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from training_factory import COUNT, make_tiles, run_stage
 
 from mmsr_edge.bundle import ALIGNED
@@ -17,11 +18,13 @@ from mmsr_edge.modalities.segmentation import SUBJECT
 from mmsr_edge.models.connector import Connector
 from mmsr_edge.models.networks import build_component
 from mmsr_edge.models.presets import preset
+from mmsr_edge.training.data.degradation import bicubic_down, split_error
 from mmsr_edge.training.data.dials import areas, draw_temperatures, gain, pull, refocus
 from mmsr_edge.training.data.tile_samples import ConditionsConfig, TileSamples
 from mmsr_edge.training.denoiser import Denoiser
 from mmsr_edge.training.states import load_run
 from mmsr_edge.training.student import Student, begin
+from mmsr_edge.training.train_modalities import keep_untold
 
 
 def make_samples(seed: int = 0) -> TileSamples:
@@ -151,11 +154,43 @@ def test_conditions_are_those_of_the_device() -> None:
     assert np.abs(expected[:, -3:]).max((0, 2, 3)).min() > 0.3
     assert given.degradation[:, :3].equal(samples.tiles.levels)
     level = round(9 * float(samples.tiles.levels[0, 0]))
-    prompt = samples.prompt(0, 0, True, torch.ones(3, dtype=torch.bool), False)
+    every = torch.ones(3, dtype=torch.bool)
+    prompt = samples.prompt(0, 0, True, samples.tiles.levels[0], every, False)
     assert prompt.startswith(f"cat, dark, noise{level}, blur")
     assert prompt.endswith("sharp detailed photo")
     nothing = samples.conditions(rows, ConditionsConfig(drop=1, negative=0))
     assert nothing.present.eq(0).all() and nothing.aligned.eq(0).all()
+
+
+def test_words_that_tell_less_keep_the_rest_in_the_target() -> None:
+    samples = make_samples()
+    rows = torch.arange(COUNT)
+    config = ConditionsConfig(drop=0, unknown=0, negative=0, less=1)
+    given = samples.conditions(rows, config)
+    told, known = given.degradation.chunk(2, dim=1)
+    assert known.eq(1).all() and given.untold.min() >= 0 and given.untold.max() == 1
+    blur, rest = (1 - given.untold).T
+    true = samples.tiles.levels
+    torch.testing.assert_close(told, true * torch.stack([rest.sqrt(), blur, rest.sqrt()], 1))
+    assert samples.conditions(rows, ConditionsConfig(less=0)).untold.eq(0).all()
+
+    hr = F.avg_pool2d(torch.rand(2, 3, 132, 132, generator=samples.g), 5, 1)
+    hr = (4 * (hr - 0.5)).clamp(-0.9, 0.9)
+    clean = bicubic_down((hr + 1) / 2, 4) * 2 - 1
+    noise = 0.05 * torch.randn(clean.shape, generator=samples.g)
+    soft = F.avg_pool2d(F.pad(clean, (1,) * 4, mode="reflect"), 3, 1)
+    lr = soft + noise
+    parts = split_error(lr, clean)
+    torch.testing.assert_close(parts[0] + parts[1], lr - clean)
+    for part, expected in zip(parts, (soft - clean, noise), strict=True):
+        error = (part - expected).square().mean() / expected.square().mean()
+        assert error < 0.1
+    assert keep_untold(hr, lr, torch.zeros(2, 2)) is hr
+    # All of it kept back: the target is the HR picture with what the LR picture has.
+    kept = keep_untold(hr, lr, torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+    assert torch.equal(kept[0], hr[0])
+    again = bicubic_down((kept[1:] + 1) / 2, 4) * 2 - 1
+    assert (again - lr[1:]).square().mean() < 0.2 * (clean - lr)[1].square().mean()
 
 
 def test_a_student_that_ignores_its_conditions_is_found_out() -> None:
@@ -189,8 +224,16 @@ def test_stages_train_and_resume(tmp_path: Path, checkpoint: Path, lpips_weights
     out = tmp_path / "modalities"
     last = (*small, *start, *kept, *pictures, "--pictures", 1, "--dials", 1, "--warm", 2)
     run_stage("train_modalities", out, *last, "--steps", 3)
-    last = (*last[:-1], 0, "--init", out)  # the first step has all kinds of samples
+    # The first step has all kinds of samples.
+    last = (*last[:-1], 0, "--init", out, "--context-alone", "--paths-alone", "--less", 1)
     run_stage("train_modalities", tmp_path / "longer", *last, "--steps", 1)
+    before, after = load_run(out), load_run(tmp_path / "longer", ema=False)
+    for key, value in after["decoder"].items():
+        path = ".told." in key or ".shown." in key
+        assert torch.equal(value, before["decoder"][key]) is not path, key
+    for key, value in after["denoiser"].items():
+        if key.startswith(("connector.", "text_encoder.")):
+            assert torch.equal(value, before["denoiser"][key]), key
     assert {"denoiser", "decoder"} <= set(load_run(out))
     assert (tmp_path / "encoded.reference.pt").exists()
     diffusion = ("--steps", 2, "--batch", 2, "--context-alone", "--init", out)

@@ -255,6 +255,34 @@ def measure_degradation(lr: Tensor, clean: Tensor) -> Tensor:
     return torch.stack(levels, dim=1).clamp(0, 1)
 
 
+def split_error(lr: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+    """What was done to LR pictures: the part that is a blur, and the rest (noise and JPEG).
+
+    The blur is the least-squares fit of lr − clean by Δ(clean) and ΔΔ(clean), by picture.
+
+    Args:
+        lr, clean: as for `measure_degradation`.
+
+    Returns:
+        Two pictures, each [B, 3, h, w], whose sum is lr − clean.
+    """
+    basis, error = [laplacian(clean)], lr - clean
+    basis.append(laplacian(basis[0]))
+    columns = torch.stack([b.flatten(1) for b in basis], dim=2)
+    gram = columns.transpose(1, 2) @ columns
+    gram = gram + 1e-3 * torch.eye(2, device=lr.device)
+    weights = torch.linalg.solve(gram, columns.transpose(1, 2) @ error.flatten(1)[..., None])
+    blur = (columns @ weights)[..., 0].reshape(error.shape)
+    return blur, error - blur
+
+
+def laplacian(picture: Tensor) -> Tensor:
+    """Δ of each channel of `picture` [B, C, h, w]; beyond the borders it is mirrored."""
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], device=picture.device)
+    planes = F.pad(picture.flatten(0, 1)[:, None], (1,) * 4, mode="reflect")
+    return F.conv2d(planes, kernel[None, None]).reshape(picture.shape)
+
+
 def _blockiness(error: Tensor) -> Tensor:
     """Mean step of `error` [B, 1, h, w] at borders of 8 × 8 blocks, less that elsewhere, [B]."""
     total = torch.zeros(len(error), device=error.device)

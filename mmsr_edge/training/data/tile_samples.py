@@ -37,6 +37,8 @@ class ConditionsConfig:
     """p, the chance that a modality is replaced by m∅, drawn for each on its own (Sec. 3.1)."""
     unknown: float = 0.1
     """Chance that a level of degradation is not told, for each; and that none is."""
+    less: float = 0.0
+    """Share of the samples that are told of less degradation than there is, down to none."""
     tagged: float = 0.7
     """Share of the prompts with tags and computed words."""
     negative: float = 0.08
@@ -61,6 +63,8 @@ class Conditions:
     """[B, 6], levels, 0 where unknown, and which of them are known."""
     areas: Tensor
     """[B, 3, l, l], where the dials act; see `data.dials`."""
+    untold: Tensor
+    """[B, 2], share of the blur, and of noise and JPEG, that the words keep back; mostly 0."""
     negative: Tensor
     """[B] bool, whether the prompt is the negative one."""
 
@@ -130,17 +134,19 @@ class TileSamples:
         sharp = (best[:, None] & ~self._chance(config.other, count, 3)).long()
         present = (~self._chance(config.drop, count, 4)).float()
         known = ~self._chance(config.unknown, count, 3) & ~self._chance(config.unknown, count, 1)
+        levels, untold = self._told(rows, config.less)
+        known |= untold.gt(0).any(1, keepdim=True)
         negative = self._chance(config.negative, count)
         present[:, 0][negative] = 1.0
         tagged = self._chance(config.tagged, count)
         prompts = [
-            self.prompt(int(r), int(b), bool(w), k, bool(n))
-            for r, b, w, k, n in zip(rows, best, tagged, known, negative, strict=True)
+            self.prompt(int(r), int(b), bool(w), told, k, bool(n))
+            for r, b, w, told, k, n in zip(rows, best, tagged, levels, known, negative, strict=True)
         ]
         aligned = self.aligned(rows, sharp, present[:, 1:])
         seen = self._chance(config.aligned, count).float()
         aligned = aligned * seen[:, None, None, None]
-        levels = torch.where(known, self.tiles.levels[rows], torch.zeros(()))
+        levels = torch.where(known, levels, torch.zeros(()))
         planes = (self.tiles.depth, self.tiles.classes, self.tiles.edges)
         depth, classes, edges = (p[rows, sharp[:, i]] for i, p in enumerate(planes))
         return Conditions(
@@ -151,12 +157,28 @@ class TileSamples:
             present,
             torch.cat([levels, known.float()], dim=1),
             areas(depth, classes, edges, self.size),
+            untold,
             negative,
         ).to(self.device)
 
-    def prompt(self, row: int, sharp: int, tagged: bool, known: Tensor, negative: bool) -> str:
+    def _told(self, rows: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Levels that are told, [B, 3], and the shares that they keep back, [B, 2].
+
+        Levels of noise and JPEG are roots of amplitudes.
+        """
+        count = len(rows)
+        less = self._chance(share, count)[:, None]
+        untold = torch.rand((count, 2), generator=self.g)
+        untold[self._chance(0.3, count)] = 1.0
+        untold = torch.where(less, untold, torch.zeros(()))
+        blur, rest = (1 - untold).T
+        factors = torch.stack([rest.sqrt(), blur, rest.sqrt()], dim=1)
+        return self.tiles.levels[rows] * factors, untold
+
+    def prompt(
+        self, row: int, sharp: int, tagged: bool, levels: Tensor, known: Tensor, negative: bool
+    ) -> str:
         """Prompt of a tile, as the device writes it."""
-        levels = self.tiles.levels[row]
         named = zip(LEVELS, levels.tolist(), known.tolist(), strict=True)
         told = degradation_words({name: level for name, level, k in named if k})
         words = self.tiles.words[row][sharp] if tagged else ""
