@@ -4,10 +4,11 @@
 
 Each photograph gives one tile: a crop reduced to the low resolution. Every other tile is degraded
 as in training, so that clean and noisy pictures occur. Trajectories of several lengths cover all
-timesteps; prompts, guidance and the available maps vary, and every fourth picture's degradation is
-not told. A few calls of each component are kept for each picture, drawn at random over steps and
-guidance branches. The HR crops are kept as inputs of `hr_encoder`; the export compares its pictures
-with them. The same seed records the same set.
+timesteps that `unet` serves; prompts, guidance and the available maps vary, every third picture's
+temperatures do, and every fourth picture's degradation is not told. A few calls of each component
+are kept for each picture, drawn at random over steps and guidance branches. The HR crops are kept
+as inputs of `hr_encoder`; the export compares its pictures with them. The same seed records the
+same set.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from mmsr_edge.bundle import Manifest
+from mmsr_edge.bundle import MAPS, Manifest
 from mmsr_edge.calib.reader import CalibrationSet
 from mmsr_edge.errors import MMSRError, OptionError
 from mmsr_edge.image.blur import gaussian_blur
@@ -110,7 +111,7 @@ def record(
         recorder,
     )
     tiles = tiles_of_photos(pictures, manifest, config)
-    most = max(served[-1] for served in manifest.unets.values())
+    most = manifest.unets["unet"][-1]  # a diffusion's own UNet stays float
     for number, (hr, tile) in enumerate(tqdm(tiles, "recording", config.pictures, unit="picture")):
         recorder.add("hr_encoder", {"image": hr})
         steps = min(config.steps[number % len(config.steps)], most)
@@ -122,6 +123,7 @@ def record(
             seed=config.seed + number,
             color_fix=False,
             degradation=None if number % 4 == 3 else "auto",
+            temperature=_temperatures(rng) if number % 3 == 2 else None,
             **_maps(tile, manifest, config, rng),
         )
         recorder.end_picture()
@@ -164,6 +166,11 @@ def _guidance(manifest: Manifest, number: int, steps: int) -> dict[str, Any]:
     if steps <= sampler.few_steps:
         return {} if sampler.few_guidance is None else {"guidance_scale": 0.5}
     return {"guidance": "cfg" if number % 4 == 2 else "m0-cfg"}
+
+
+def _temperatures(rng: np.random.Generator) -> dict[str, float]:
+    """Temperatures of the maps, log-uniform over the allowed range (Sec. 3.2)."""
+    return {name: float(np.exp(rng.uniform(np.log(0.4), np.log(10)))) for name in MAPS}
 
 
 def _maps(

@@ -22,6 +22,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmsr_edge.bundle import MAPS
 from mmsr_edge.errors import OptionError
 from mmsr_edge.models.presets import AutoencoderConfig
 from mmsr_edge.models.super_resolution import CompactSuperResolution
@@ -93,7 +94,11 @@ class SlimDecoder(nn.Module):
 
         D(z, y) = c(y) + T(eighth(z) + join(features of c)),
 
-    where T is the rest of the decoder.
+    where T is the rest of the decoder. With `aligned` maps there are dials too
+    (`modalities.aligned`). They move the picture between a softer and a crisper one, by a
+    convolution R that was taught what softening changes; a = 1 − Π(1 − dial) is 0 at τ = 1:
+
+        D(z, y, maps, dials) = D(z, y, maps) + a · R(features of c).
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -113,7 +118,10 @@ class SlimDecoder(nn.Module):
             if config.degradation:
                 self.compact.tell(DEGRADATION)
             if config.aligned:
-                self.compact.show(config.aligned)
+                self.compact.show(config.aligned - len(MAPS))
+                self.refocus = nn.Conv2d(config.compact_width, 3 * SCALE**2, 3, padding=1)
+                nn.init.zeros_(self.refocus.weight)
+                nn.init.zeros_(self.refocus.bias)
         self.quarter = _blocks(quarter, width // 2)
         self.halved = nn.Sequential()
         if half:
@@ -141,8 +149,18 @@ class SlimDecoder(nn.Module):
         if self.compact is None:
             return self._tail(x)
         assert lr is not None, "this decoder requires the LR picture"
-        features = self.compact.features(lr, degradation, aligned)
-        return self._tail(x + self.join(features)) + self.compact.picture(features, lr)
+        if aligned is None:
+            features = self.compact.features(lr, degradation)
+            return self._tail(x + self.join(features)) + self.compact.picture(features, lr)
+        channels = aligned.shape[1] - len(MAPS)
+        maps, dials = aligned.split([channels, len(MAPS)], dim=1)
+        features = self.compact.features(lr, degradation, maps)
+        image = self._tail(x + self.join(features)) + self.compact.picture(features, lr)
+        depth, segmentation, edges = (1 - dials).split(1, dim=1)
+        softness = F.interpolate(
+            1 - depth * segmentation * edges, scale_factor=2.0, mode="bilinear"
+        )
+        return image + F.pixel_shuffle(softness * self.refocus(features), SCALE)
 
     def _tail(self, x: Tensor) -> Tensor:
         image: Tensor = self.out(self.halved(self.quarter(x)))

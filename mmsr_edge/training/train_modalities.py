@@ -48,6 +48,9 @@ from mmsr_edge.training.student import (
 )
 from mmsr_edge.training.tile_stage import add_tile_stage, open_tile_stage
 
+PATHS = ("compact.told.", "compact.shown.", "refocus.")
+"""Layers of the decoder that read degradation, maps and dials."""
+
 
 @dataclass(frozen=True)
 class ModalitiesStage(PresetConfig, ConditionsConfig, PictureLossConfig):
@@ -253,7 +256,7 @@ def main() -> None:
     trained = {"denoiser": opened.denoiser.train(), "decoder": opened.decoder.train()}
     if stage.paths_alone:
         for name, parameter in opened.decoder.named_parameters():
-            parameter.requires_grad_(".told." in name or ".shown." in name)
+            parameter.requires_grad_(any(path in name for path in PATHS))
     run = Run(args.out, config, stage, trained, RATES)
     samples.g.manual_seed(config.seed + run.step)
     picture = PictureLoss(args.lpips, stage).to(samples.device)

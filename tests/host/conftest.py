@@ -120,8 +120,9 @@ def make_checkpoint(out: Path, seed: int) -> Path:
     networks = build_networks("micro")
     with torch.no_grad():  # scaled up so that pictures fill [-1, 1], as a trained decoder's do
         networks["decoder"].out[0].weight.mul_(6)
-        for given in (networks["decoder"].compact.told, networks["decoder"].compact.shown):
-            given.weight.normal_(std=0.1)  # zero without training
+        decoder = networks["decoder"]
+        for path in (decoder.compact.told, decoder.compact.shown, decoder.refocus):
+            path.weight.normal_(std=0.1)  # zero without training
         networks["depth"].out.weight.mul_(30)
         tokenizer = networks["tokenizer"]  # codes apart, as k-means places them
         features = tokenizer.features(torch.rand(1, 3, 256, 256) * 2 - 1)[0]

@@ -56,10 +56,38 @@ def test_a_decoder_is_shown_maps_where_they_are(micro: dict[str, torch.nn.Module
     decoder.compact.shown.weight.normal_(std=0.1)
     nothing = decoder(latent, lr, None, torch.zeros_like(aligned))
     torch.testing.assert_close(nothing, plain)
+    aligned[:, -3:] = 0
     moved = (decoder(latent, lr, None, aligned) - plain).abs().amax(1)[0]
     assert moved[16:24, 24:32].min() > 1e-5 and moved[80:].max() == 0 == moved[:, 88:].max()
     decoder.compact.told.weight.normal_(std=0.1)
     assert (decoder(latent, lr, levels, aligned) - plain).abs().amax(1).min() > 1e-5
+
+
+@torch.no_grad()
+def test_dials_move_the_picture_in_proportion() -> None:
+    torch.manual_seed(0)
+    decoder = build_component("decoder", "micro")
+    latent, lr = torch.randn(1, 4, 16, 16), torch.rand(1, 3, 32, 32) * 2 - 1
+    aligned = torch.rand(1, ALIGNED, 16, 16)
+
+    def turned(depth: float, segmentation: float = 0.0) -> Tensor:
+        aligned[:, -3:] = 0
+        aligned[:, -3, 3:6, 5:8], aligned[:, -2, 3:6, 5:8] = depth, segmentation
+        return decoder(latent, lr, None, aligned)
+
+    still = turned(0)
+    assert torch.equal(turned(1), still)  # fresh weights
+    decoder.refocus.weight.normal_(std=0.1)
+    assert torch.equal(turned(0), still)
+    soft, crisp, half = turned(1) - still, turned(-0.5) - still, turned(0.5) - still
+    torch.testing.assert_close(crisp, -soft / 2, atol=1e-6, rtol=1e-4)
+    # Two dials multiply what they leave, as the gains in training do: 1 − (1 − .5)(1 − .5).
+    both = turned(0.5, 0.5) - still
+    torch.testing.assert_close(both, 1.5 * half, atol=1e-6, rtol=1e-4)
+    assert soft[..., 28:44, 44:60].abs().amax(1).min() > 1e-6
+    far = torch.ones(128, 128, dtype=torch.bool)
+    far[16:56, 32:72] = False
+    assert soft[0, :, far].abs().max() == 0
 
 
 @torch.no_grad()
