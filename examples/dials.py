@@ -1,12 +1,11 @@
-"""Effects of the dials: guidance, and each modality's temperature (Sec. 3.2, Fig. 9).
+"""What the dials do to a picture, as it is: a row for each dial, without any enhancement.
 
-    python examples/dials.py photo.jpg dials.png --model weights/nano --backend torch
+    python examples/dials.py photo.jpg dials.png --at 0.4 0.6
 
-First row: the picture at w from -1 (towards the negative prompt) to 1. Then one row per modality:
-the picture's difference from that at δ = 0.4, amplified. δ divides the connector's attention logits
-of that modality alone: a small δ concentrates attention on few tokens, a large δ spreads it evenly.
-Below each picture is its mean difference from the first of the row, in 1/255. Quantization to int8
-hides differences as small as nano's; torch shows them.
+The middle column is the model's own picture. Strength λ, guidance w and `denoise` act everywhere;
+the temperatures τ (Sec. 3.2, Fig. 9) where their map says so: depth on what is far, segmentation on
+all but the subject, edges on what is not near an edge. Below 1 these places become softer, above 1
+crisper. Below each picture is its mean difference from the middle one, in 1/255.
 """
 
 from __future__ import annotations
@@ -18,59 +17,62 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mmsr_edge import Upscaler
-from mmsr_edge.bundle import MODALITIES
+from mmsr_edge import MMSRError, Upscaler
 
-SCALES = (-1.0, -0.5, 0.0, 0.5, 1.0)
-"""Guidance scales w of Eq. 4."""
-TEMPERATURES = (0.4, 1.0, 2.0, 4.0, 10.0)
-"""Temperatures δ in units of √d_k, over the paper's range."""
-SIDE, LINE, MARGIN = 192, 14, 84
+TEMPERATURES = (0.4, 0.63, 1.0, 3.0, 10.0)
+"""τ, over the paper's range."""
+DIALS: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "strength": ("λ", [{"strength": n} for n in (0.0, 0.5, 1.0, 1.5, 2.0)]),
+    "guidance": ("w", [{"guidance_scale": n} for n in (-1.0, -0.5, 0.0, 0.5, 1.0)]),
+    "denoise": ("", [{"denoise": n} for n in (0.0, 0.25, None, 0.75, 1.0)]),
+    **{
+        name: ("τ", [{"temperature": {name: n}} for n in TEMPERATURES])
+        for name in ("depth", "segmentation", "edges")
+    },
+}
+"""Symbol and options of each row; the middle one is neutral."""
+SIDE, LINE, MARGIN = 240, 16, 92
 """Pixels: side of a crop, height of the line below it, width of the names on the left."""
-GAIN = 64
-"""Factor that amplifies the differences."""
 
 
-def middle(image: Image.Image) -> np.ndarray:
-    """Centre crop of a picture, [SIDE, SIDE, 3] in 0 … 255."""
-    left, top = ((n - SIDE) // 2 for n in image.size)
-    return np.asarray(image.convert("RGB").crop((left, top, left + SIDE, top + SIDE)), np.float32)
+def crop(image: Image.Image, at: tuple[float, float]) -> np.ndarray:
+    """Part of a picture around a place in fractions of its size, [SIDE, SIDE, 3] in 0 … 255."""
+    left, top = (
+        max(0, min(n - SIDE, round(f * n - SIDE / 2))) for n, f in zip(image.size, at, strict=True)
+    )
+    return np.asarray(image.convert("RGB").crop((left, top, left + SIDE, top + SIDE)))
 
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("photo", type=Path)
     parser.add_argument("strip", type=Path)
     parser.add_argument("--model", default="nano")
     parser.add_argument("--backend", default="auto")
+    parser.add_argument("--at", type=float, nargs=2, default=(0.5, 0.5), help="middle, 0 to 1")
     args = parser.parse_args()
     upscaler = Upscaler(args.model, args.backend)
-    rows = 1 + len(MODALITIES)
-    sheet = Image.new("RGB", (MARGIN + len(SCALES) * SIDE, rows * (SIDE + LINE)), "white")
+    rows: dict[str, list[np.ndarray]] = {}
+    for name, (_, settings) in DIALS.items():
+        try:
+            made = [upscaler.upscale(args.photo, **options).image for options in settings]
+        except MMSRError as error:  # a model without this dial, or a picture without the map
+            print(f"{name}: left out: {error}")
+            continue
+        rows[name] = [crop(picture, args.at) for picture in made]
+    sheet = Image.new("RGB", (MARGIN + 5 * SIDE, len(rows) * (SIDE + LINE)), "white")
     pen = ImageDraw.Draw(sheet)
-
-    def draw(
-        row: int, name: str, symbol: str, dials: dict[float, dict[str, Any]], gain: int = 0
-    ) -> None:
-        """Draw one row: differences times `gain`, or the pictures themselves if `gain` is 0."""
+    for row, (name, crops) in enumerate(rows.items()):
+        symbol, settings = DIALS[name]
         y = row * (SIDE + LINE)
         pen.text((4, y + SIDE // 2), name, fill="black")
-        pictures = [upscaler.upscale(args.photo, prompt="auto", **d).image for d in dials.values()]
-        first = middle(pictures[0])
-        for column, (value, picture) in enumerate(zip(dials, pictures, strict=True)):
-            x, crop = MARGIN + column * SIDE, middle(picture)
-            shown = np.clip(128 + gain * (crop - first), 0, 255) if gain else crop
-            sheet.paste(Image.fromarray(shown.astype(np.uint8)), (x, y))
-            difference = np.abs(crop - first).mean()
-            pen.text((x + 2, y + SIDE + 1), f"{symbol} {value:g}: {difference:.3f}", fill="black")
-
-    draw(0, "guidance", "w", {w: {"guidance_scale": w} for w in SCALES})
-    for row, name in enumerate(MODALITIES, 1):
-        dials = {t: {"temperature": {name: t}} for t in TEMPERATURES}
-        draw(row, name, "delta", dials, GAIN)
+        for column, (options, shown) in enumerate(zip(settings, crops, strict=True)):
+            x = MARGIN + column * SIDE
+            sheet.paste(Image.fromarray(shown), (x, y))
+            moved = np.abs(shown.astype(np.float32) - crops[2]).mean()
+            value = str(*options.values()).strip("{}")
+            pen.text((x + 2, y + SIDE + 2), f"{symbol} {value}: {moved:.2f}", fill="black")
     sheet.save(args.strip)
 
 
