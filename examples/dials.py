@@ -64,8 +64,7 @@ def main() -> None:
     sheet = Image.new("RGB", (MARGIN + 5 * SIDE, len(rows) * (SIDE + LINE)), "white")
     pen = ImageDraw.Draw(sheet)
     for row, (name, crops) in enumerate(rows.items()):
-        symbol, settings = DIALS[name]
-        y = row * (SIDE + LINE)
+        (symbol, settings), y = DIALS[name], row * (SIDE + LINE)
         pen.text((4, y + SIDE // 2), name, fill="black")
         for column, (options, shown) in enumerate(zip(settings, crops, strict=True)):
             x = MARGIN + column * SIDE
