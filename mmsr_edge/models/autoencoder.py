@@ -17,6 +17,8 @@ between tiles, and they quantize badly.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
@@ -95,10 +97,13 @@ class SlimDecoder(nn.Module):
         D(z, y) = c(y) + T(eighth(z) + join(features of c)),
 
     where T is the rest of the decoder. With `aligned` maps there are dials too
-    (`modalities.aligned`). They move the picture between a softer and a crisper one, by a
-    convolution R that was taught what softening changes; a = 1 − Π(1 − dial) is 0 at τ = 1:
+    (`modalities.aligned`). They move the picture between a softer and a crisper one, by two
+    convolutions R that were taught what softening changes, beside the LR picture upsampled;
+    a = 1 − Π(1 − dial) is 0 at τ = 1:
 
-        D(z, y, maps, dials) = D(z, y, maps) + a · R(features of c).
+        D(z, y, maps, dials) = D(z, y, maps) + a · (R(features of c) + R(features of T) + up(y)).
+
+    Here up(y) is bilinear less nearest-neighbour interpolation; the latter is part of c(y).
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -119,14 +124,14 @@ class SlimDecoder(nn.Module):
                 self.compact.tell(DEGRADATION)
             if config.aligned:
                 self.compact.show(config.aligned - len(MAPS))
-                self.refocus = nn.Conv2d(config.compact_width, 3 * SCALE**2, 3, padding=1)
-                nn.init.zeros_(self.refocus.weight)
-                nn.init.zeros_(self.refocus.bias)
         self.quarter = _blocks(quarter, width // 2)
         self.halved = nn.Sequential()
         if half:
             self.halved = nn.Sequential(*_up(width // 2, width // 4, 2), _blocks(half, width // 4))
         self.out = _up(width // 4, 3, 2) if half else _up(width // 2, 3, 4)
+        if self.compact is not None and config.aligned:
+            self.refocus = nn.ModuleList([copy.deepcopy(conv) for conv in self._last()])
+            self.begin_soft()
 
     def forward(
         self,
@@ -147,24 +152,42 @@ class SlimDecoder(nn.Module):
         """
         x = self.eighth(latent)
         if self.compact is None:
-            return self._tail(x)
+            plain: Tensor = self.out(self.halved(self.quarter(x)))
+            return plain
         assert lr is not None, "this decoder requires the LR picture"
-        if aligned is None:
-            features = self.compact.features(lr, degradation)
-            return self._tail(x + self.join(features)) + self.compact.picture(features, lr)
-        channels = aligned.shape[1] - len(MAPS)
-        maps, dials = aligned.split([channels, len(MAPS)], dim=1)
+        maps = dials = None
+        if aligned is not None:
+            maps, dials = aligned.split([aligned.shape[1] - len(MAPS), len(MAPS)], dim=1)
         features = self.compact.features(lr, degradation, maps)
-        image = self._tail(x + self.join(features)) + self.compact.picture(features, lr)
+        hidden = self.halved(self.quarter(x + self.join(features)))
+        image: Tensor = self.out(hidden) + self.compact.picture(features, lr)
+        if dials is None:
+            return image
         depth, segmentation, edges = (1 - dials).split(1, dim=1)
-        softness = F.interpolate(
-            1 - depth * segmentation * edges, scale_factor=2.0, mode="bilinear"
-        )
-        return image + F.pixel_shuffle(softness * self.refocus(features), SCALE)
+        softness = 1 - depth * segmentation * edges
+        softness = F.interpolate(softness, scale_factor=float(FACTOR), mode="bilinear")
+        return image + softness * self._soften(features, hidden, lr)
 
-    def _tail(self, x: Tensor) -> Tensor:
-        image: Tensor = self.out(self.halved(self.quarter(x)))
-        return image
+    def _soften(self, features: Tensor, hidden: Tensor, lr: Tensor) -> Tensor:
+        """What softening changes in the picture, [B, 3, 8h, 8w]."""
+        of_compact, of_tail = self.refocus
+        changed = F.pixel_shuffle(of_compact(features), SCALE) + self.out[1](of_tail(hidden))
+        scale = float(SCALE)
+        upsampled = F.interpolate(lr, scale_factor=scale, mode="bilinear")
+        return changed + upsampled - F.interpolate(lr, scale_factor=scale, mode="nearest")
+
+    def _last(self) -> tuple[nn.Conv2d, nn.Conv2d]:
+        """The last convolutions, whose results make up the picture."""
+        assert self.compact is not None and isinstance(self.out[0], nn.Conv2d)
+        return self.compact.out, self.out[0]
+
+    @torch.no_grad()
+    def begin_soft(self) -> None:
+        """Take the LR picture, upsampled, for the soft picture: all other detail goes."""
+        for soft, conv in zip(self.refocus, self._last(), strict=True):
+            assert isinstance(soft, nn.Conv2d) and soft.bias is not None and conv.bias is not None
+            soft.weight.copy_(-conv.weight)
+            soft.bias.copy_(-conv.bias)
 
     def begin_at(self, compact: dict[str, Tensor]) -> None:
         """Load a compact super-resolution network's weights; the latent then contributes zero.
@@ -188,6 +211,8 @@ class SlimDecoder(nn.Module):
         nn.init.zeros_(self.join.weight)
         for parameter in self.out[0].parameters():
             nn.init.zeros_(parameter)
+        if hasattr(self, "refocus"):
+            self.begin_soft()
 
 
 class KLEncoder(nn.Module):

@@ -25,7 +25,7 @@ RATES = {
     "conv_in": 5.0,
     "told": 10.0,
     "shown": 10.0,
-    "refocus": 10.0,
+    "refocus": 2.0,
     "unet.": 0.5,
 }
 """Factors on the learning rate: what reads the modalities begins anew."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mmsr_edge.models.autoencoder import SlimDecoder
 from mmsr_edge.models.device import pick_device
 from mmsr_edge.models.networks import build_component
 from mmsr_edge.models.presets import preset
@@ -59,7 +60,7 @@ def open_tile_stage(args: argparse.Namespace, config: RunConfig, preset_name: st
         name: build_component(name, preset_name)
         for name in ("hr_encoder", "lr_encoder", "tokenizer", "decoder")
     }
-    start_from(networks, states)
+    fresh = start_from(networks, states)
     net = Denoiser(preset_name, states["tokenizer"]["vq.quantize.embedding.weight"])
     begin(net, states["denoiser"], preset_name, fold=args.fold)
     for network in (net, *networks.values()):
@@ -71,5 +72,9 @@ def open_tile_stage(args: argparse.Namespace, config: RunConfig, preset_name: st
     if args.init:
         found = {"denoiser": net, "decoder": networks["decoder"]}
         given = load_states(args.init)
-        start_from({name: found[name] for name in found if name in given}, given)
-    return TileStage(net, networks["decoder"], samples, reference)
+        fresh = start_from({name: found[name] for name in found if name in given}, given)
+    decoder = networks["decoder"]
+    if any("refocus" in name for name in fresh):
+        assert isinstance(decoder, SlimDecoder)
+        decoder.begin_soft()
+    return TileStage(net, decoder, samples, reference)

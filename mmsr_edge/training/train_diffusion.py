@@ -49,8 +49,12 @@ class DiffusionStage(PresetConfig, ConditionsConfig):
     """Share of the steps with whole tiles."""
     share: float = 0.3
     """ρ, share of what the LR picture does not determine."""
-    full: float = 0.2
+    full: float = 0.15
     """Share of the samples with ρ = 1, which keep the denoiser true to HR pictures."""
+    full_below: float = 0.5
+    """The same at timesteps below `clear`."""
+    clear: int = 400
+    """Timestep below which the noisy latent itself shows much of what is asked for."""
     soft: float = 0.85
     """Factor on the target under the negative prompt."""
     context_alone: bool = False
@@ -78,12 +82,14 @@ def train(samples: TileSamples, reference: Tensor, run: Run, stage: DiffusionSta
         z_lr, residual, student = (
             place.of(samples.take(x, rows)) for x in (samples.z_lr, samples.residual, reference)
         )
-        true = torch.rand(count, generator=g) < stage.full
+        t = torch.randint(len(table), (count,), generator=g)
+        chance = torch.where(t < stage.clear, stage.full_below, stage.full)
+        true = torch.rand(count, generator=g) < chance
         rho = torch.where(true, 1.0, stage.share)[:, None, None, None].to(samples.device)
         wanted = student + rho * (residual - student)
         wanted[given.negative] *= stage.soft
         z0 = (z_lr + scale * wanted) / sigma
-        t = torch.randint(len(table), (count,), generator=g).to(samples.device)
+        t = t.to(samples.device)
         a = table[t][:, None, None, None]
         noise = torch.randn(z0.shape, generator=g).to(samples.device)
         noisy, v = diffuse(z0, a, noise)

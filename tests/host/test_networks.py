@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers.models.autoencoders.vae import VectorQuantizer
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import CLIPTextModel
 
 from mmsr_edge.bundle import ALIGNED
@@ -51,12 +52,12 @@ def test_a_decoder_is_shown_maps_where_they_are(micro: dict[str, torch.nn.Module
     latent, lr = torch.randn(1, 4, 16, 16), torch.rand(1, 3, 32, 32) * 2 - 1
     aligned, levels = torch.zeros(1, ALIGNED, 16, 16), torch.tensor([[0.3, 0, 0.8, 1, 0, 1]])
     aligned[..., 2, 3] = 1
+    aligned[:, -3:] = 0  # the dials
     plain = decoder(latent, lr)
     assert torch.equal(decoder(latent, lr, levels, aligned), plain)
     decoder.compact.shown.weight.normal_(std=0.1)
     nothing = decoder(latent, lr, None, torch.zeros_like(aligned))
     torch.testing.assert_close(nothing, plain)
-    aligned[:, -3:] = 0
     moved = (decoder(latent, lr, None, aligned) - plain).abs().amax(1)[0]
     assert moved[16:24, 24:32].min() > 1e-5 and moved[80:].max() == 0 == moved[:, 88:].max()
     decoder.compact.told.weight.normal_(std=0.1)
@@ -76,8 +77,11 @@ def test_dials_move_the_picture_in_proportion() -> None:
         return decoder(latent, lr, None, aligned)
 
     still = turned(0)
-    assert torch.equal(turned(1), still)  # fresh weights
-    decoder.refocus.weight.normal_(std=0.1)
+    aligned[:, -3] = 1
+    bilinear = F.interpolate(lr, scale_factor=4, mode="bilinear")
+    torch.testing.assert_close(decoder(latent, lr, None, aligned), bilinear)  # where it begins
+    for conv in decoder.refocus:
+        conv.weight.normal_(std=0.1)
     assert torch.equal(turned(0), still)
     soft, crisp, half = turned(1) - still, turned(-0.5) - still, turned(0.5) - still
     torch.testing.assert_close(crisp, -soft / 2, atol=1e-6, rtol=1e-4)
