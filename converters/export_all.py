@@ -100,8 +100,6 @@ class ExportConfig:
     """Requested precisions; a component without one gets the next more exact."""
     components: tuple[str, ...] = ()
     """Components to export; empty: all that ship. Others are copied from the bundle at `out`."""
-    diffusion: bool = False
-    """Whether the diffusion's own UNet ships too, for more steps than the student's."""
     calibration: Path | None = None
     """Folder of photographs to record inputs on, or a recorded calibration set (.npz)."""
     quantization: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -114,6 +112,8 @@ class ExportConfig:
     """Folder for the report; None: no report."""
     allow_failing: tuple[str, ...] = ()
     """Components that may miss their gates; the whole pipeline is then not gated either."""
+    diffusion: bool = False
+    """Whether the diffusion's own UNet ships too, for more steps than the student's."""
 
     def __post_init__(self) -> None:
         for form in self.formats:

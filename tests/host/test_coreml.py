@@ -227,10 +227,11 @@ def test_wrong_requests_are_refused(
     assert "there are linear, palette" in capsys.readouterr().err
     program = MILProgram.open(coreml_bundle / "decoder" / "fp16.mlpackage")
     with pytest.raises(
-        OptionError, match=r"takes \['degradation', 'latent', 'lr'\], but was fed \['image'\]"
+        OptionError, match=r"takes \['aligned', .* 'latent', 'lr'\], but was fed \['image'\]"
     ):
         program.run({"image": np.zeros(3)})
-    rest = {"lr": np.zeros((1, 3, 32, 32), np.float32), "degradation": np.zeros((1, 6), np.float32)}
+    given = draw_inputs("decoder", opened.preset, np.random.default_rng(0))
+    rest = {name: value for name, value in given.items() if name != "latent"}
     with pytest.raises(OptionError, match=r"feed 'latent' is float32 \[1, 2\], it must be"):
         program.run({"latent": np.zeros((1, 2), np.float32), **rest})
     # As a session, against a manifest of another component.
