@@ -11,8 +11,8 @@ are the channels of a cell:
 The channels of an absent map are 0. A dial's area is 1 where the temperature of its map acts:
 
     depth          what is far: 1 up to a depth of 0.3, 0 from 0.5
-    segmentation   all but the subject
-    edges          what is not near an edge
+    segmentation   all but the subject and the cells around it
+    edges          all but edges and the cells around them
 
 and p(τ) = −ln τ / ln 2.5 below τ = 1, −½ · ln τ / ln 10 above: 1 at 0.4, 0 at 1, −½ at 10. Training
 uses the same function, and the target 1 − p(τ) · area as the gain of the residual.
@@ -88,17 +88,26 @@ def _far(depth: Array, size: int) -> Array:
 
 def _rest(segmentation: Array, size: int) -> Array:
     numbers = np.stack([palette_numbers(colours.transpose(1, 2, 0)) for colours in segmentation])
-    subject = (numbers >= SUBJECT) & (numbers < NO_CLASS)
-    return 1 - _means(subject[:, None].astype(np.float32), size)[:, 0]
+    return _apart((numbers >= SUBJECT) & (numbers < NO_CLASS), size)
 
 
 def _flat(edges: Array, size: int) -> Array:
-    k = edges.shape[-1] // size
-    cells = edges[:, 0].reshape(len(edges), size, k, size, k).max((2, 4)) > -0.5
+    return _apart(edges[:, 0] > -0.5, size)
+
+
+def _apart(marks: Array, size: int) -> Array:
+    """1 where neither a cell nor its neighbours are marked, 0 elsewhere: [B, size, size].
+
+    Args:
+        marks: bool, [B, s, s].
+        size: cells along a side.
+    """
+    k = marks.shape[-1] // size
+    cells = marks.reshape(len(marks), size, k, size, k).any((2, 4))
     wide = np.pad(cells, ((0, 0), (1, 1), (1, 1)))
     shifted = [wide[:, a : a + size, b : b + size] for a in range(3) for b in range(3)]
-    flat: Array = 1 - np.any(shifted, axis=0).astype(np.float32)
-    return flat
+    apart: Array = 1 - np.any(shifted, axis=0).astype(np.float32)
+    return apart
 
 
 _AREAS = {"depth": _far, "segmentation": _rest, "edges": _flat}

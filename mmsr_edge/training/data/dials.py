@@ -9,8 +9,8 @@ self-distillation: the target is the network's own residual at τ = 1, times a g
 so p falls from 1 at τ = 0.4 over 0 at τ = 1 to −½ at τ = 10. The areas, 1 where a dial acts:
 
     depth          what is far (Fig. 9's bokeh at low temperatures)
-    segmentation   all but the subject
-    edges          what is not near an edge
+    segmentation   all but the subject and the cells around it
+    edges          all but edges and the cells around them
 
 The decoder passes on detail of the LR picture whatever the residual, so that a gain alone moves a
 clean picture little. `refocus` gives the picture that a dial asks for: blurred where p · area is
@@ -76,10 +76,9 @@ def areas(depth: Tensor, classes: Tensor, edges: Tensor, size: int) -> Tensor:
     k = depth.shape[-1] // size
     near = F.avg_pool2d(depth.float()[:, None] / 255, k)
     far = ((NEAR - near) / (NEAR - FAR)).clamp(0, 1)
-    rest = 1 - F.avg_pool2d((classes >= SUBJECT).float()[:, None], k)
-    lines = F.max_pool2d(edges.float()[:, None] / 255, k).gt(0.25).float()
-    flat = 1 - F.max_pool2d(lines, 3, stride=1, padding=1)
-    return torch.cat([far, rest, flat], dim=1)
+    marks = torch.stack([classes >= SUBJECT, edges > 0.25 * 255], dim=1).float()
+    apart = 1 - F.max_pool2d(F.max_pool2d(marks, k), 3, stride=1, padding=1)
+    return torch.cat([far, apart], dim=1)
 
 
 def gain(area: Tensor, present: Tensor, temperature: Tensor) -> Tensor:
