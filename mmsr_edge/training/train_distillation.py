@@ -72,6 +72,7 @@ DECODER_FLOAT = (
     "eighth.0",
     *(f"compact.body.{n}" for n in (0, 2, 4, 64)),
     "compact.out",
+    "compact.shown",
     "halved.0",
     "out.0",
 )
