@@ -128,6 +128,8 @@ class PictureRun:
         """The prompts; `describe` adds to them."""
         self.levels: Mapping[str, float] = {}
         """Levels of degradation that the model is told, by name."""
+        self.found: Mapping[str, float] = {}
+        """Levels of degradation that were estimated, by name."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
         """Wall time by component, in seconds; "load" is the opening of sessions."""
         self.calls: Counter[str] = Counter()
@@ -154,16 +156,19 @@ class PictureRun:
         """Side of the square that a map is resized to: the tokenizer's input."""
         return self.pipeline.map_side
 
-    def describe(self, words: str, levels: Mapping[str, float]) -> None:
+    def describe(
+        self, words: str, levels: Mapping[str, float], found: Mapping[str, float] | None = None
+    ) -> None:
         """Tell the model what was found in the picture; called before the first tile.
 
         Args:
             words: words for what it shows; they come before the prompt.
             levels: its levels of degradation, by name; unknown ones are missing. Their words come
                 after the prompt and before the bundle's own, and before the negative prompt.
+            found: levels that were estimated; what `levels` lacks of them is to stay.
         """
         settings, text = self.settings, self.manifest.text
-        self.levels = levels
+        self.levels, self.found = levels, found or {}
         if settings.own is not None:
             told = degradation_words(levels) if text.degradation else ""
             self.positive = join_words(words, settings.own, told, text.positive)
@@ -270,7 +275,7 @@ class PictureRun:
         decoder = self.pipeline.manifest.components["decoder"]
         extra = {"lr": lr} if decoder.takes("lr") else {}
         if decoder.takes("degradation"):
-            extra["degradation"] = degradation_vector(self.levels)
+            extra["degradation"] = degradation_vector(self.levels, self.found)
         if decoder.takes("aligned"):
             extra["aligned"] = self._align("decoder", maps or {})
         image = self.run("decoder", latent=latent, **extra)["image"]

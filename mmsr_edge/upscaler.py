@@ -253,13 +253,11 @@ class Upscaler:
         warnings: list[str] = []
         words, tags = collect_words(srgb, run, warnings) if settings.tagged else ("", {})
         levels: dict[str, float] = {}
-        if settings.told:
-            levels = set_levels(
-                options.degradation,
-                options.denoise,
-                lambda: collect_levels(srgb, run, picture.jpeg_quality, warnings),
-            )
-        run.describe(words, levels)
+        found: dict[str, float] = {}
+        if settings.told and not (options.degradation is None and options.denoise is None):
+            found = collect_levels(srgb, run, picture.jpeg_quality, warnings)
+            levels = set_levels(options.degradation, options.denoise, found)
+        run.describe(words, levels, found)
         wanted = {name: getattr(options, name) for name in MAPS}
         maps = collect_maps(srgb, wanted, run, warnings)
         dials = collect_dials(settings.dials, maps, srgb.shape[:2], manifest)

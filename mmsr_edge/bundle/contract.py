@@ -138,7 +138,7 @@ CONTRACT: dict[str, Signature] = {
         {
             "latent": ("1 c l l", _FLOAT),
             "lr": ("1 3 t t", _FLOAT),
-            "degradation": ("1 6", _FLOAT),
+            "degradation": ("1 8", _FLOAT),
             "aligned": (f"1 {ALIGNED} l l", _FLOAT),
         },
         {"image": ("1 3 o o", _FLOAT)},

@@ -19,7 +19,7 @@ from mmsr_edge.errors import BackendError, Cancelled, MMSRError
 from mmsr_edge.tiling import pad
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     import numpy.typing as npt
 
@@ -36,6 +36,7 @@ __all__ = [
     "estimate_degradation",
     "jpeg_level",
     "set_levels",
+    "share_to_keep",
 ]
 
 WINDOWS = 8
@@ -43,6 +44,7 @@ WINDOWS = 8
 STEPS = 9
 """Highest digit of a word: levels are said in steps of 1/9."""
 
+_LEAST = 0.05  # a level that is as good as none
 _SPOTS = 8  # places along a side from which the windows are chosen
 
 # Mean level of JPEG by quality: `measure_degradation` of 109 clean LR tiles of 128 x 128 that
@@ -131,9 +133,7 @@ def collect_levels(
 
 
 def set_levels(
-    given: str | Mapping[str, float] | None,
-    denoise: float | None,
-    estimate: Callable[[], Mapping[str, float]],
+    given: str | Mapping[str, float] | None, denoise: float | None, found: Mapping[str, float]
 ) -> dict[str, float]:
     """The levels that the model is told, by name; those that are missing are unknown.
 
@@ -141,12 +141,10 @@ def set_levels(
         given: the option `degradation`.
         denoise: the option `denoise`: replaces the level of noise and, where the level of JPEG was
             estimated and its word is not "jpeg0", that of JPEG.
-        estimate: estimates the levels; called only if one is needed.
+        found: the estimated levels.
     """
     own = {} if given is None or isinstance(given, str) else dict(given)
-    levels: dict[str, float] = {}
-    if given is not None and not set(LEVELS) <= set(own):
-        levels = dict(estimate())
+    levels = {} if given is None else dict(found)
     if denoise is not None:
         if _digit(levels.get("jpeg", 0.0)) > 0:
             levels["jpeg"] = denoise
@@ -165,8 +163,42 @@ def degradation_words(levels: Mapping[str, float | None]) -> str:
     return ", ".join(f"{name}{_digit(level)}" for name, level in known if level is not None)
 
 
-def degradation_vector(levels: Mapping[str, float | None]) -> npt.NDArray[np.float32]:
-    """The decoder's `degradation`, [1, 6]: levels, 0 where unknown, then 1 for each known one."""
+def degradation_vector(
+    levels: Mapping[str, float | None], found: Mapping[str, float] | None = None
+) -> npt.NDArray[np.float32]:
+    """The decoder's `degradation`, [1, 8].
+
+    Levels, 0 where unknown; 1 for each known one; and the shares of noise and blur that are to stay
+    (`share_to_keep`).
+
+    Args:
+        levels: the levels that the model is told, by name.
+        found: the estimated levels, by name; None: there are none.
+    """
     known = [levels.get(name) for name in LEVELS]
     values = [0.0 if level is None else level for level in known]
-    return np.array([values + [float(level is not None) for level in known]], np.float32)
+    flags = [float(level is not None) for level in known]
+    found = found or {}
+    # A level of noise is the root of a deviation.
+    stay = [
+        share_to_keep(levels.get(name), found.get(name), power)
+        for name, power in (("noise", 2), ("blur", 1))
+    ]
+    return np.array([values + flags + stay], np.float32)
+
+
+def share_to_keep(told: float | None, found: float | None, power: int) -> float:
+    """Share of a degradation that is to stay, in [-0.5, 1].
+
+    It is 0 if what was told is what was found, or one of them is unknown; 1 if there is said to be
+    none; negative if there is said to be more.
+
+    Args:
+        told, found: levels.
+        power: power of the level that is an amplitude.
+    """
+    if told is None or found is None:
+        return 0.0
+    if told < found:
+        return float(1 - (told / found) ** power)
+    return float(max(-0.5, 1 - ((told + _LEAST) / (found + _LEAST)) ** power))

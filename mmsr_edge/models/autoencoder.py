@@ -33,8 +33,9 @@ FACTOR = 8
 """HR pixels per latent cell, along a side."""
 SCALE = 4
 """HR pixels per LR pixel, along a side."""
-DEGRADATION = 6
-"""Numbers that tell the decoder the degradation; see `SlimDecoder.forward`."""
+DEGRADATION = 8
+"""Numbers that tell the decoder the degradation; see `SlimDecoder.forward`. The last two are the
+shares of noise and of blur that are to stay."""
 
 
 class ResidualBlock(nn.Module):
@@ -104,6 +105,13 @@ class SlimDecoder(nn.Module):
         D(z, y, maps, dials) = D(z, y, maps) + a · (R(features of c) + R(features of T) + up(y)).
 
     Here up(y) is bilinear less nearest-neighbour interpolation; the latter is part of c(y).
+
+    Whoever says that there is less noise or blur than there is wants the rest of it kept. With
+    `degradation`, the shares ν and β of it are added back, as a convolution was taught to find it:
+
+        D(z, y, …, ν, β) = D(z, y, …) + ν · N(y, features of c) + β · B(y, features of c).
+
+    More noise than there is (ν < 0) softens the picture, as a dial of −ν does.
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -121,7 +129,10 @@ class SlimDecoder(nn.Module):
             )
             self.join = nn.Conv2d(config.compact_width, width // 2, 1)
             if config.degradation:
-                self.compact.tell(DEGRADATION)
+                self.compact.tell(DEGRADATION - 2)
+                self.kept = nn.Conv2d(config.compact_width + 3, 2 * 3 * SCALE**2, 3, padding=1)
+                nn.init.zeros_(self.kept.weight)
+                nn.init.zeros_(self.kept.bias)
             if config.aligned:
                 self.compact.show(config.aligned - len(MAPS))
         self.quarter = _blocks(quarter, width // 2)
@@ -145,8 +156,8 @@ class SlimDecoder(nn.Module):
         Args:
             latent: [B, C, h, w].
             lr: the LR picture [B, 3, 2h, 2w], RGB in [-1, 1]; required with `compact_layers`.
-            degradation: [B, 6], levels of noise, blur and JPEG in [0, 1], 0 where unknown, and 1 or
-                0 for each that is known; None: none is.
+            degradation: [B, 8], levels of noise, blur and JPEG in [0, 1], 0 where unknown; 1 or 0
+                for each that is known or not; and ν and β in [-1, 1]. None: nothing is known.
             aligned: maps and dials on the latent's grid, [B, a, h, w] (`modalities.aligned`);
                 None: none is given.
         """
@@ -158,14 +169,25 @@ class SlimDecoder(nn.Module):
         maps = dials = None
         if aligned is not None:
             maps, dials = aligned.split([aligned.shape[1] - len(MAPS), len(MAPS)], dim=1)
-        features = self.compact.features(lr, degradation, maps)
+        told = stay = None
+        if degradation is not None:
+            told, stay = degradation.split([DEGRADATION - 2, 2], dim=1)
+            stay = stay[..., None, None]
+        features = self.compact.features(lr, told, maps)
         hidden = self.halved(self.quarter(x + self.join(features)))
         image: Tensor = self.out(hidden) + self.compact.picture(features, lr)
+        if stay is not None:
+            shares = torch.cat([stay[:, :1].clamp_min(0), stay[:, 1:]], dim=1)
+            noise, blur = self.kept(torch.cat([features, lr], dim=1)).chunk(2, dim=1)
+            noise_share, blur_share = shares.split(1, dim=1)
+            image = image + F.pixel_shuffle(noise_share * noise + blur_share * blur, SCALE)
         if dials is None:
             return image
         depth, segmentation, edges = (1 - dials).split(1, dim=1)
-        softness = 1 - depth * segmentation * edges
-        softness = F.interpolate(softness, scale_factor=float(FACTOR), mode="bilinear")
+        crisp = depth * segmentation * edges
+        if stay is not None:
+            crisp = crisp * (1 + stay[:, :1].clamp_max(0))
+        softness = F.interpolate(1 - crisp, scale_factor=float(FACTOR), mode="bilinear")
         return image + softness * self._soften(features, hidden, lr)
 
     def _soften(self, features: Tensor, hidden: Tensor, lr: Tensor) -> Tensor:

@@ -101,9 +101,10 @@ def _temperature(_: Preset, shape: tuple[int, ...], rng: np.random.Generator) ->
 
 
 def _degradation(_: Preset, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """Levels, 0 where unknown, then 1 or 0 for each that is known."""
-    known = (rng.random((1, shape[1] // 2)) < 0.8).astype(np.float32)
-    return np.concatenate([known * rng.random(known.shape, np.float32), known], axis=1)
+    """Levels, 0 where unknown; 1 or 0 for each that is known or not; shares to keep."""
+    known = (rng.random((1, 3)) < 0.8).astype(np.float32)
+    stay = rng.uniform(-0.5, 1, (1, shape[1] - 6)).astype(np.float32)
+    return np.concatenate([known * rng.random(known.shape, np.float32), known, stay], axis=1)
 
 
 def _timestep(p: Preset, shape: tuple[int, ...], rng: np.random.Generator) -> Array:

@@ -23,10 +23,10 @@ RATES = {
     "text_encoder": 2.0,
     ".attn2.": 10.0,
     "conv_in": 5.0,
-    "compact.told": 30.0,
     "told": 10.0,
     "shown": 10.0,
     "refocus": 2.0,
+    "decoder.kept": 10.0,
     "unet.": 0.5,
 }
 """Factors on the learning rate: what reads the modalities begins anew."""

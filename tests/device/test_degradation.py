@@ -21,6 +21,7 @@ from mmsr_edge.modalities.degradation import (
     degradation_words,
     jpeg_level,
     set_levels,
+    share_to_keep,
 )
 from mmsr_edge.modalities.prompt import encode_prompt
 
@@ -53,8 +54,22 @@ def test_words_and_numbers_of_levels() -> None:
     assert degradation_words({}) == ""
     vector = degradation_vector(levels)
     assert vector.dtype == np.float32
-    np.testing.assert_allclose(vector, [[0.35, 0, 0.2, 1, 0, 1]])
+    np.testing.assert_allclose(vector, [[0.35, 0, 0.2, 1, 0, 1, 0, 0]])
     assert not degradation_vector({"blur": None}).any()
+    # Of noise with a level of .6, .3 is told: about a quarter of its deviation.
+    found = {"noise": 0.6, "blur": 0.5, "jpeg": 0.9}
+    stay = degradation_vector({"noise": 0.3, "blur": 0.5, "jpeg": 0}, found)[0, 6:]
+    assert stay == pytest.approx([0.75, 0], abs=0.05)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_share_to_keep(power: int) -> None:
+    for found in (0.1, 0.5, 1.0):
+        shares = [share_to_keep(told, found, power) for told in (0.0, found / 2, found, 1.0)]
+        assert shares[0] == 1 and 0 < shares[1] < 1 and shares[2] == 0
+        assert shares[3] == (0 if found == 1 else -0.5)
+        assert shares == sorted(shares, reverse=True)
+    assert share_to_keep(None, 0.5, power) == share_to_keep(0.5, None, power) == 0
 
 
 FOUND = {"noise": 0.5, "blur": 0.25, "jpeg": 0.75}
@@ -71,19 +86,15 @@ CLEAN = {"noise": 0.5, "blur": 0.25, "jpeg": 0.05}
         ("auto", 0.5, {}, {"noise": 0.5}),  # the estimate failed
         ({"blur": 0}, None, FOUND, {"noise": 0.5, "blur": 0, "jpeg": 0.75}),
         ({"jpeg": 0.1}, 0.9, FOUND, {"noise": 0.9, "blur": 0.25, "jpeg": 0.1}),
-        (None, None, None, {}),
-        (None, 0.3, None, {"noise": 0.3}),
-        ({"noise": 0, "blur": 1, "jpeg": 0.5}, None, None, {"noise": 0, "blur": 1, "jpeg": 0.5}),
+        (None, None, FOUND, {}),
+        (None, 0.3, FOUND, {"noise": 0.3}),
+        ({"noise": 0, "blur": 1, "jpeg": 0.5}, None, FOUND, {"noise": 0, "blur": 1, "jpeg": 0.5}),
     ],
 )
 def test_levels_that_are_set_replace_those_that_are_found(
-    given: Any, denoise: float | None, found: dict[str, float] | None, told: dict[str, float]
+    given: Any, denoise: float | None, found: dict[str, float], told: dict[str, float]
 ) -> None:
-    def estimate() -> dict[str, float]:
-        assert found is not None, "nothing needs an estimate"
-        return found
-
-    assert set_levels(given, denoise, estimate) == told
+    assert set_levels(given, denoise, found) == told
 
 
 def test_windows_are_parts_of_the_detailed_half_at_full_size() -> None:
@@ -140,7 +151,10 @@ def test_the_decoder_gets_levels_and_flags(upscaler: Upscaler) -> None:
     levels = {"noise": 0.5, "blur": 0.0, "jpeg": 1.0}
     told = upscaler(picture, degradation=levels, **options)
     assert (told.degradation, told.caption) == (levels, "")  # text stays absent
-    shift = np.array([[0.5, 0, 1, 1, 1, 1]]) @ W["told"] * 127.5
+    found = upscaler(picture, **options).degradation
+    stay = [share_to_keep(levels[n], found[n], p) for n, p in (("noise", 2), ("blur", 1))]
+    assert stay[1] == 1 and -0.5 <= stay[0] < 1
+    shift = np.array([[0.5, 0, 1, 1, 1, 1, *stay]]) @ W["told"] * 127.5
     inside = (silent > 1) & (silent + shift < 254)
     off = np.abs(pixels(told) - silent - shift)[inside]
     assert inside.mean() > 0.5 and off.max() <= 1

@@ -60,7 +60,7 @@ class Conditions:
     present: Tensor
     """[B, 4], 1 for each modality given and 0 for each absent."""
     degradation: Tensor
-    """[B, 6], levels, 0 where unknown, and which of them are known."""
+    """[B, 8], levels, 0 where unknown; which of them are known; shares of noise, blur to keep."""
     areas: Tensor
     """[B, 3, l, l], where the dials act; see `data.dials`."""
     untold: Tensor
@@ -155,7 +155,7 @@ class TileSamples:
             aligned,
             seen,
             present,
-            torch.cat([levels, known.float()], dim=1),
+            torch.cat([levels, known.float(), untold.flip(1)], dim=1),
             areas(depth, classes, edges, self.size),
             untold,
             negative,
