@@ -167,7 +167,8 @@ def test_words_that_tell_less_keep_the_rest_in_the_target() -> None:
     rows = torch.arange(COUNT)
     config = ConditionsConfig(drop=0, unknown=0, negative=0, less=1)
     given = samples.conditions(rows, config)
-    told, known = given.degradation.chunk(2, dim=1)
+    told, known, stay = given.degradation.split([3, 3, 2], dim=1)
+    assert torch.equal(stay, given.untold.flip(1))  # noise, then blur
     assert known.eq(1).all() and given.untold.min() >= 0 and given.untold.max() == 1
     blur, rest = (1 - given.untold).T
     true = samples.tiles.levels

@@ -50,7 +50,7 @@ def test_a_decoder_is_shown_maps_where_they_are(micro: dict[str, torch.nn.Module
     torch.manual_seed(0)
     decoder = build_component("decoder", "micro")
     latent, lr = torch.randn(1, 4, 16, 16), torch.rand(1, 3, 32, 32) * 2 - 1
-    aligned, levels = torch.zeros(1, ALIGNED, 16, 16), torch.tensor([[0.3, 0, 0.8, 1, 0, 1]])
+    aligned, levels = torch.zeros(1, ALIGNED, 16, 16), torch.tensor([[0.3, 0, 0.8, 1, 0, 1, 0, 0]])
     aligned[..., 2, 3] = 1
     aligned[:, -3:] = 0  # the dials
     plain = decoder(latent, lr)
@@ -62,6 +62,32 @@ def test_a_decoder_is_shown_maps_where_they_are(micro: dict[str, torch.nn.Module
     assert moved[16:24, 24:32].min() > 1e-5 and moved[80:].max() == 0 == moved[:, 88:].max()
     decoder.compact.told.weight.normal_(std=0.1)
     assert (decoder(latent, lr, levels, aligned) - plain).abs().amax(1).min() > 1e-5
+
+
+@torch.no_grad()
+def test_what_is_not_told_stays_in_proportion() -> None:
+    torch.manual_seed(0)
+    decoder = build_component("decoder", "micro")
+    latent, lr = torch.randn(1, 4, 16, 16), torch.rand(1, 3, 32, 32) * 2 - 1
+    aligned = torch.rand(1, ALIGNED, 16, 16)
+    aligned[:, -3:] = 0
+
+    def keeping(noise: float, blur: float) -> Tensor:
+        levels = torch.tensor([[0.3, 0, 0.8, 1, 0, 1, noise, blur]])
+        return decoder(latent, lr, levels, aligned)
+
+    still = keeping(0, 0)
+    assert torch.equal(keeping(1, -0.5), still)  # fresh weights
+    decoder.kept.weight.normal_(std=0.1)
+    assert torch.equal(keeping(0, 0), still)
+    noise, blur = keeping(1, 0) - still, keeping(0, 1) - still
+    assert min(noise.abs().mean(), blur.abs().mean()) > 1e-3
+    torch.testing.assert_close(keeping(0.25, -0.5) - still, 0.25 * noise - 0.5 * blur)
+    # More noise than there is: softer, as by a dial of the same size.
+    aligned[:, -1] = 0.5
+    dialled = keeping(0, 0)
+    aligned[:, -1] = 0
+    torch.testing.assert_close(keeping(-0.5, 0), dialled)
 
 
 @torch.no_grad()
