@@ -32,7 +32,7 @@ def repeating_upscaler(folder: Path) -> Iterator[Upscaler]:
     def denoise(run: Any, lr: Array, maps: Any, noise: Array, dials: Any) -> Iterator[TileStep]:
         yield TileStep(0, 1, noise)
 
-    def decode(run: Any, latent: Array, lr: Array) -> Array:
+    def decode(run: Any, latent: Array, lr: Array, maps: Any) -> Array:
         return lr.repeat(SCALE, axis=2).repeat(SCALE, axis=3)  # type: ignore[no-any-return]
 
     with pytest.MonkeyPatch.context() as patch:

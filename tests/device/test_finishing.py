@@ -117,7 +117,7 @@ def test_transparent_edges_have_no_fringe(
     enlargement of the input over that background.
     """
 
-    def decode(run: Any, latent: Array, lr: Array) -> Array:
+    def decode(run: Any, latent: Array, lr: Array, maps: Any) -> Array:
         return np.float32(bicubic(lr[0].transpose(1, 2, 0)).transpose(2, 0, 1)[None])
 
     monkeypatch.setattr(PictureRun, "decode", decode)
@@ -246,7 +246,7 @@ def test_fidelity_keeps_the_low_frequencies_of_the_input(
     """A network that shifts colours and invents detail keeps the detail and loses the shift."""
     invented = np.random.default_rng(1).uniform(-0.3, 0.3, (1, 3, 32 * SCALE, 32 * SCALE))
 
-    def decode(run: Any, latent: Array, lr: Array) -> Array:
+    def decode(run: Any, latent: Array, lr: Array, maps: Any) -> Array:
         made = lr.repeat(SCALE, axis=2).repeat(SCALE, axis=3) * 0.7 + 0.2 + invented
         return np.float32(made).clip(-1, 1)
 

@@ -27,7 +27,7 @@ def denoise(run, lr, maps, noise, dials):
     yield TileStep(0, 1, noise)
 
 PictureRun.denoise = denoise
-PictureRun.decode = lambda run, latent, lr: lr.repeat(4, axis=2).repeat(4, axis=3)
+PictureRun.decode = lambda run, latent, lr, maps: lr.repeat(4, axis=2).repeat(4, axis=3)
 original = upscaler.check_memory
 
 def check(finishing, manifest, limit, *, by_rows):

@@ -191,7 +191,7 @@ def test_every_pixel_keeps_its_place(
     """With a decoder that repeats each pixel of its tile, the result repeats each pixel."""
     windows = Windows(monkeypatch)
 
-    def decode(run: PictureRun, latent: Array, lr: Array) -> Array:
+    def decode(run: PictureRun, latent: Array, lr: Array, maps: Any) -> Array:
         return windows.given[-1][0].repeat(SCALE, axis=2).repeat(SCALE, axis=3)
 
     monkeypatch.setattr(PictureRun, "decode", decode)
