@@ -24,7 +24,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmsr_edge.bundle import MAPS
+from mmsr_edge.bundle import EDGE_PARTS, MAPS
 from mmsr_edge.errors import OptionError
 from mmsr_edge.models.presets import AutoencoderConfig
 from mmsr_edge.models.super_resolution import CompactSuperResolution
@@ -97,8 +97,9 @@ class SlimDecoder(nn.Module):
 
         D(z, y) = c(y) + T(eighth(z) + join(features of c)),
 
-    where T is the rest of the decoder. With `aligned` maps there are dials too
-    (`modalities.aligned`). They move the picture between a softer and a crisper one, by two
+    where T is the rest of the decoder. With `aligned` maps (`modalities.aligned`), c is shown their
+    edges; shown depth and segmentation too, it made worse pictures (see the journal). There are
+    dials too. They move the picture between a softer and a crisper one, by two
     convolutions R that were taught what softening changes, beside the LR picture upsampled;
     a = 1 − Π(1 − dial) is 0 at τ = 1:
 
@@ -134,7 +135,7 @@ class SlimDecoder(nn.Module):
                 nn.init.zeros_(self.kept.weight)
                 nn.init.zeros_(self.kept.bias)
             if config.aligned:
-                self.compact.show(config.aligned - len(MAPS))
+                self.compact.show(EDGE_PARTS**2)
         self.quarter = _blocks(quarter, width // 2)
         self.halved = nn.Sequential()
         if half:
@@ -166,14 +167,14 @@ class SlimDecoder(nn.Module):
             plain: Tensor = self.out(self.halved(self.quarter(x)))
             return plain
         assert lr is not None, "this decoder requires the LR picture"
-        maps = dials = None
+        edges = dials = None
         if aligned is not None:
-            maps, dials = aligned.split([aligned.shape[1] - len(MAPS), len(MAPS)], dim=1)
+            _, edges, dials = aligned.split([4, EDGE_PARTS**2, len(MAPS)], dim=1)
         told = stay = None
         if degradation is not None:
             told, stay = degradation.split([DEGRADATION - 2, 2], dim=1)
             stay = stay[..., None, None]
-        features = self.compact.features(lr, told, maps)
+        features = self.compact.features(lr, told, edges)
         hidden = self.halved(self.quarter(x + self.join(features)))
         image: Tensor = self.out(hidden) + self.compact.picture(features, lr)
         if stay is not None:
@@ -183,8 +184,8 @@ class SlimDecoder(nn.Module):
             image = image + F.pixel_shuffle(noise_share * noise + blur_share * blur, SCALE)
         if dials is None:
             return image
-        depth, segmentation, edges = (1 - dials).split(1, dim=1)
-        crisp = depth * segmentation * edges
+        of_depth, of_segmentation, of_edges = (1 - dials).split(1, dim=1)
+        crisp = of_depth * of_segmentation * of_edges
         if stay is not None:
             crisp = crisp * (1 + stay[:, :1].clamp_max(0))
         softness = F.interpolate(1 - crisp, scale_factor=float(FACTOR), mode="bilinear")

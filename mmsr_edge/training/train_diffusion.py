@@ -77,7 +77,7 @@ def train(samples: TileSamples, reference: Tensor, run: Run, stage: DiffusionSta
     for _ in run:
         place = draw_place(samples.size, min(stage.window, samples.size), stage.whole, g)
         count = max(1, stage.batch // 4) if place.side > stage.window else stage.batch
-        rows = samples.rows(count)
+        rows = samples.rows(count, stage.clean)
         given = samples.conditions(rows, stage)
         z_lr, residual, student = (
             place.of(samples.take(x, rows)) for x in (samples.z_lr, samples.residual, reference)

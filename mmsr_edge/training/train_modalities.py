@@ -130,7 +130,7 @@ def train(
         n, dials = (max(1, k // fewer) for k in (stage.pictures, stage.dials))
         count = n + dials
         n = 0 if step < stage.warm else n
-        rows = samples.rows(count)
+        rows = samples.rows(count, stage.clean)
         given = samples.conditions(rows, stage)
         z_lr, base = (place.of(samples.take(x, rows)) for x in (samples.z_lr, reference))
         temperature = draw_temperatures(count, g, text=step >= stage.warm).to(samples.device)

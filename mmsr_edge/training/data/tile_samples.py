@@ -27,6 +27,8 @@ from mmsr_edge.training.data.tiles import Tiles
 class ConditionsConfig:
     """Settings of the draw of conditions."""
 
+    clean: float = 0.0
+    """Share of the samples drawn from the tiles that are only downscaled, the others from all."""
     sharp: float = 0.4
     """Share of the samples with maps and words of the HR picture."""
     other: float = 0.5
@@ -102,6 +104,7 @@ class TileSamples:
         self.pieces = torch.Generator(self.device).manual_seed(g.initial_seed())
         """Generator of draws on the networks' device."""
         self.size = tiles.hr.shape[-1] // 8
+        self._clean = (tiles.levels < torch.tensor([0.12, 0.05, 0.05])).all(1).nonzero()[:, 0]
         if cache and cache.exists():
             kept = torch.load(cache, map_location="cpu", weights_only=True, mmap=True)
         else:
@@ -115,9 +118,13 @@ class TileSamples:
     def _chance(self, p: float, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.g) < p
 
-    def rows(self, count: int) -> Tensor:
-        """Rows of `count` tiles, drawn at random."""
-        return torch.randint(len(self.tiles), (count,), generator=self.g)
+    def rows(self, count: int, clean: float = 0.0) -> Tensor:
+        """Rows of `count` tiles, drawn at random; a share `clean` of them are only downscaled."""
+        rows = torch.randint(len(self.tiles), (count,), generator=self.g)
+        if clean:
+            place = torch.randint(len(self._clean), (count,), generator=self.g)
+            rows = torch.where(self._chance(clean, count), self._clean[place], rows)
+        return rows
 
     def take(self, column: Tensor, rows: Tensor) -> Tensor:
         """Rows of a column of all tiles, float32 on the networks' device."""
