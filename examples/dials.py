@@ -21,16 +21,16 @@ from mmsr_edge import MMSRError, Upscaler
 
 TEMPERATURES = (0.4, 0.63, 1.0, 3.0, 10.0)
 """τ, over the paper's range."""
-DIALS: dict[str, tuple[str, list[dict[str, Any]]]] = {
-    "strength": ("λ", [{"strength": n} for n in (0.0, 0.5, 1.0, 1.5, 2.0)]),
-    "guidance": ("w", [{"guidance_scale": n} for n in (-1.0, -0.5, 0.0, 0.5, 1.0)]),
-    "denoise": ("", [{"denoise": n} for n in (0.0, 0.25, None, 0.75, 1.0)]),
+DIALS: dict[str, list[dict[str, Any]]] = {
+    "strength": [{"strength": n} for n in (0.0, 0.5, 1.0, 1.5, 2.0)],
+    "guidance": [{"guidance_scale": n} for n in (-1.0, -0.5, 0.0, 0.5, 1.0)],
+    "denoise": [{"denoise": n} for n in (0.0, 0.1, None, 0.6, 1.0)],
     **{
-        name: ("τ", [{"temperature": {name: n}} for n in TEMPERATURES])
+        name: [{"temperature": {name: n}} for n in TEMPERATURES]
         for name in ("depth", "segmentation", "edges")
     },
 }
-"""Symbol and options of each row; the middle one is neutral."""
+"""Options of each row; the middle ones are neutral."""
 SIDE, LINE, MARGIN = 240, 16, 92
 """Pixels: side of a crop, height of the line below it, width of the names on the left."""
 
@@ -54,7 +54,7 @@ def main() -> None:
     args = parser.parse_args()
     upscaler = Upscaler(args.model, args.backend)
     rows: dict[str, list[np.ndarray]] = {}
-    for name, (_, settings) in DIALS.items():
+    for name, settings in DIALS.items():
         try:
             made = [upscaler.upscale(args.photo, **options).image for options in settings]
         except MMSRError as error:  # a model without this dial, or a picture without the map
@@ -64,14 +64,14 @@ def main() -> None:
     sheet = Image.new("RGB", (MARGIN + 5 * SIDE, len(rows) * (SIDE + LINE)), "white")
     pen = ImageDraw.Draw(sheet)
     for row, (name, crops) in enumerate(rows.items()):
-        (symbol, settings), y = DIALS[name], row * (SIDE + LINE)
+        y = row * (SIDE + LINE)
         pen.text((4, y + SIDE // 2), name, fill="black")
-        for column, (options, shown) in enumerate(zip(settings, crops, strict=True)):
+        for column, (options, shown) in enumerate(zip(DIALS[name], crops, strict=True)):
             x = MARGIN + column * SIDE
             sheet.paste(Image.fromarray(shown), (x, y))
             moved = np.abs(shown.astype(np.float32) - crops[2]).mean()
             value = str(*options.values()).strip("{}")
-            pen.text((x + 2, y + SIDE + 2), f"{symbol} {value}: {moved:.2f}", fill="black")
+            pen.text((x + 2, y + SIDE + 2), f"{value}: moved by {moved:.2f}", fill="black")
     sheet.save(args.strip)
 
 

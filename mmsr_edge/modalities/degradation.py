@@ -44,7 +44,6 @@ WINDOWS = 8
 STEPS = 9
 """Highest digit of a word: levels are said in steps of 1/9."""
 
-_LEAST = 0.05  # a level that is as good as none
 _SPOTS = 8  # places along a side from which the windows are chosen
 
 # Mean level of JPEG by quality: `measure_degradation` of 109 clean LR tiles of 128 x 128 that
@@ -191,7 +190,7 @@ def share_to_keep(told: float | None, found: float | None, power: int) -> float:
     """Share of a degradation that is to stay, in [-0.5, 1].
 
     It is 0 if what was told is what was found, or one of them is unknown; 1 if there is said to be
-    none; negative if there is said to be more.
+    none; negative if there is said to be more, down to -0.5 at a level of 1.
 
     Args:
         told, found: levels.
@@ -201,4 +200,4 @@ def share_to_keep(told: float | None, found: float | None, power: int) -> float:
         return 0.0
     if told < found:
         return float(1 - (told / found) ** power)
-    return float(max(-0.5, 1 - ((told + _LEAST) / (found + _LEAST)) ** power))
+    return 0.0 if told == found else float(-0.5 * (told - found) / (1 - found))

@@ -83,6 +83,8 @@ class ModalitiesStage(PresetConfig, ConditionsConfig, PictureLossConfig):
     """Weight of the mean square difference from the checkpoint's residual, likewise."""
     soft: float = 0.55
     """Gain of the residual under the negative prompt."""
+    negative_weight: float = 1.0
+    """`anchor_weight` of samples with the negative prompt."""
     l1_weight: float = 2.0
     alex_weight: float = 0.6
     vgg_weight: float = 0.5
@@ -152,15 +154,16 @@ def train(
         logged: dict[str, Tensor | float] = {"dials": error}
         logged |= dict.fromkeys(("l1", "grid", "perceptual", "shown", "anchor"), 0.0)
         if n:
-            anchor = (residual[:n] - base[:n]).square().mean() / power
+            weight = torch.where(given.negative[:n], stage.negative_weight, stage.anchor_weight)
+            anchor = weight * (residual[:n] - base[:n]).square().mean((1, 2, 3)) / power
             latent = z_lr[:n] + scale * residual[:n]
             aligned = place.of(given.with_dials(temperature))
             terms = judge(
                 samples, picture, decoder, latent, rows[:n], part(given, slice(n)), aligned[:n],
                 place,
             )  # fmt: skip
-            loss = loss + terms.total() + stage.anchor_weight * anchor
-            logged["anchor"] = anchor
+            loss = loss + terms.total() + anchor.mean()
+            logged["anchor"] = anchor.mean()
             if (shown := min(stage.shown, count - n)) > 0:
                 some = slice(n, n + shown)
                 latents = [z_lr[some] + scale * r for r in (still[:shown], residual[some])]
