@@ -178,16 +178,16 @@ class SlimDecoder(nn.Module):
         hidden = self.halved(self.quarter(x + self.join(features)))
         image: Tensor = self.out(hidden) + self.compact.picture(features, lr)
         if stay is not None:
-            shares = torch.cat([stay[:, :1].clamp_min(0), stay[:, 1:]], dim=1)
             noise, blur = self.kept(torch.cat([features, lr], dim=1)).chunk(2, dim=1)
-            noise_share, blur_share = shares.split(1, dim=1)
-            image = image + F.pixel_shuffle(noise_share * noise + blur_share * blur, SCALE)
+            noise_share, blur_share = stay.split(1, dim=1)
+            kept = F.relu(noise_share) * noise + blur_share * blur
+            image = image + F.pixel_shuffle(kept, SCALE)
         if dials is None:
             return image
         of_depth, of_segmentation, of_edges = (1 - dials).split(1, dim=1)
         crisp = of_depth * of_segmentation * of_edges
         if stay is not None:
-            crisp = crisp * (1 + stay[:, :1].clamp_max(0))
+            crisp = crisp * (1 - F.relu(-stay[:, :1]))
         softness = F.interpolate(1 - crisp, scale_factor=float(FACTOR), mode="bilinear")
         return image + softness * self._soften(features, hidden, lr)
 
