@@ -100,7 +100,7 @@ class SlimDecoder(nn.Module):
     where T is the rest of the decoder. With `aligned` maps (`modalities.aligned`), c is shown their
     edges; shown depth and segmentation too, it made worse pictures (see the journal). There are
     dials too. They move the picture between a softer and a crisper one, by two
-    convolutions R that were taught what softening changes, beside the LR picture upsampled;
+    convolutions R that learnt what softening changes, beside the LR picture upsampled;
     a = 1 − Π(1 − dial) is 0 at τ = 1:
 
         D(z, y, maps, dials) = D(z, y, maps) + a · (R(features of c) + R(features of T) + up(y)).
@@ -108,7 +108,7 @@ class SlimDecoder(nn.Module):
     Here up(y) is bilinear less nearest-neighbour interpolation; the latter is part of c(y).
 
     Whoever says that there is less noise or blur than there is wants the rest of it kept. With
-    `degradation`, the shares ν and β of it are added back, as a convolution was taught to find it:
+    `degradation`, the shares ν and β of it are added back, as a convolution learnt to find it:
 
         D(z, y, …, ν, β) = D(z, y, …) + ν · N(y, features of c) + β · B(y, features of c).
 
