@@ -56,10 +56,10 @@ def test_words_and_numbers_of_levels() -> None:
     assert vector.dtype == np.float32
     np.testing.assert_allclose(vector, [[0.35, 0, 0.2, 1, 0, 1, 0, 0]])
     assert not degradation_vector({"blur": None}).any()
-    # Of noise with a level of .6, .3 is told: about a quarter of its deviation.
+    # Of noise with a level of .6, .3 is told: a quarter of its deviation.
     found = {"noise": 0.6, "blur": 0.5, "jpeg": 0.9}
     stay = degradation_vector({"noise": 0.3, "blur": 0.5, "jpeg": 0}, found)[0, 6:]
-    assert stay == pytest.approx([0.75, 0], abs=0.05)
+    assert stay == pytest.approx([0.75, 0])
 
 
 @pytest.mark.parametrize("power", [1, 2])

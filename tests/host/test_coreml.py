@@ -226,9 +226,8 @@ def test_wrong_requests_are_refused(
     assert main([*command, "--coreml-weights", "sparse"]) == 1
     assert "there are linear, palette" in capsys.readouterr().err
     program = MILProgram.open(coreml_bundle / "decoder" / "fp16.mlpackage")
-    with pytest.raises(
-        OptionError, match=r"takes \['aligned', .* 'latent', 'lr'\], but was fed \['image'\]"
-    ):
+    named = r"\['aligned', 'degradation', 'latent', 'lr'\]"
+    with pytest.raises(OptionError, match=rf"takes {named}, but was fed \['image'\]"):
         program.run({"image": np.zeros(3)})
     given = draw_inputs("decoder", opened.preset, np.random.default_rng(0))
     rest = {name: value for name, value in given.items() if name != "latent"}

@@ -229,6 +229,9 @@ NOISE_TOP = 40.0
 """Standard deviation of noise, in 1/255, at which the level of noise is 1."""
 
 
+_LAPLACIAN = torch.tensor([[[[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]]])
+
+
 def measure_degradation(lr: Tensor, clean: Tensor) -> Tensor:
     """Levels of noise, blur and JPEG of LR pictures whose clean version is known, [B, 3] in [0, 1].
 
@@ -245,7 +248,7 @@ def measure_degradation(lr: Tensor, clean: Tensor) -> Tensor:
     """
     luma = torch.tensor([0.299, 0.587, 0.114], device=lr.device)[:, None, None]
     y, x = ((p * luma).sum(1, keepdim=True) * 127.5 for p in (lr, clean))
-    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], device=lr.device)[None, None]
+    kernel = _LAPLACIAN.to(lr.device)
     dy, dx = (F.conv2d(p, kernel) for p in (y, x))
     gain = (dy * dx).mean((1, 2, 3)) / dx.square().mean((1, 2, 3)).clamp_min(1e-3)
     rest = dy - gain[:, None, None, None] * dx
@@ -278,9 +281,8 @@ def split_error(lr: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
 
 def laplacian(picture: Tensor) -> Tensor:
     """Δ of each channel of `picture` [B, C, h, w]; beyond the borders it is mirrored."""
-    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], device=picture.device)
     planes = F.pad(picture.flatten(0, 1)[:, None], (1,) * 4, mode="reflect")
-    return F.conv2d(planes, kernel[None, None]).reshape(picture.shape)
+    return F.conv2d(planes, _LAPLACIAN.to(picture.device)).reshape(picture.shape)
 
 
 def _blockiness(error: Tensor) -> Tensor:
