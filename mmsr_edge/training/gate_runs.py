@@ -40,7 +40,9 @@ from mmsr_edge.training.regions import TEMPERATURES, mean_effect, measure_dial, 
 Array = NDArray[Any]
 
 TILES = 16
-"""Tiles that the gates need, and look at, for contexts, denoiser and maps."""
+"""Tiles that the gates need, and look at, for contexts and denoiser."""
+MAP_TILES = 32
+"""Most tiles that maps are measured on: what they are worth differs much between pictures."""
 DIAL_TILES = 8
 """Most tiles that a dial is measured on; those whose map has both regions."""
 MIDDLE = 127.5
@@ -70,7 +72,7 @@ def measure(root: Path, tiles: Tiles) -> list[Gate]:
     if preset(model.bundle.manifest.preset).connector.latents:
         gates += device_gates(model, tiles, [feed["context"] for _, feed in feeds])
     else:
-        gates += maps(model, tiles, rows)
+        gates += maps(model, tiles)
     return gates
 
 
@@ -84,13 +86,13 @@ def device_gates(
         tiles: as in `measure`.
         contexts: contexts of the chosen tiles; None: they are made.
     """
-    rows = choose(tiles)
     if contexts is None:
+        rows = choose(tiles)
         contexts = [unet_feeds(model, tiles, row)[1]["context"] for row in rows]
     gates = context_gates(torch.from_numpy(np.concatenate(contexts)))
     for modality in DIALS:
         gates += dial(model, tiles, modality)
-    return gates + maps(model, tiles, rows)
+    return gates + maps(model, tiles)
 
 
 def choose(tiles: Tiles, count: int = TILES) -> list[int]:
@@ -254,8 +256,9 @@ def dial(model: Upscaler, tiles: Tiles, modality: str) -> list[Gate]:
     return dial_gates(mean_effect(effects))
 
 
-def maps(model: Upscaler, tiles: Tiles, rows: Sequence[int]) -> list[Gate]:
+def maps(model: Upscaler, tiles: Tiles) -> list[Gate]:
     """Gates of right maps against another picture's, both of HR pictures."""
+    rows = choose(tiles, min(MAP_TILES, len(tiles)))
     trials = []
     for row, other in zip(rows, [*rows[1:], rows[0]], strict=True):
         right, wrong = (

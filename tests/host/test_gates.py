@@ -404,7 +404,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         return [Gate(name, 1.0, 1.0, at_least=True)]
 
     monkeypatch.setattr(gate_runs, "dial", lambda model, tiles, name: named(f"τ({name})"))
-    monkeypatch.setattr(gate_runs, "maps", lambda model, tiles, rows: named("maps"))
+    monkeypatch.setattr(gate_runs, "maps", lambda model, tiles: named("maps"))
     monkeypatch.setattr(gate_runs, "denoiser", lambda *_: named("denoiser"))
 
 
