@@ -41,7 +41,7 @@ def build(upscaler: Upscaler, gr: Any) -> Any:
             with gr.Column(scale=1, min_width=320):
                 photo = gr.File(label="Photo", height=140)
                 prompt = gr.Textbox(label="Prompt", placeholder="what it shows; auto: tags found")
-                most = min(50, model.sampler.num_train_timesteps)
+                most = min(50, max(served[-1] for served in model.unets.values()))
                 steps = gr.Slider(1, most, model.sampler.steps, step=1, label="Steps")
                 seed = gr.Slider(0, 999, 0, step=1, label="Seed")
                 dial = {"step": 0.1, "visible": model.sampler.few_guidance is not None}
