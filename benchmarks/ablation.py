@@ -7,9 +7,9 @@
 
 `modalities` is Fig. 8: all on, each alone, each dropped; and what shows whether a modality is read:
 maps of the HR picture, the same of another picture, words of another picture, and, where the model
-reads it, the degradation, right, wrong and unknown. `…paired.csv` has the differences between
-variants on the same pictures, with standard errors. NIQE needs `--photos`, to which its model of
-good photographs is fitted.
+reads it, the degradation, right, wrong, unknown and said to be none. `…paired.csv` has the
+differences between variants on the same pictures, with standard errors. NIQE needs `--photos`, to
+which its model of good photographs is fitted.
 """
 
 from __future__ import annotations

@@ -32,16 +32,22 @@ TEXT_AND_MAPS = {"text": "prompt", "depth": "depth", "segmentation": "segmentati
 ALL: Options = {"prompt": "auto"}
 """All modalities on, made of the LR picture; the maps are on by default."""
 
+NO_DEGRADATION = dict.fromkeys(LEVELS, 0.0)
+"""Levels that say that a picture was only downscaled."""
+
 CONTRASTS: tuple[Contrast, ...] = (
     ("all", "none"),
     ("all", "no maps"),
     ("all", "without text"),
     ("all", "words of another"),
     ("HR maps", "no maps"),
+    ("HR maps", "all"),
     ("HR maps", "HR maps of another"),
+    ("HR edges", "all"),
     *((f"HR {name}", f"HR {name} of another") for name in MAPS),
     ("right degradation", "wrong degradation"),
     ("right degradation", "no degradation"),
+    ("clean degradation", "right degradation"),
     ("estimated degradation", "no degradation"),
 )
 """Variants of `modalities` that answer a question when they are compared."""
@@ -119,7 +125,7 @@ def modalities(own: Known, another: Known, *, degradation: bool = False) -> dict
         variants[f"HR {name}"] = {**ALL, name: own.maps[name]}
         variants[f"HR {name} of another"] = {**ALL, name: another.maps[name]}
     if degradation:
-        levels: dict[str, Any] = {"estimated": "auto", "no": None}
+        levels: dict[str, Any] = {"estimated": "auto", "no": None, "clean": NO_DEGRADATION}
         if own.levels is not None:
             wrong = {name: (level + 0.5) % 1.0 for name, level in own.levels.items()}
             levels |= {"right": own.levels, "wrong": wrong}

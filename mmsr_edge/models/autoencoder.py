@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from mmsr_edge.bundle import EDGE_PARTS, MAPS
 from mmsr_edge.errors import OptionError
 from mmsr_edge.models.presets import AutoencoderConfig
-from mmsr_edge.models.super_resolution import CompactSuperResolution
+from mmsr_edge.models.super_resolution import CompactSuperResolution, EdgeDetail
 
 FACTOR = 8
 """HR pixels per latent cell, along a side."""
@@ -98,12 +98,13 @@ class SlimDecoder(nn.Module):
         D(z, y) = c(y) + T(eighth(z) + join(features of c)),
 
     where T is the rest of the decoder. With `aligned` maps (`modalities.aligned`), c is shown their
-    edges; shown depth and segmentation too, it made worse pictures (see the journal). There are
-    dials too. They move the picture between a softer and a crisper one, by two
-    convolutions R that learnt what softening changes, beside the LR picture upsampled;
-    a = 1 − Π(1 − dial) is 0 at τ = 1:
+    edges e, and detail along them is added (`EdgeDetail`); shown depth and segmentation too, it
+    made worse pictures (see the journal). There are dials too. They move the picture between a
+    softer and a crisper one, by two convolutions R that learnt what softening changes, beside the
+    LR picture upsampled; a = 1 − Π(1 − dial) is 0 at τ = 1:
 
-        D(z, y, maps, dials) = D(z, y, maps) + a · (R(features of c) + R(features of T) + up(y)).
+        D(z, y, maps, dials) = D(z, y) + (1 − a) · U(features of c, e)
+                               + a · (R(features of c) + R(features of T) + up(y)).
 
     Here up(y) is bilinear less nearest-neighbour interpolation; the latter is part of c(y).
 
@@ -136,6 +137,7 @@ class SlimDecoder(nn.Module):
                 nn.init.zeros_(self.kept.bias)
             if config.aligned:
                 self.compact.show(EDGE_PARTS**2)
+                self.detail = EdgeDetail(config.compact_width, EDGE_PARTS**2, SCALE)
         self.quarter = _blocks(quarter, width // 2)
         self.halved = nn.Sequential()
         if half:
@@ -182,14 +184,19 @@ class SlimDecoder(nn.Module):
             noise_share, blur_share = stay.split(1, dim=1)
             kept = F.relu(noise_share) * noise + blur_share * blur
             image = image + F.pixel_shuffle(kept, SCALE)
-        if dials is None:
+        if edges is None or dials is None:
             return image
+        softness = self._softness(dials, stay)
+        detail = self.detail(features, edges)
+        return image + (1 - softness) * detail + softness * self._soften(features, hidden, lr)
+
+    def _softness(self, dials: Tensor, stay: Tensor | None) -> Tensor:
+        """a, [B, 1, 8h, 8w], of dials [B, 3, h, w] and, as far as ν < 0, of `stay` [B, 2, 1, 1]."""
         of_depth, of_segmentation, of_edges = (1 - dials).split(1, dim=1)
         crisp = of_depth * of_segmentation * of_edges
         if stay is not None:
             crisp = crisp * (1 - F.relu(-stay[:, :1]))
-        softness = F.interpolate(1 - crisp, scale_factor=float(FACTOR), mode="bilinear")
-        return image + softness * self._soften(features, hidden, lr)
+        return F.interpolate(1 - crisp, scale_factor=float(FACTOR), mode="bilinear")
 
     def _soften(self, features: Tensor, hidden: Tensor, lr: Tensor) -> Tensor:
         """What softening changes in the picture, [B, 3, 8h, 8w]."""

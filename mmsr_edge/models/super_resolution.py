@@ -18,6 +18,39 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class EdgeDetail(nn.Module):
+    """Detail along edges, which a map of edges shows finer than the LR picture does:
+
+        U(K·f ⊙ G·e),
+
+    the features f of the LR picture by the edges e; nothing where there are none. U is zero at
+    first.
+
+    Args:
+        width: channels of the features, and of those in between.
+        parts: numbers that a map has at half the size of the LR picture.
+        scale: HR pixels per LR pixel, along a side.
+    """
+
+    def __init__(self, width: int, parts: int, scale: int = 4) -> None:
+        super().__init__()
+        self.scale = scale
+        self.of_features = nn.Conv2d(width, width, 1)
+        self.of_edges = nn.Conv2d(parts, 4 * width, 3, padding=1, bias=False)
+        self.out = nn.Conv2d(width, 3 * scale**2, 3, padding=1, bias=False)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, features: Tensor, edges: Tensor) -> Tensor:
+        """Detail in RGB, [B, 3, scale·h, scale·w].
+
+        Args:
+            features: of the LR picture, [B, width, h, w].
+            edges: [B, parts, h/2, w/2].
+        """
+        along = self.of_features(features) * F.pixel_shuffle(self.of_edges(edges), 2)
+        return F.pixel_shuffle(self.out(along), self.scale)
+
+
 class CompactSuperResolution(nn.Module):
     """1 + `layers` convolutions, each with a PReLU, and a last one with a pixel shuffle.
 

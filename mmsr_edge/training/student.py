@@ -27,6 +27,7 @@ RATES = {
     "shown": 10.0,
     "refocus": 2.0,
     "decoder.kept": 10.0,
+    "decoder.detail": 10.0,
     "unet.": 0.5,
 }
 """Factors on the learning rate: what reads the modalities begins anew."""

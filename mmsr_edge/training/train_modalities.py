@@ -48,7 +48,7 @@ from mmsr_edge.training.student import (
 )
 from mmsr_edge.training.tile_stage import add_tile_stage, open_tile_stage
 
-PATHS = ("compact.told.", "compact.shown.", "refocus.", "kept.")
+PATHS = ("compact.told.", "compact.shown.", "detail.", "refocus.", "kept.")
 """Layers of the decoder that read degradation, maps and dials."""
 
 

@@ -77,8 +77,9 @@ def test_variants_take_better_maps_and_anothers(variants: Any) -> None:
     assert found["HR edges of another"] == {"prompt": "auto", "edges": "another's edges"}
 
     told = variants.modalities(own, another, degradation=True)
-    assert len(told) == 24 and told["none"]["degradation"] is None
+    assert len(told) == 25 and told["none"]["degradation"] is None
     assert told["right degradation"]["degradation"] == levels
+    assert set(told["clean degradation"]["degradation"].values()) == {0.0}
     wrong = told["wrong degradation"]["degradation"]
     assert all(abs(wrong[name] - level) == pytest.approx(0.5) for name, level in levels.items())
     offered = {method for contrast in variants.CONTRASTS for method in contrast}

@@ -67,6 +67,30 @@ def test_a_decoder_is_shown_maps_where_they_are(micro: dict[str, torch.nn.Module
 
 
 @torch.no_grad()
+def test_detail_is_drawn_along_edges_and_goes_with_softness() -> None:
+    torch.manual_seed(0)
+    decoder = build_component("decoder", "micro")
+    latent, lr = torch.randn(1, 4, 16, 16), torch.rand(1, 3, 32, 32) * 2 - 1
+    aligned = torch.zeros(1, ALIGNED, 16, 16)
+    plain = decoder(latent, lr)
+    decoder.detail.out.weight.normal_(std=0.1)
+    torch.testing.assert_close(decoder(latent, lr, None, aligned), plain)
+    aligned[:, 4:20, 2, 3] = 1
+    drawn = decoder(latent, lr, None, aligned) - plain
+    moved = drawn.abs().amax(1)[0]
+    assert moved[16:24, 24:32].min() > 1e-5 and moved[40:].max() == 0 == moved[:, 48:].max()
+    aligned[:, -3] = 1  # as soft as can be
+    soft = decoder(latent, lr, None, aligned)
+    aligned[:, 4:20] = 0
+    torch.testing.assert_close(decoder(latent, lr, None, aligned), soft)
+    aligned[:, -3], aligned[:, 4:20, 2, 3] = -0.5, 1
+    crisp = decoder(latent, lr, None, aligned)
+    aligned[:, 4:20] = 0
+    crisp -= decoder(latent, lr, None, aligned)
+    torch.testing.assert_close(crisp, 1.5 * drawn, atol=1e-5, rtol=1e-3)
+
+
+@torch.no_grad()
 def test_what_is_not_told_stays_in_proportion() -> None:
     torch.manual_seed(0)
     decoder = build_component("decoder", "micro")
