@@ -9,13 +9,18 @@ Detail that the LR picture shows passes through it, whatever the latent says. Wh
 the picture, the degradation and the maps with their dials, is therefore given to it too: a shift of
 its first features and a gate on its last ones,
 
-    f = body(conv(y) + shift) · (1 + gate),   (shift, gate) = W·degradation + conv(aligned maps).
+    f = body(conv(y) + shift) · (1 + gate),
+    (shift, gate) = W₂·relu(W₁·degradation) + conv(aligned maps).
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+TOLD_WIDTH = 32
+"""Hidden channels between the degradation and what it changes: what is right for a clean picture
+and for a noisy one do not lie on a line."""
 
 
 class EdgeDetail(nn.Module):
@@ -66,13 +71,17 @@ class CompactSuperResolution(nn.Module):
         convs = [nn.Conv2d(3 if i == 0 else width, width, 3, padding=1) for i in range(layers + 1)]
         self.body = nn.Sequential(*(m for c in convs for m in (c, nn.PReLU(width))))
         self.out = nn.Conv2d(width, 3 * scale**2, 3, padding=1)
-        self.told: nn.Linear | None = None
+        self.told: nn.Sequential | None = None
         self.shown: nn.Conv2d | None = None
 
     def tell(self, numbers: int) -> None:
-        """Add an input of `numbers` that describe the picture; zero weights, so no effect yet."""
-        self.told = nn.Linear(numbers, 2 * self.out.in_channels, bias=False)
-        nn.init.zeros_(self.told.weight)
+        """Add an input of `numbers` that describe the picture.
+
+        The last weights are zero, so it has no effect yet; without biases, zeros never have one.
+        """
+        last = nn.Linear(TOLD_WIDTH, 2 * self.out.in_channels, bias=False)
+        nn.init.zeros_(last.weight)
+        self.told = nn.Sequential(nn.Linear(numbers, TOLD_WIDTH, bias=False), nn.ReLU(), last)
 
     def show(self, channels: int) -> None:
         """Add an input of `channels` that describe places, at half the size of the LR picture.

@@ -121,7 +121,8 @@ def make_checkpoint(out: Path, seed: int) -> Path:
     with torch.no_grad():  # scaled up so that pictures fill [-1, 1], as a trained decoder's do
         networks["decoder"].out[0].weight.mul_(6)
         decoder = networks["decoder"]
-        for path in (decoder.compact.told, decoder.compact.shown, decoder.detail.out):
+        compact = decoder.compact
+        for path in (compact.told[2], compact.shown, decoder.detail.out):
             path.weight.normal_(std=0.1)  # zero without training
         networks["depth"].out.weight.mul_(30)
         tokenizer = networks["tokenizer"]  # codes apart, as k-means places them

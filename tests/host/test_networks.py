@@ -62,7 +62,7 @@ def test_a_decoder_is_shown_maps_where_they_are(micro: dict[str, torch.nn.Module
     aligned[:, :4] *= -1
     assert torch.equal((decoder(latent, lr, None, aligned) - plain).abs().amax(1)[0], moved)
     assert moved[16:24, 24:32].min() > 1e-5 and moved[80:].max() == 0 == moved[:, 88:].max()
-    decoder.compact.told.weight.normal_(std=0.1)
+    decoder.compact.told[2].weight.normal_(std=0.1)
     assert (decoder(latent, lr, levels, aligned) - plain).abs().amax(1).min() > 1e-5
 
 

@@ -47,6 +47,9 @@ class TilesConfig:
     """Least shorter side of a view, in LR pixels; at least that of a tile."""
     longest: int = 420
     """Greatest longer side of a view, in LR pixels."""
+    native: float = 0.25
+    """Share of the views at about the photograph's own resolution, with HR pictures less sharp than
+    those of photographs that are shrunk."""
     per_view: int = 4
     """Tiles cut out of a view."""
     clean: float = 0.25
@@ -147,12 +150,14 @@ def draw_view(image: Image.Image, config: TilesConfig, rng: np.random.Generator)
 
     Its sides are multiples of 8.
     """
+    side = np.exp(rng.uniform(np.log(config.smallest), np.log(config.longest)))
     part = rng.uniform(0.4, 1.0)
+    if rng.random() < config.native:
+        part = min(1.0, SCALE * side / (rng.uniform(0.7, 1.4) * max(image.size)))
     width, height = (max(1, int(n * part)) for n in image.size)
     left, top = (
         int(rng.integers(n - m + 1)) for n, m in zip(image.size, (width, height), strict=True)
     )
-    side = np.exp(rng.uniform(np.log(config.smallest), np.log(config.longest)))
     factor = SCALE * side / max(width, height)
     least = SCALE * config.smallest
     new_width, new_height = (max(least, int(n * factor) // 8 * 8) for n in (width, height))
