@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mmsr_edge.runtimes.registry import BackendStatus, list_backends
     from mmsr_edge.upscaler import Progress, Result, Upscaler
 
-__version__ = "0.11.0"
+__version__ = "0.12.0"
 """Version of the SDK. A model has its own version, in its manifest."""
 
 _HOMES = {

@@ -114,9 +114,13 @@ class UpscaleOptions:
     """Text that guidance steers away from. None: the bundle's default for the kinds "m-cfg" and
     "m0-cfg", no text for "cfg". Empty: no text."""
     steps: int | None = option(
-        None, "--steps", values="1 to the model's training timesteps (1000 in nano)", example=4
+        None,
+        "--steps",
+        values="1 to the model's training timesteps; 1 to 4 in the wheel's nano",
+        example=4,
     )
-    """Number of sampler steps. None: the bundle's default."""
+    """Number of sampler steps. None: the bundle's default. A bundle without its diffusion UNet,
+    such as the wheel's nano, refuses more than its student's."""
     guidance: str | None = option(
         "default",
         "--guidance",
@@ -148,12 +152,14 @@ class UpscaleOptions:
         None,
         "--temperature",
         values=f"{_interval(TEMPERATURE_RANGE)}, or a mapping from modalities to such numbers",
-        example={"edges": 2.0},
+        example={"depth": 0.4},
         unit="√d_k",
     )
     """Temperature τ = δ/√d_k of Eq. 5: one number for all modalities, or a mapping from their names
-    to numbers. A lower temperature gives a modality more influence. None, or a name that is not in
-    the mapping: 1."""
+    to numbers. 1 is plain attention. In nano, below 1 a part of the picture becomes softer, above
+    it crisper: what is far (depth), all but the subject (segmentation), what lies between edges
+    (edges); words act more strongly below 1 (text). None, or a name that is not in the mapping:
+    1."""
     depth: MapOption = option("auto", "--depth", values=_MAP_RANGE, example=None)
     """Depth map, near = bright. "auto": made by the bundle's depth network, absent if it has none.
     None: absent."""

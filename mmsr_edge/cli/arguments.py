@@ -125,7 +125,7 @@ def add_dials(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[NAME=]T",
-        help="0.4 (strong) to 10 (weak), for all modalities or for text, depth, segmentation or "
+        help="0.4 (softer) to 10 (crisper), for all modalities or for text, depth, segmentation or "
         "edges; may be repeated",
     )
     add("--depth", default="auto", metavar="FILE|none", help="depth map, near = bright")

@@ -4,7 +4,6 @@
 |-------------|------------------------------------------------------|-----------------|
 | `micro`     | for tests: builds and exports in seconds             | random          |
 | `nano`      | ships in the wheel                                   | trained here    |
-| `nano-0.10` | sizes of the released nano 0.10.0                    | trained here    |
 | `nano-bare` | `nano` without the MMLC, for comparison (Table 2)    | on demand       |
 | `sd2`       | the paper's size (Sec. 4): Stable Diffusion 2, VQGAN | the user's own  |
 """
@@ -270,15 +269,6 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 # fmt: on
-PRESETS["nano-0.10"] = replace(
-    PRESETS["nano"],
-    name="nano-0.10",
-    autoencoder=replace(PRESETS["nano"].autoencoder, degradation=False, aligned=0),
-    tokenizer=TokenizerConfig((16, 32, 64, 96, 128), layers_per_block=1, norm_groups=16),
-    connector=ConnectorConfig(latents=128, heads=4, blocks=3),
-    unet=replace(PRESETS["nano"].unet, positions=False, aligned=0),
-    degradation=None,
-)
 PRESETS["nano-bare"] = replace(
     PRESETS["nano"], name="nano-bare", connector=ConnectorConfig(latents=0, heads=4, blocks=0)
 )

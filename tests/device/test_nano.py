@@ -19,6 +19,7 @@ from mmsr_edge.bundle import open_bundle
 from mmsr_edge.cli.main import main
 from mmsr_edge.image.blur import gaussian_blur
 from mmsr_edge.image.color import block_means, delta_e00
+from mmsr_edge.modalities.canny import canny
 from mmsr_edge.tiling import plan_tiles
 
 BACKENDS = ["openvino", "onnxruntime"]
@@ -42,6 +43,16 @@ def shrink(picture: NDArray[np.uint8], noise: float, quality: int) -> Image.Imag
     return Image.open(buffer)
 
 
+def sharpness(picture: NDArray[Any]) -> float:
+    """Mean gradient."""
+    return float(np.abs(np.diff(picture.astype(np.float64), axis=1)).mean())
+
+
+def roughness(picture: NDArray[np.uint8]) -> float:
+    """Mean gradient of the sky of `original`, which holds nothing but noise."""
+    return sharpness(picture[20:150, 360:])
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_it_beats_bicubic_on_a_noisy_photo(backend: str, original: NDArray[np.uint8]) -> None:
     pytest.importorskip(backend)
@@ -51,10 +62,6 @@ def test_it_beats_bicubic_on_a_noisy_photo(backend: str, original: NDArray[np.ui
 
     def similarity(picture: NDArray[np.uint8]) -> float:
         return float(structural_similarity(picture, original, channel_axis=2))
-
-    def roughness(picture: NDArray[np.uint8]) -> float:
-        """Mean gradient of the sky, which holds nothing but noise."""
-        return float(np.abs(np.diff(picture[20:150, 360:].astype(np.float64), axis=1)).mean())
 
     assert similarity(ours) > similarity(bicubic) + 0.03  # .510 against .451 at release
     assert roughness(ours) < 0.85 * roughness(bicubic)  # .74 at release
@@ -82,14 +89,70 @@ def test_guidance_goes_from_soft_to_crisp(backend: str, original: NDArray[np.uin
         return np.asarray(upscaler.upscale(small, prompt="auto", **options).image, np.float64)
 
     pictures = [upscale(guidance_scale=w) for w in (-1.0, -0.5, 0.0, 0.5, 1.0)]
-    sharpness = [float(np.abs(np.diff(picture, axis=1)).mean()) for picture in pictures]
-    assert all(b > 1.01 * a for a, b in itertools.pairwise(sharpness)), sharpness
+    sharp = [sharpness(picture) for picture in pictures]
+    assert all(b > 1.01 * a for a, b in itertools.pairwise(sharp)), sharp
     np.testing.assert_array_equal(pictures[2], upscale())
+
+
+def detail(picture: NDArray[np.float64], where: NDArray[np.bool_]) -> float:
+    """Energy of the Laplacian of a part of the picture."""
+    grey = picture.mean(axis=-1)
+    sides = sum(np.roll(grey, shift, axis) for shift in (-1, 1) for axis in (0, 1))
+    return float(np.square(4 * grey - sides)[where].mean())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_low_temperature_of_depth_blurs_what_is_far(
+    backend: str, original: NDArray[np.uint8]
+) -> None:
+    """With a caller's map, left far and right near: the left follows τ, the right stays."""
+    pytest.importorskip(backend)
+    small = shrink(original[:384, 200:584], noise=0, quality=95)
+    depth = np.tile(np.repeat([0.0, 1.0], 48), (96, 1))
+    upscaler = Upscaler(backend=backend)
+    pictures = [
+        np.asarray(upscaler(small, depth=depth, temperature={"depth": t}).image, np.float64)
+        for t in (0.4, 0.63, 1.0, 3.0, 10.0)
+    ]
+    columns = np.arange(384) + np.zeros((384, 1))
+    far = [detail(picture, columns < 160) for picture in pictures]
+    near = [detail(picture, columns >= 224) for picture in pictures]
+    assert all(b > 1.05 * a for a, b in itertools.pairwise(far)), far
+    assert far[-1] > 1.3 * far[0]
+    assert max(near) < 1.1 * min(near), near
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_denoise_keeps_grain_or_takes_it(backend: str, original: NDArray[np.uint8]) -> None:
+    pytest.importorskip(backend)
+    small = shrink(original, noise=15, quality=95)
+    upscaler = Upscaler(backend=backend)
+    kept, usual, smooth = (
+        np.asarray(upscaler(small, denoise=value).image) for value in (0, None, 1)
+    )
+    assert roughness(kept) > 1.5 * roughness(usual)
+    ground = np.s_[200:]
+    assert sharpness(smooth[ground]) < 0.9 * sharpness(usual[ground])
+
+
+def test_edges_of_a_caller_are_drawn(original: NDArray[np.uint8]) -> None:
+    """Edges of the original, against the same shifted: along lines, the right ones are nearer."""
+    small = shrink(original[:384, 200:584], noise=15, quality=60)
+    hr = original[:384, 200:584]
+    edges = canny(hr.astype(np.float32) / 127.5 - 1)
+    wrong = np.roll(edges, (40, 60), (0, 1))
+    upscaler = Upscaler()
+
+    def error(lines: NDArray[np.bool_]) -> float:
+        picture = np.asarray(upscaler(small, edges=lines).image, np.float64)
+        return float(np.square(picture - hr)[edges].mean())
+
+    assert error(edges) < error(wrong)
 
 
 def test_the_bundle_describes_itself(capsys: pytest.CaptureFixture[str]) -> None:
     manifest = open_bundle("nano").manifest
-    assert manifest.name == "nano" and manifest.preset == "nano-0.10"
+    assert manifest.name == "nano" and manifest.preset == "nano"
     assert manifest.allow_failing == ()
     assert sum(source.get("photographs", 0) for source in manifest.provenance.sources) == 218
     assert all(source["licence"] for source in manifest.provenance.sources)

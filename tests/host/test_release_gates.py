@@ -23,14 +23,6 @@ from mmsr_edge.training.gate_runs import device_gates
 from mmsr_edge.training.gates import require
 
 CHECKPOINT = Path(__file__).parents[2] / "weights" / "nano"
-FIRST = (0, 11, 0)
-"""The first version that was released through the gates."""
-VERSION = tuple(map(int, open_bundle("nano").manifest.version.split(".")))
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(VERSION < FIRST, reason="nano 0.10.0 passes none of these gates"),
-]
 
 
 @pytest.fixture(scope="module")
