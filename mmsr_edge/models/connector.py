@@ -109,7 +109,6 @@ class Connector(nn.Module):
         with torch.no_grad():  # logits of about 3, not 0.3: temperature scales nothing but them
             self.cross.attention.to_q.weight.mul_(3)
             self.cross.attention.to_k.weight.mul_(3)
-        self.told = nn.Linear(len(MODALITIES), dim, bias=False) if config.told else None
         self.blocks = nn.ModuleList(Block(dim, config.heads) for _ in range(config.blocks))
         self.out = nn.LayerNorm(dim)
 
@@ -149,21 +148,14 @@ class Connector(nn.Module):
         if not self.condenses:
             return tokens
         per_key = [temperature[:, i, None].expand(-1, n) for i, n in enumerate(self.lengths)]
-        shift = None
-        if self.told is not None:  # nothing at τ = 1, and of an absent modality
-            shift = self.told(temperature.log() * present)[:, None]
-        context = self.condense(tokens, torch.cat(per_key, dim=1)[:, None, None], shift)
+        context = self.condense(tokens, torch.cat(per_key, dim=1)[:, None, None])
         if not self.relative:
             return context
         return context - (self.absent() if self.fixed is None else self.fixed)
 
-    def condense(
-        self, tokens: Tensor, temperature: Tensor | float = 1.0, shift: Tensor | None = None
-    ) -> Tensor:
+    def condense(self, tokens: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
         """f: the latents after attention to `tokens` [B, M, D] and to each other, [B, N, D]."""
         x = self.latents.expand(tokens.shape[0], -1, -1)
-        if shift is not None:
-            x = x + shift
         x = self.cross(x, tokens, temperature)
         for block in self.blocks:
             x = block(x)

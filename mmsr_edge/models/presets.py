@@ -100,8 +100,6 @@ class ConnectorConfig:
     """Self-attention blocks after the cross-attention."""
     relative: bool = False
     """Whether the context is relative to that of four absent modalities; see `connector`."""
-    told: bool = False
-    """Whether the latents are told the temperatures beside what these do to their attention."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +214,7 @@ PRESETS: dict[str, Preset] = {
         ),
         tokenizer=TokenizerConfig((8, 8, 16), blocks=(1, 1, 1), codes=32),
         text=TextConfig("hashed-words", vocab_size=64, layers=1, heads=2),
-        connector=ConnectorConfig(latents=16, heads=2, blocks=1, relative=True, told=True),
+        connector=ConnectorConfig(latents=16, heads=2, blocks=1, relative=True),
         unet=UNetConfig(
             (16, 32), attention=(False, True),
             layers_per_block=1, heads=(2, 4), norm_groups=4,
@@ -237,7 +235,7 @@ PRESETS: dict[str, Preset] = {
         ),
         tokenizer=TokenizerConfig((32, 64, 128), blocks=(1, 2, 2)),
         text=TextConfig("hashed-words", vocab_size=4096, layers=2, heads=4),
-        connector=ConnectorConfig(latents=128, heads=4, blocks=3, relative=True, told=True),
+        connector=ConnectorConfig(latents=128, heads=4, blocks=3, relative=True),
         unet=UNetConfig(
             (64, 128, 256, 256), attention=(False, True, True, False),
             layers_per_block=1, heads=(2, 4, 8, 8), positions=True, aligned=ALIGNED,
