@@ -122,8 +122,8 @@ def make_checkpoint(out: Path, seed: int) -> Path:
         networks["decoder"].out[0].weight.mul_(6)
         decoder = networks["decoder"]
         compact = decoder.compact
-        for path in (compact.told[2], compact.shown, decoder.detail.out):
-            path.weight.normal_(std=0.1)  # zero without training
+        for path, std in ((compact.told[2], 0.1), (compact.shown, 0.1), (decoder.detail.out, 0.02)):
+            path.weight.normal_(std=std)  # zero without training
         networks["depth"].out.weight.mul_(30)
         tokenizer = networks["tokenizer"]  # codes apart, as k-means places them
         features = tokenizer.features(torch.rand(1, 3, 256, 256) * 2 - 1)[0]
