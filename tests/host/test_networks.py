@@ -44,12 +44,17 @@ def test_shapes_are_the_contracts(micro: dict[str, torch.nn.Module]) -> None:
     assert out.shape == z.shape
 
 
+def fresh_decoder() -> tuple[torch.nn.Module, Tensor, Tensor]:
+    """A decoder of `micro` with fresh weights, and a latent and LR picture for it."""
+    torch.manual_seed(0)
+    decoder = build_component("decoder", "micro")
+    return decoder, torch.randn(1, 4, 16, 16), torch.rand(1, 3, 32, 32) * 2 - 1
+
+
 @torch.no_grad()
 def test_a_decoder_is_shown_maps_where_they_are(micro: dict[str, torch.nn.Module]) -> None:
     """Fresh weights change nothing; others do at the place shown, within the receptive field."""
-    torch.manual_seed(0)
-    decoder = build_component("decoder", "micro")
-    latent, lr = torch.randn(1, 4, 16, 16), torch.rand(1, 3, 32, 32) * 2 - 1
+    decoder, latent, lr = fresh_decoder()
     aligned, levels = torch.zeros(1, ALIGNED, 16, 16), torch.tensor([[0.3, 0, 0.8, 1, 0, 1, 0, 0]])
     aligned[..., 2, 3] = 1
     aligned[:, -3:] = 0  # the dials
@@ -68,9 +73,7 @@ def test_a_decoder_is_shown_maps_where_they_are(micro: dict[str, torch.nn.Module
 
 @torch.no_grad()
 def test_detail_is_drawn_along_edges_and_goes_with_softness() -> None:
-    torch.manual_seed(0)
-    decoder = build_component("decoder", "micro")
-    latent, lr = torch.randn(1, 4, 16, 16), torch.rand(1, 3, 32, 32) * 2 - 1
+    decoder, latent, lr = fresh_decoder()
     aligned = torch.zeros(1, ALIGNED, 16, 16)
     plain = decoder(latent, lr)
     decoder.detail.out.weight.normal_(std=0.1)
@@ -92,9 +95,7 @@ def test_detail_is_drawn_along_edges_and_goes_with_softness() -> None:
 
 @torch.no_grad()
 def test_what_is_not_told_stays_in_proportion() -> None:
-    torch.manual_seed(0)
-    decoder = build_component("decoder", "micro")
-    latent, lr = torch.randn(1, 4, 16, 16), torch.rand(1, 3, 32, 32) * 2 - 1
+    decoder, latent, lr = fresh_decoder()
     aligned = torch.rand(1, ALIGNED, 16, 16)
     aligned[:, -3:] = 0
 
@@ -118,9 +119,7 @@ def test_what_is_not_told_stays_in_proportion() -> None:
 
 @torch.no_grad()
 def test_dials_move_the_picture_in_proportion() -> None:
-    torch.manual_seed(0)
-    decoder = build_component("decoder", "micro")
-    latent, lr = torch.randn(1, 4, 16, 16), torch.rand(1, 3, 32, 32) * 2 - 1
+    decoder, latent, lr = fresh_decoder()
     aligned = torch.rand(1, ALIGNED, 16, 16)
 
     def turned(depth: float, segmentation: float = 0.0) -> Tensor:
