@@ -37,6 +37,7 @@ from mmsr_edge.bundle import (
     describe_file,
     load_manifest,
     open_bundle,
+    shared,
     write_manifest,
 )
 from mmsr_edge.bundle.staging import Stage, check_replaceable, resumable_bundle
@@ -100,6 +101,9 @@ class ExportConfig:
     """Requested precisions; a component without one gets the next more exact."""
     components: tuple[str, ...] = ()
     """Components to export; empty: all that ship. Others are copied from the bundle at `out`."""
+    share: Path | None = None
+    """A bundle beside `out`. Components of the same weights are not exported again: their files
+    stay in that bundle, and `out` works only beside it."""
     calibration: Path | None = None
     """Folder of photographs to record inputs on, or a recorded calibration set (.npz)."""
     quantization: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -160,12 +164,15 @@ def export_bundle(config: ExportConfig) -> list[Row]:
     check_replaceable(config.out)
     for reader in {name for form in config.formats for name in READERS[form]}:
         CHECKERS[reader].check()
+    if config.share is not None and config.share.resolve().parent != config.out.resolve().parent:
+        raise OptionError(f"--share {str(config.share)!r} must lie beside {str(config.out)!r}")
     checkpoint = open_checkpoint(config.checkpoint)
     shipped = tuple(name for name in checkpoint.networks if component(name).shipped)
     if config.diffusion:
         checkpoint.bundle.component("diffusion_unet")
         shipped += ("diffusion_unet",)
-    chosen = config.components or shipped
+    lent = _lent(config.share, shipped, checkpoint) if config.share else {}
+    chosen = config.components or tuple(name for name in shipped if name not in lent)
     for name in chosen:
         checkpoint.bundle.component(name)
     rows: list[Row] = []
@@ -183,13 +190,15 @@ def export_bundle(config: ExportConfig) -> list[Row]:
             made = tuple(row.artifact for row in rows if row.component == name)
             if made:
                 components[name] = replace(checkpoint.bundle.component(name), artifacts=made)
+            elif name in lent:
+                components[name] = lent[name]
             elif name in shipped:
                 components[name] = _taken_over(config.out, root, name, checkpoint)
         failing = tuple(name for name in components if name in config.allow_failing)
         manifest = replace(checkpoint.bundle.manifest, components=components, allow_failing=failing)
         manifest = export.whole_pipeline(manifest)
         write_manifest(root, manifest)
-        open_bundle(root)
+        open_bundle(root, config.out.resolve().parent)
         if config.report is not None:
             lines = [n for r in rows for n in artifact_lines(r.component, r.artifact, r.scores)]
             lines += pipeline_lines(manifest.components["unet"].artifacts)
@@ -279,7 +288,7 @@ class _Export:
 
     def whole_pipeline(self, manifest: Manifest) -> Manifest:
         """Measure and gate the whole pipeline at each precision; results go on the UNet's cards."""
-        bundle = Bundle(self.root, manifest)
+        bundle = Bundle(self.root, manifest, self.config.out.resolve().parent)
         tiles = [feed["lr"] for feed in self.inputs("lr_encoder")[:TILES]]
         originals = self.originals(len(tiles))
         tiles.append(smooth_tile(tiles[0]))
@@ -325,7 +334,8 @@ class _Export:
 
 def export_key(config: ExportConfig) -> str:
     """Hash of an export's weights, options, photographs and tools: 16 hexadecimal digits."""
-    parts: list[Any] = [repr(replace(config, out=Path(), report=None))]
+    parts: list[Any] = [repr(replace(config, out=Path(), report=None, share=None))]
+    parts += [describe_file(config.share, MANIFEST_NAME).sha256] if config.share else []
     parts.append(describe_file(config.checkpoint, MANIFEST_NAME).sha256)  # it has the weights' own
     if config.calibration is not None:
         files = sorted(config.calibration.rglob("*")) if config.calibration.is_dir() else []
@@ -366,6 +376,18 @@ def _taken_over(out: Path, root: Path, name: str, checkpoint: Checkpoint) -> Com
     return spec
 
 
+def _lent(share: Path, names: tuple[str, ...], checkpoint: Checkpoint) -> dict[str, ComponentSpec]:
+    """Components of the bundle at `share` that come from the same weights, by name."""
+    lender = open_bundle(share)
+    found = {}
+    for name in names:
+        spec = lender.manifest.components.get(name)
+        made_from = {(a.parity or {}).get("checkpoint") for a in spec.artifacts} if spec else set()
+        if spec is not None and made_from == {checkpoint.digest(name)}:
+            found[name] = shared(spec, share.resolve().name)
+    return found
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -379,6 +401,7 @@ def main(arguments: list[str] | None = None) -> int:
     precisions = ", ".join(get_args(Precision))
     add("--precisions", type=words, default=ExportConfig.precisions, help=precisions)
     add("--components", type=words, default=(), help="default: all components that ship")
+    add("--share", type=Path, help="bundle beside --out to share components of equal weights with")
     add("--diffusion", action="store_true", help="with the diffusion's UNet, for many steps")
     add("--calibration", type=Path, help="folder of photographs to record inputs on, for int8")
     add("--calibration-set", type=Path, help="or a set from python -m mmsr_edge.calib.record")
@@ -398,6 +421,7 @@ def main(arguments: list[str] | None = None) -> int:
             formats=args.formats,
             precisions=args.precisions,
             components=args.components,
+            share=args.share,
             diffusion=args.diffusion,
             calibration=args.calibration or args.calibration_set,
             quantization=read_settings(args.quantization),

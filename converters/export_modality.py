@@ -372,9 +372,10 @@ def _images(config: ModalityConfig, base: Bundle) -> list[Any]:
 
 
 def _copy(base: Bundle, root: Path, without: Sequence[str]) -> None:
-    """Copy a bundle's files, except those of the components `without`."""
+    """Copy a bundle's own files, except those of the components `without`."""
     for name, spec in base.manifest.components.items():
-        for file in (f for a in spec.artifacts for f in a.files if name not in without):
+        files = (f for a in spec.artifacts for f in a.files if not f.bundle)
+        for file in files if name not in without else ():
             (root / file.path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(base.path(file), root / file.path)
 

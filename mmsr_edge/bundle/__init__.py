@@ -20,9 +20,11 @@ from mmsr_edge.bundle.contract import (
 from mmsr_edge.bundle.folder import (
     MANIFEST_NAME,
     Bundle,
+    best_shipped,
     describe_file,
     load_manifest,
     open_bundle,
+    shared,
     shipped_bundles,
     write_manifest,
 )
@@ -79,9 +81,11 @@ __all__ = [
     "TensorSpec",
     "TextSpec",
     "TileSpec",
+    "best_shipped",
     "describe_file",
     "load_manifest",
     "open_bundle",
+    "shared",
     "shipped_bundles",
     "write_manifest",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 __all__ = [
     "MANIFEST_NAME",
     "Bundle",
+    "best_shipped",
     "describe_file",
     "load_manifest",
     "open_bundle",
+    "shared",
     "shipped_bundles",
     "write_manifest",
 ]
@@ -30,6 +32,7 @@ MANIFEST_NAME = "manifest.json"
 """File name of the manifest in a bundle."""
 
 _SHIPPED = Path(__file__).resolve().parents[1] / "bundles"
+_BEST_FIRST = ("small", "nano")
 _verified: dict[Path, tuple[int, int, str]] = {}  # path -> (mtime_ns, size, sha256)
 
 
@@ -41,6 +44,8 @@ class Bundle:
     """Folder of the bundle."""
     manifest: Manifest
     """The bundle's manifest."""
+    beside: Path | None = None
+    """Folder of the bundles that this one takes files from; None: the one that it lies in."""
 
     def component(self, name: str) -> ComponentSpec:
         """The component called `name`.
@@ -108,11 +113,22 @@ class Bundle:
 
     def path(self, file: FileSpec) -> Path:
         """Path of a listed file."""
-        return self.root / file.path
+        if not file.bundle:
+            return self.root / file.path
+        return (self.beside or self.root.resolve().parent) / file.bundle / file.path
 
 
 def _for(artifact: Artifact) -> str:
     return f" (for {' and '.join(artifact.backends)})" if artifact.backends else ""
+
+
+def shared(spec: ComponentSpec, bundle: str) -> ComponentSpec:
+    """A component whose files stay in the bundle called `bundle`, beside the one that gets it."""
+    artifacts = tuple(
+        replace(a, files=tuple(replace(f, bundle=f.bundle or bundle) for f in a.files))
+        for a in spec.artifacts
+    )
+    return replace(spec, artifacts=artifacts)
 
 
 def shipped_bundles() -> tuple[str, ...]:
@@ -120,7 +136,12 @@ def shipped_bundles() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in _SHIPPED.glob(f"*/{MANIFEST_NAME}")))
 
 
-def open_bundle(model: str | os.PathLike[str]) -> Bundle:
+def best_shipped() -> tuple[str, ...]:
+    """The shipped models that users choose between, the best and slowest first."""
+    return tuple(name for name in _BEST_FIRST if name in shipped_bundles())
+
+
+def open_bundle(model: str | os.PathLike[str], beside: Path | None = None) -> Bundle:
     """Open a bundle and check presence, size and SHA-256 of every file that it lists.
 
     A file is hashed once per process, and again if its modification time or size changes.
@@ -128,6 +149,7 @@ def open_bundle(model: str | os.PathLike[str]) -> Bundle:
     Args:
         model: name of a shipped model, such as "nano", or a folder. A shipped model takes
             precedence over a folder of the same name; write `./nano` for the folder.
+        beside: folder of the bundles that it takes files from; None: the one that it lies in.
 
     Raises:
         BundleError: there is no such bundle, or a file is missing or altered.
@@ -136,12 +158,12 @@ def open_bundle(model: str | os.PathLike[str]) -> Bundle:
         root = _SHIPPED / model
     else:
         root = Path(model).expanduser()
-    manifest = load_manifest(root)
-    for component in manifest.components.values():
+    bundle = Bundle(root, load_manifest(root), beside)
+    for component in bundle.manifest.components.values():
         for artifact in component.artifacts:
             for file in artifact.files:
-                _verify(root, file)
-    return Bundle(root=root, manifest=manifest)
+                _verify(bundle, file)
+    return bundle
 
 
 def load_manifest(root: str | os.PathLike[str]) -> Manifest:
@@ -185,13 +207,13 @@ def write_manifest(root: str | os.PathLike[str], manifest: Manifest) -> Path:
     return path
 
 
-def _verify(root: Path, file: FileSpec) -> None:
-    path = root / file.path
-    remedy = (
-        "copy or export the bundle again"
-        if root.parent != _SHIPPED
-        else ("reinstall it: pip install --force-reinstall --no-deps mmsr-edge")
-    )
+def _verify(bundle: Bundle, file: FileSpec) -> None:
+    path = bundle.path(file)
+    remedy = "copy or export the bundle again"
+    if file.bundle:
+        remedy = f"put the bundle {file.bundle!r} that it was made with beside this one"
+    if bundle.root.parent == _SHIPPED:
+        remedy = "reinstall it: pip install --force-reinstall --no-deps mmsr-edge"
     try:
         state = path.stat()
         if not path.is_file():

@@ -18,12 +18,12 @@ from mmsr_edge.bundle.specs import (
 )
 from mmsr_edge.errors import BundleError
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the manifest's format. It increases when older readers would misread it."""
 
-READABLE = (1, SCHEMA)
-"""Versions that are read. What schema 2 added is optional, so that a manifest of schema 1 means the
-same in schema 2."""
+READABLE = (1, 2, SCHEMA)
+"""Versions that are read. What schemas 2 and 3 added is optional, so that an older manifest means
+the same in schema 3."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Manifest:
             raise BundleError(f"manifest is not JSON: {error}; export the bundle again") from None
         # Checked first, so that a newer format is reported as such and not as unknown keys.
         schema = data.get("schema") if isinstance(data, dict) else None
-        known = " and ".join(map(str, READABLE))
+        known = ", ".join(map(str, READABLE))
         if schema is None:
             raise BundleError(f"schema: missing; this mmsr-edge reads schema {known}")
         if isinstance(schema, bool) or schema not in READABLE:

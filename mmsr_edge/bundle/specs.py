@@ -56,13 +56,20 @@ class FileSpec:
     """One file of a bundle."""
 
     path: str
-    """Path relative to the bundle, with forward slashes."""
+    """Path relative to its bundle, with forward slashes."""
     sha256: str
     """SHA-256 of the content, 64 lower-case hexadecimal digits."""
     bytes: int
     """Size of the content in bytes."""
+    bundle: str = ""
+    """Name of the bundle that holds the file, a folder beside this one's; empty: this one."""
 
     def __post_init__(self) -> None:
+        if self.bundle and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.bundle):
+            raise BundleError(
+                f"bundle {self.bundle!r} must be the name of a folder beside this bundle: letters, "
+                "digits, '.', '_' and '-'"
+            )
         pure = PurePosixPath(self.path)
         if (
             not pure.parts

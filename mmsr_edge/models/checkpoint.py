@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from mmsr_edge.bundle import (
     TileSpec,
     describe_file,
     open_bundle,
+    shared,
     write_manifest,
 )
 from mmsr_edge.bundle.staging import staged_bundle
@@ -60,13 +61,17 @@ class Checkpoint:
         return _weights(self.bundle, name).files[0].sha256
 
 
-def open_checkpoint(root: Path) -> Checkpoint:
+def open_checkpoint(root: Path, beside: Path | None = None) -> Checkpoint:
     """Open a checkpoint and load its networks.
+
+    Args:
+        root: folder of the checkpoint.
+        beside: folder of the checkpoints that it takes files from; None: the one that it lies in.
 
     Raises:
         BundleError: `root` is no checkpoint, a file is damaged, or weights do not fit the preset.
     """
-    bundle = open_bundle(root)
+    bundle = open_bundle(root, beside)
     return Checkpoint(bundle, {name: _load(bundle, name) for name in bundle.manifest.components})
 
 
@@ -164,6 +169,49 @@ def write_checkpoint(
             components=components,
             provenance=provenance,
             untrained=untrained,
+        )
+        write_manifest(root, manifest)
+    return out
+
+
+def write_variant(
+    base: Bundle,
+    networks: Mapping[str, nn.Module],
+    out: Path,
+    *,
+    preset_name: str,
+    version: str,
+    provenance: Provenance,
+) -> Path:
+    """Write a checkpoint that has some networks of its own and takes the others from `base`.
+
+    Args:
+        base: the checkpoint that lies beside `out`.
+        networks: its own networks by component name.
+        out: folder of the checkpoint; an existing checkpoint is replaced.
+        preset_name, version, provenance: see `write_checkpoint`.
+
+    Raises:
+        BundleError: a weight overflows, or the networks do not fit those of `base`.
+        OutputError: `out` cannot be written.
+    """
+    p = preset(preset_name)
+    with staged_bundle(out) as root:
+        components = {
+            name: shared(spec, base.root.resolve().name)
+            for name, spec in base.manifest.components.items()
+        }
+        for key, network in networks.items():
+            inputs, outputs = tensor_specs(network.cpu().eval(), key, p)
+            artifact = write_weights(network, root, key, "fp16")
+            components[key] = ComponentSpec(key, inputs, outputs, (artifact,))
+        manifest = replace(
+            base.manifest,
+            name=preset_name,
+            version=version,
+            preset=preset_name,
+            components=components,
+            provenance=provenance,
         )
         write_manifest(root, manifest)
     return out
