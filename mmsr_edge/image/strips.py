@@ -6,6 +6,7 @@ them from `Rows`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ __all__ = ["ROWS", "BicubicUpsampler", "Rows", "resize_strips", "windowed"]
 
 ROWS = 64
 """Rows of a strip where the number is free: enough to keep overlaps cheap."""
+
+PIXELS = 1 << 20
+"""Pixels of a window whose overlap with the next is large: as many rows as they make, or `ROWS`."""
 
 _SUPPORT = {Image.Resampling.BICUBIC: 2.0, Image.Resampling.LANCZOS: 3.0}
 
@@ -71,9 +75,12 @@ def windowed(
         halo: additional rows of a window on either side, except at the ends of the picture.
         work: function of a window and its rows `first` and `stop`; returns as many rows.
     """
-    rows = Rows(strips)
-    for top in range(0, height, ROWS):
-        bottom = min(top + ROWS, height)
+    strips = iter(strips)
+    start = next(strips)
+    count = max(PIXELS // start.shape[1], ROWS)
+    rows = Rows(itertools.chain([start], strips))
+    for top in range(0, height, count):
+        bottom = min(top + count, height)
         first, stop = max(top - halo, 0), min(bottom + halo, height)
         yield work(rows.take(first, stop), first, stop)[top - first : bottom - first]
 
