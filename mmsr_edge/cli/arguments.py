@@ -29,7 +29,10 @@ __all__ = [
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add `--model`."""
     parser.add_argument(
-        "--model", default="nano", help="a shipped model or a bundle's folder (default: nano)"
+        "--model",
+        default="nano",
+        help="a shipped model, a bundle's folder, or auto: the best that is fast enough here "
+        "(default: nano)",
     )
 
 

@@ -63,6 +63,8 @@ def _upscale(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         compile=arguments.compile,
     )
+    if upscaler.choice and not arguments.quiet:
+        print(f"mmsr-edge: {upscaler.choice}", file=sys.stderr)
     if is_job(arguments):
         with _cancel_on_interrupt() as cancel:
             return run_jobs(upscaler, arguments, upscale_options(arguments), cancel)

@@ -12,6 +12,7 @@ from bundle_factory import CHANNELS, RESIDUAL_SCALE, SCALE, TILE, make_bundle, r
 from photo_factory import photo, pixels
 from PIL import Image
 
+import mmsr_edge.upscaler as upscaler_module
 from mmsr_edge import BundleError, ImageError, OptionError, OutputError, Upscaler
 from mmsr_edge.bundle import MAPS, open_bundle, write_manifest
 from mmsr_edge.modalities.prompt import encode_prompt
@@ -299,3 +300,44 @@ def test_the_device_side_runs_without_torch(root: Path, monkeypatch: pytest.Monk
     for name in ("torch", "diffusers", "transformers"):
         monkeypatch.setitem(sys.modules, name, None)
     Upscaler(root, "onnxruntime")(photo(8, 8))
+
+
+# --- Choice of the model ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "taken", "reason"),
+    [
+        ({"small": 0.4}, "small", "small takes 0.40 s a tile here; small is taken"),
+        ({"small": 0.9, "nano": 0.2}, "nano", "small takes 0.90 s a tile here; nano takes 0.20 s"),
+        ({"small": 9.0, "nano": 4.0}, "nano", "nano takes 4.00 s a tile here; nano is taken"),
+    ],
+)
+def test_auto_takes_the_best_model_that_is_fast_enough(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: dict[str, float],
+    taken: str,
+    reason: str,
+) -> None:
+    opened = []
+
+    def open_named(model: str) -> Any:
+        opened.append(model)
+        return open_bundle(root)
+
+    monkeypatch.setattr(upscaler_module, "best_shipped", lambda: ("small", "nano"))
+    monkeypatch.setattr(upscaler_module, "open_bundle", open_named)
+    monkeypatch.setattr(Upscaler, "_tile_seconds", lambda self: seconds[opened[-1]])
+    chosen = Upscaler("auto", "onnxruntime")
+    assert opened[-1] == taken and opened == list(seconds)
+    assert reason in chosen.choice and "(limit 0.5 s)" in chosen.choice
+
+
+def test_a_tile_is_timed_once_its_networks_are_loaded(upscaler: Upscaler) -> None:
+    picture = np.zeros((TILE, TILE, 3), np.uint8)
+    upscaler.upscale(picture)
+    measured = upscaler._tile_seconds()
+    usual = min(upscaler.upscale(picture).timings["total"] for _ in range(3))
+    assert usual / 4 < measured < 4 * usual
+    assert not upscaler.choice  # it was named
