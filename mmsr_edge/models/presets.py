@@ -4,6 +4,7 @@
 |-------------|------------------------------------------------------|-----------------|
 | `micro`     | for tests: builds and exports in seconds             | random          |
 | `nano`      | ships in the wheel                                   | trained here    |
+| `small`     | `nano`, with a pruned Real-ESRGAN in its decoder     | trained here    |
 | `nano-bare` | `nano` without the MMLC, for comparison (Table 2)    | on demand       |
 | `sd2`       | the paper's size (Sec. 4): Stable Diffusion 2, VQGAN | the user's own  |
 """
@@ -18,6 +19,7 @@ from mmsr_edge.errors import OptionError
 from mmsr_edge.models.caption import TaggerConfig
 from mmsr_edge.models.degradation import DegradationConfig
 from mmsr_edge.models.depth import DepthConfig
+from mmsr_edge.models.residual_dense import Tail
 from mmsr_edge.models.segmentation import SegmentationConfig
 from mmsr_edge.models.trunk import TrunkConfig
 
@@ -43,10 +45,16 @@ class AutoencoderConfig:
     and the decoder does not read the LR picture."""
     compact_width: int = 64
     """Channels of the compact super-resolution network."""
+    dense_blocks: int = 0
+    """Blocks of the residual dense network that the decoder has beside the compact one; 0: none."""
+    dense_tail: Tail = "half"
+    """Tail of the residual dense network."""
+    dense_width: int = 64
+    """Channels between the blocks of the residual dense network."""
     degradation: bool = False
-    """Whether the compact super-resolution network is told the levels of degradation."""
+    """Whether the super-resolution networks are told the levels of degradation."""
     aligned: int = 0
-    """Channels of the maps on the latent's grid that the compact network is shown; 0: none."""
+    """Channels of the maps on the latent's grid that these networks are shown; 0: none."""
     block_out_channels: tuple[int, ...] = ()
     """Channels of `AutoencoderKL` by level, for `kl` only."""
 
@@ -210,7 +218,8 @@ PRESETS: dict[str, Preset] = {
         autoencoder=AutoencoderConfig(
             "slim", channels=4, width=16,
             encoder_blocks=(1, 1), lr_blocks=(1, 1), decoder_blocks=(1, 1, 1),
-            compact_layers=2, compact_width=8, degradation=True, aligned=ALIGNED,
+            compact_layers=2, compact_width=8, dense_blocks=1, dense_width=8,
+            degradation=True, aligned=ALIGNED,
         ),
         tokenizer=TokenizerConfig((8, 8, 16), blocks=(1, 1, 1), codes=32),
         text=TextConfig("hashed-words", vocab_size=64, layers=1, heads=2),
@@ -267,6 +276,11 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 # fmt: on
+PRESETS["small"] = replace(
+    PRESETS["nano"],
+    name="small",
+    autoencoder=replace(PRESETS["nano"].autoencoder, dense_blocks=8, dense_tail="half"),
+)
 PRESETS["nano-bare"] = replace(
     PRESETS["nano"], name="nano-bare", connector=ConnectorConfig(latents=0, heads=4, blocks=0)
 )

@@ -56,7 +56,70 @@ class EdgeDetail(nn.Module):
         return F.pixel_shuffle(self.out(along), self.scale)
 
 
-class CompactSuperResolution(nn.Module):
+class SuperResolution(nn.Module):
+    """A network from LR to HR pixels that can be told and shown what is known beside the picture.
+
+    Args:
+        width: channels of its features.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.told: nn.Sequential | None = None
+        self.shown: nn.Conv2d | None = None
+
+    def tell(self, numbers: int) -> None:
+        """Add an input of `numbers` that describe the picture.
+
+        The last weights are zero, so it has no effect yet; without biases, zeros never have one.
+        """
+        last = nn.Linear(TOLD_WIDTH, 2 * self.width, bias=False)
+        nn.init.zeros_(last.weight)
+        self.told = nn.Sequential(nn.Linear(numbers, TOLD_WIDTH, bias=False), nn.ReLU(), last)
+
+    def show(self, channels: int) -> None:
+        """Add an input of `channels` that describe places, at half the size of the LR picture.
+
+        The weights are zero, so it has no effect yet.
+        """
+        self.shown = nn.Conv2d(channels, 8 * self.width, 3, padding=1, bias=False)
+        nn.init.zeros_(self.shown.weight)
+
+    def given(self, told: Tensor | None, shown: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """(shift, gate) of what is given, [B, width, ·, ·] each; None if nothing is."""
+        given = []
+        if self.told is not None and told is not None:
+            given.append(self.told(told)[..., None, None])
+        if self.shown is not None and shown is not None:
+            given.append(F.pixel_shuffle(self.shown(shown), 2))
+        if not given:
+            return None
+        shift, gate = sum(given[1:], given[0]).chunk(2, dim=1)
+        return shift, gate
+
+    def features(
+        self, lr: Tensor, told: Tensor | None = None, shown: Tensor | None = None
+    ) -> Tensor:
+        """`lr` [B, 3, h, w], RGB in [-1, 1], to features [B, width, h, w].
+
+        Args:
+            lr: the LR picture.
+            told: numbers that describe it, [B, numbers], for networks with `tell`.
+            shown: numbers that describe its places, [B, channels, h/2, w/2], for those with `show`.
+        """
+        raise NotImplementedError
+
+    def picture(self, features: Tensor, lr: Tensor) -> Tensor:
+        """Features of `lr` to RGB [B, 3, 4h, 4w], about [-1, 1]."""
+        raise NotImplementedError
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """Upscale `lr` [B, 3, h, w], RGB in [-1, 1], to [B, 3, 4h, 4w], about [-1, 1]."""
+        return self.picture(self.features(lr), lr)
+
+
+class CompactSuperResolution(SuperResolution):
     """1 + `layers` convolutions, each with a PReLU, and a last one with a pixel shuffle.
 
     Args:
@@ -66,30 +129,11 @@ class CompactSuperResolution(nn.Module):
     """
 
     def __init__(self, layers: int, width: int = 64, scale: int = 4) -> None:
-        super().__init__()
+        super().__init__(width)
         self.scale = scale
         convs = [nn.Conv2d(3 if i == 0 else width, width, 3, padding=1) for i in range(layers + 1)]
         self.body = nn.Sequential(*(m for c in convs for m in (c, nn.PReLU(width))))
         self.out = nn.Conv2d(width, 3 * scale**2, 3, padding=1)
-        self.told: nn.Sequential | None = None
-        self.shown: nn.Conv2d | None = None
-
-    def tell(self, numbers: int) -> None:
-        """Add an input of `numbers` that describe the picture.
-
-        The last weights are zero, so it has no effect yet; without biases, zeros never have one.
-        """
-        last = nn.Linear(TOLD_WIDTH, 2 * self.out.in_channels, bias=False)
-        nn.init.zeros_(last.weight)
-        self.told = nn.Sequential(nn.Linear(numbers, TOLD_WIDTH, bias=False), nn.ReLU(), last)
-
-    def show(self, channels: int) -> None:
-        """Add an input of `channels` that describe places, at half the size of the LR picture.
-
-        The weights are zero, so it has no effect yet.
-        """
-        self.shown = nn.Conv2d(channels, 8 * self.out.in_channels, 3, padding=1, bias=False)
-        nn.init.zeros_(self.shown.weight)
 
     def pass_on(self, first: int) -> None:
         """Set the convolutions from number `first` on, and their PReLUs, to the identity.
@@ -108,31 +152,16 @@ class CompactSuperResolution(nn.Module):
     def features(
         self, lr: Tensor, told: Tensor | None = None, shown: Tensor | None = None
     ) -> Tensor:
-        """`lr` [B, 3, h, w], RGB in [-1, 1], to features [B, width, h, w].
-
-        Args:
-            lr: the LR picture.
-            told: numbers that describe it, [B, numbers], for networks with `tell`.
-            shown: numbers that describe its places, [B, channels, h/2, w/2], for those with `show`.
-        """
+        """See `SuperResolution`."""
         features: Tensor = self.body[0](lr)
-        given = []
-        if self.told is not None and told is not None:
-            given.append(self.told(told)[..., None, None])
-        if self.shown is not None and shown is not None:
-            given.append(F.pixel_shuffle(self.shown(shown), 2))
-        if not given:
+        given = self.given(told, shown)
+        if given is None:
             plain: Tensor = self.body[1:](features)
             return plain
-        shift, gate = sum(given[1:], given[0]).chunk(2, dim=1)
-        rest: Tensor = self.body[1:](features + shift) * (1 + gate)
+        rest: Tensor = self.body[1:](features + given[0]) * (1 + given[1])
         return rest
 
-    def picture(self, seen: Tensor, lr: Tensor) -> Tensor:
-        """Features `seen` of `lr` to RGB [B, 3, scale·h, scale·w], about [-1, 1]."""
+    def picture(self, features: Tensor, lr: Tensor) -> Tensor:
+        """See `SuperResolution`."""
         repeated = F.interpolate(lr, scale_factor=float(self.scale), mode="nearest")
-        return F.pixel_shuffle(self.out(seen), self.scale) + repeated
-
-    def forward(self, lr: Tensor) -> Tensor:
-        """Upscale `lr` [B, 3, h, w], RGB in [-1, 1], to [B, 3, scale·h, scale·w], about [-1, 1]."""
-        return self.picture(self.features(lr), lr)
+        return F.pixel_shuffle(self.out(features), self.scale) + repeated

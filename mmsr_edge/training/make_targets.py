@@ -14,10 +14,17 @@ import torch
 from tqdm import tqdm
 
 from mmsr_edge.models.device import pick_device
-from mmsr_edge.training.data.degradation import NOISY, DegradeConfig
-from mmsr_edge.training.data.distillation import GROUP, join, make_targets, write_targets
+from mmsr_edge.training.data.degradation import NOISY, DegradeConfig, degrade
+from mmsr_edge.training.data.distillation import (
+    GROUP,
+    float_teacher,
+    join,
+    make_targets,
+    write_targets,
+)
 from mmsr_edge.training.data.photos import HALVINGS, Photos
 from mmsr_edge.training.options import add_teacher
+from mmsr_edge.training.teachers.int8 import CALIBRATION, QuantizedTeacher, quantize_teacher
 from mmsr_edge.training.teachers.real_esrgan import load_real_esrgan
 
 
@@ -53,14 +60,24 @@ def main() -> None:
     parser.add_argument(
         "--noisy", action="store_true", help="make all pictures strongly noisy, none clean"
     )
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="run the teacher in OpenVINO at int8, which takes a quarter of the time; the targets "
+        "include its features",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of all random draws; default 0")
     args = parser.parse_args()
     device = pick_device("auto")
     g = torch.Generator(device).manual_seed(args.seed)
     photos = Photos(args.photos, device, seed=args.seed, halvings=args.halvings)
-    teacher = load_real_esrgan(args.teacher, device)
-    groups = tqdm(range(-(-args.count // GROUP)), desc="targets", unit_scale=GROUP)
     degradation = NOISY if args.noisy else DegradeConfig(clean=args.clean)
+    network = load_real_esrgan(args.teacher, device)
+    teacher = float_teacher(network)
+    if args.int8:
+        hr, _ = photos.batch(CALIBRATION, args.side)
+        teacher = QuantizedTeacher(quantize_teacher(network.cpu(), degrade(hr, degradation, g)))
+    groups = tqdm(range(-(-args.count // GROUP)), desc="targets", unit_scale=GROUP)
     made = [make_targets(photos, teacher, args.side, degradation, g) for _ in groups]
     write_targets(args.out, join(made))
 

@@ -12,6 +12,7 @@ import torch
 from mmsr_edge.training.data.distillation import (
     DistillationConfig,
     DistillationPool,
+    float_teacher,
     read_targets,
 )
 from mmsr_edge.training.data.photos import HALVINGS, Photos
@@ -112,5 +113,6 @@ def distillation_pool(
         OptionError: the photographs, the teacher's files or the targets cannot be read.
     """
     photos = Photos(args.photos, device, seed=seed, halvings=HALVINGS)
-    teacher = load_real_esrgan(args.teacher, device)
-    return DistillationPool(photos, teacher, stage, seed, read_targets(args.targets, stage))
+    network = load_real_esrgan(args.teacher, device)
+    held = read_targets(args.targets, stage)
+    return DistillationPool(photos, float_teacher(network), stage, seed, held)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mmsr_edge.models.autoencoder import SlimDecoder
+from mmsr_edge.models.decoder import SlimDecoder
 from mmsr_edge.models.networks import build_component
 from mmsr_edge.models.tokenizer import Tokenizer
 from mmsr_edge.training.denoiser import Denoiser

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mmsr_edge.models.autoencoder import SlimDecoder
+from mmsr_edge.models.decoder import SlimDecoder
 from mmsr_edge.models.device import pick_device
 from mmsr_edge.models.networks import build_component
 from mmsr_edge.models.presets import preset

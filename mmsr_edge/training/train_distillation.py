@@ -16,6 +16,7 @@ pictures.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmsr_edge.modalities.prompt import encode_prompt
-from mmsr_edge.models.autoencoder import SlimDecoder
+from mmsr_edge.models.decoder import SlimDecoder
 from mmsr_edge.models.device import autocast, pick_device
 from mmsr_edge.models.presets import preset
 from mmsr_edge.sampler import timesteps
@@ -58,6 +59,9 @@ class DistillationStage(PresetConfig, DistillationConfig, TeacherLossConfig):
     start_noise: float = 0.0
     """Standard deviation of the noise that the first step starts from; 1: as in the diffusion."""
     vgg_weight: float = 0.0
+    dense_alone: bool = False
+    """Whether all is frozen but the decoder's residual dense network, for a model that shares the
+    rest with another."""
     anchor_weight: float = 0.02
     """Weight of the anchor, the mean square of z_0, which E_lr leaves to the diffusion."""
     quantization_aware: bool = False
@@ -68,15 +72,22 @@ class DistillationStage(PresetConfig, DistillationConfig, TeacherLossConfig):
     decoder as good and close to the quantized one."""
 
 
-DECODER_FLOAT = (
-    "eighth.0",
-    *(f"compact.body.{n}" for n in (0, 2, 4, 64)),
-    "compact.out",
-    "compact.shown",
-    "halved.0",
-    "out.0",
-)
-"""Decoder layers that stay in float, the same as in `weights/nano.quantization.json`."""
+DECODER_FLOAT = {
+    "nano": (
+        "eighth.0",
+        *(f"compact.body.{n}" for n in (0, 2, 4, 64)),
+        "compact.out",
+        "compact.shown",
+        "halved.0",
+        "out.0",
+    ),
+    "small": ("eighth.0", "dense.first", "dense.last", "dense.shown"),
+}
+"""Decoder layers that stay in float by preset, as in `weights/PRESET.quantization.json`."""
+
+
+RATES = {"join_dense": 4.0, "dense.tail": 2.0, "dense.last": 4.0}
+"""Factors on the learning rate: how the dense network's features are drawn begins anew."""
 
 
 def absent_context(net: Denoiser, preset_name: str, device: torch.device) -> Tensor:
@@ -111,15 +122,19 @@ def residual_scale(
 
 
 def train(
-    pool: DistillationPool, picture: PictureLoss, hr_encoder: nn.Module, run: Run,
+    pool: DistillationPool, picture: PictureLoss, frozen: Mapping[str, nn.Module], run: Run,
     stage: DistillationStage, device: torch.device,
 ) -> None:  # fmt: skip
     """Run the stage.
 
-    `run.trained` holds `lr_encoder`, `denoiser`, `decoder` and, with an adversarial loss,
-    `discriminator`. `hr_encoder` is frozen; its latents are for the anchor and the reconstruction.
+    `run.trained` holds `decoder`, `lr_encoder` and `denoiser`, unless these two are `frozen`, and,
+    with an adversarial loss, `discriminator`. `frozen` holds `hr_encoder`, whose latents are for
+    the anchor and the reconstruction.
     """
-    encoder, net, decoder = (run.trained[n] for n in ("lr_encoder", "denoiser", "decoder"))
+    networks = {**frozen, **run.trained}
+    hr_encoder, encoder, net, decoder = (
+        networks[n] for n in ("hr_encoder", "lr_encoder", "denoiser", "decoder")
+    )
     assert isinstance(net, Denoiser)
     with torch.no_grad():
         context = absent_context(net, stage.preset, device)
@@ -141,7 +156,7 @@ def train(
         set_fake_quantization(
             decoder, float(torch.rand((), generator=draw)) < stage.quantized_share
         )
-        lr, hr, teacher_target = pool.batch(stage.batch)
+        lr, hr, teacher_target, *_ = pool.batch(stage.batch)
         t = torch.full((len(lr),), float(last), device=device)
         with autocast(device):
             with torch.no_grad():
@@ -200,27 +215,29 @@ def main() -> None:
     if args.super_resolution:
         decoder = networks["decoder"]
         assert isinstance(decoder, SlimDecoder)
-        decoder.begin_at(load_run(args.super_resolution)["super_resolution"])
+        begin = decoder.begin_at if decoder.dense is None else decoder.begin_dense
+        begin(load_run(args.super_resolution)["super_resolution"])
     if stage.quantization_aware:
-        fake_quantize_layers(networks["decoder"], DECODER_FLOAT)
-    for frozen in (networks["hr_encoder"], net.text_encoder, net.connector):
-        frozen.requires_grad_(False)
-    trained = {
-        "lr_encoder": networks.pop("lr_encoder").train(),
-        "denoiser": net.train(),
-        "decoder": networks.pop("decoder").train(),
-    }
+        fake_quantize_layers(networks["decoder"], DECODER_FLOAT[stage.preset])
+    networks = {**networks, "denoiser": net}
+    learning = ("decoder",) if stage.dense_alone else ("lr_encoder", "denoiser", "decoder")
+    trained = {name: networks.pop(name).train() for name in learning}
+    for module in (*networks.values(), net.text_encoder, net.connector):
+        module.requires_grad_(False)
     if stage.adversarial_weight:
         trained["discriminator"] = discriminator
-    run = Run(args.out, config, stage, trained)
+    if stage.dense_alone:
+        for name, parameter in trained["decoder"].named_parameters():
+            parameter.requires_grad_("dense" in name)
+    run = Run(args.out, config, stage, trained, RATES)
     pool = distillation_pool(args, stage, config.seed + run.step, device)
     if not net.residual_scale.any():  # a fresh denoiser
-        encoders = networks["hr_encoder"], trained["lr_encoder"]
+        encoders = ({**networks, **trained}[name] for name in ("hr_encoder", "lr_encoder"))
         net.residual_scale.copy_(residual_scale(pool, *encoders))
     picture = PictureLoss(
         args.lpips, stage, discriminator, stage.adversarial_weight, target_share=0.0
     ).to(device)
-    train(pool, picture, networks["hr_encoder"], run, stage, device)
+    train(pool, picture, networks, run, stage, device)
 
 
 if __name__ == "__main__":

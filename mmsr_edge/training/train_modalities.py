@@ -48,7 +48,7 @@ from mmsr_edge.training.student import (
 )
 from mmsr_edge.training.tile_stage import add_tile_stage, open_tile_stage
 
-PATHS = ("compact.told.", "compact.shown.", "detail.", "refocus.", "kept.")
+PATHS = ("told.", "shown.", "detail.", "refocus.", "kept.")
 """Layers of the decoder that read degradation, maps and dials."""
 
 
@@ -79,6 +79,8 @@ class ModalitiesStage(PresetConfig, ConditionsConfig, PictureLossConfig):
     paths_alone: bool = False
     """Whether the decoder's layers are frozen but those that read degradation and maps, so that its
     pictures without these stay as they are."""
+    decoder_alone: bool = False
+    """Whether all of the denoiser is frozen, as that of a model that shares it."""
     anchor_weight: float = 0.1
     """Weight of the mean square difference from the checkpoint's residual, likewise."""
     soft: float = 0.55
@@ -256,6 +258,8 @@ def main() -> None:
     opened = open_tile_stage(args, config, stage.preset)
     samples = opened.samples
     opened.denoiser.freeze_context(stage.context_alone)
+    if stage.decoder_alone:
+        opened.denoiser.requires_grad_(False)
     trained = {"denoiser": opened.denoiser.train(), "decoder": opened.decoder.train()}
     if stage.paths_alone:
         for name, parameter in opened.decoder.named_parameters():

@@ -124,6 +124,7 @@ def make_checkpoint(out: Path, seed: int) -> Path:
         compact = decoder.compact
         for path, std in ((compact.told[2], 0.1), (compact.shown, 0.1), (decoder.detail.out, 0.02)):
             path.weight.normal_(std=std)  # zero without training
+        decoder.dense.last.weight.normal_(std=0.05)
         networks["depth"].out.weight.mul_(30)
         tokenizer = networks["tokenizer"]  # codes apart, as k-means places them
         features = tokenizer.features(torch.rand(1, 3, 256, 256) * 2 - 1)[0]

@@ -12,10 +12,18 @@ from torch import nn
 from training_factory import save_photos
 
 from mmsr_edge.errors import OptionError
-from mmsr_edge.models.autoencoder import SlimDecoder
+from mmsr_edge.models.decoder import SlimDecoder
 from mmsr_edge.models.networks import build_component
+from mmsr_edge.models.residual_dense import ResidualDenseNetwork
 from mmsr_edge.models.super_resolution import CompactSuperResolution
-from mmsr_edge.training.data.distillation import DistillationPool, cut, read_targets, write_targets
+from mmsr_edge.training.data.distillation import (
+    DistillationPool,
+    Pictures,
+    cut,
+    float_teacher,
+    read_targets,
+    write_targets,
+)
 from mmsr_edge.training.data.photos import Photos
 from mmsr_edge.training.denoiser import Denoiser
 from mmsr_edge.training.losses.picture import PictureLoss
@@ -42,7 +50,7 @@ def test_a_decoder_starts_from_a_trained_super_resolution_network(
     compact = CompactSuperResolution(2, 8)
     config = RunConfig(steps=60, warmup=1, log_every=10, learning_rate=3e-3, device="cpu")
     run = Run(tmp_path, config, stage, {"super_resolution": compact})
-    pool = DistillationPool(Photos(photos, device), Doubled(), stage, seed=0)
+    pool = DistillationPool(Photos(photos, device), float_teacher(Doubled()), stage, seed=0)
     train_super_resolution(
         pool, PictureLoss(lpips_weights, stage, target_share=0.0), run, stage, device
     )
@@ -84,6 +92,27 @@ def test_a_longer_super_resolution_network_starts_equal_to_a_shorter_one() -> No
     assert torch.equal(short.compact.body[0].weight, before)
 
 
+def test_a_residual_dense_network_adds_nothing_at_first() -> None:
+    """Then its picture is the same without it, and only the last layers have a gradient."""
+    torch.manual_seed(0)
+    decoder = build_component("decoder", "micro")
+    assert isinstance(decoder, SlimDecoder) and decoder.dense is not None
+    latent, lr = torch.randn(1, 4, 8, 8), torch.rand(1, 3, 16, 16) * 2 - 1
+    other = ResidualDenseNetwork(1, "half", 8, 4)
+    decoder.begin_dense(other.state_dict())
+    assert torch.equal(
+        decoder.dense.blocks[0][0].convs[0].weight, other.blocks[0][0].convs[0].weight
+    )
+    added = decoder(latent, lr)
+    dense, decoder.dense = decoder.dense, None
+    torch.testing.assert_close(added, decoder(latent, lr))
+    decoder.dense = dense
+    decoder(latent, lr).square().mean().backward()
+    assert dense.last.weight.grad.abs().max() > 0
+    with pytest.raises(OptionError, match="does not fit this preset"):
+        decoder.begin_dense(ResidualDenseNetwork(2, "half", 8, 4).state_dict())
+
+
 class Doubled(nn.Module):
     """A teacher with a known output: each pixel repeated 4 x 4 times, and darker."""
 
@@ -113,7 +142,9 @@ def test_crops_in_a_batch_equal_crops_one_by_one() -> None:
 
 def test_lr_hr_and_target_are_cropped_alike(photos: Path) -> None:
     stage = DistillationStage(teacher_crop=64, crop=32, batch=4, pool=16, reuse=4, clean=0.0)
-    pool = DistillationPool(Photos(photos, torch.device("cpu")), Doubled(), stage, seed=0)
+    pool = DistillationPool(
+        Photos(photos, torch.device("cpu")), float_teacher(Doubled()), stage, seed=0
+    )
     assert pool.count == 8
     lr, hr, target = pool.batch(24)
     assert lr.shape == (24, 3, 8, 8) and hr.shape == target.shape == (24, 3, 32, 32)
@@ -131,10 +162,12 @@ def test_targets_are_written_and_read(photos: Path, tmp_path: Path) -> None:
         teacher_crop=64, crop=32, batch=4, pool=16, reuse=float("inf"), clean=0.0
     )
     device = torch.device("cpu")
-    made = DistillationPool(Photos(photos, device), Doubled(), stage, seed=0)
+    made = DistillationPool(Photos(photos, device), float_teacher(Doubled()), stage, seed=0)
     write_targets(tmp_path / "targets.pt", made.held)
     held = read_targets([tmp_path / "targets.pt"] * 2, stage)
-    pool = DistillationPool(Photos(photos, device), nn.Identity(), stage, seed=0, held=held)
+    pool = DistillationPool(
+        Photos(photos, device), float_teacher(nn.Identity()), stage, seed=0, held=held
+    )
     lr, _, target = pool.batch(24)
     assert pool.count == 16 == 2 * made.count  # no new targets were made
     torch.testing.assert_close(target, Doubled()(lr), atol=1.5 / 127.5, rtol=0)
@@ -145,9 +178,30 @@ def test_targets_are_written_and_read(photos: Path, tmp_path: Path) -> None:
         read_targets([tmp_path / "targets.pt"], stage)
 
 
+def test_features_are_cut_where_the_picture_is(photos: Path, tmp_path: Path) -> None:
+    """Each picture's features are its own pixels, which a turned crop would not match."""
+    stage = DistillationStage(
+        teacher_crop=64, crop=32, batch=4, pool=16, reuse=float("inf"), clean=0.0
+    )
+
+    def teacher(lr: torch.Tensor) -> Pictures:
+        return Doubled()(lr), torch.cat([lr, 2 * lr], dim=1)
+
+    made = DistillationPool(Photos(photos, torch.device("cpu")), teacher, stage, seed=0)
+    write_targets(tmp_path / "targets.pt", made.held)
+    held = read_targets([tmp_path / "targets.pt"], stage)
+    pool = DistillationPool(made.photos, teacher, stage, seed=1, held=held)
+    lr, _, _, features = pool.batch(24)
+    assert features.shape == (24, 6, 8, 8) and features.dtype == torch.float32
+    torch.testing.assert_close(features[:, :3], lr, atol=1.5 / 127.5, rtol=0)
+    torch.testing.assert_close(features[:, 3:], 2 * features[:, :3], atol=2e-3, rtol=0)
+
+
 def test_the_target_of_a_clean_picture_is_the_hr_picture(photos: Path) -> None:
     stage = DistillationStage(teacher_crop=64, crop=32, batch=4, pool=16, reuse=4, clean=1.0)
-    pool = DistillationPool(Photos(photos, torch.device("cpu")), Doubled(), stage, seed=0)
+    pool = DistillationPool(
+        Photos(photos, torch.device("cpu")), float_teacher(Doubled()), stage, seed=0
+    )
     lr, hr, target = pool.batch(24)
     assert torch.equal(target, hr)
     # The reduced HR crop equals the LR crop, but for pixels that bicubic takes from around it.
@@ -175,8 +229,9 @@ def test_distillation_learns_from_the_teacher_alone(
     before = {k: v.clone() for k, v in net.connector.state_dict().items()}
     config = RunConfig(steps=150, warmup=1, log_every=10, learning_rate=2e-3, device="cpu")
     run = Run(tmp_path, config, stage, {**networks, "denoiser": net})
-    pool = DistillationPool(Photos(photos, device), Doubled(), stage, seed=0)
-    train(pool, PictureLoss(lpips_weights, stage, target_share=0.0), hr_encoder, run, stage, device)
+    pool = DistillationPool(Photos(photos, device), float_teacher(Doubled()), stage, seed=0)
+    picture = PictureLoss(lpips_weights, stage, target_share=0.0)
+    train(pool, picture, {"hr_encoder": hr_encoder}, run, stage, device)
     with (tmp_path / "log.csv").open() as file:
         log = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     assert log[-1]["l1"] < 0.6 * log[0]["l1"]

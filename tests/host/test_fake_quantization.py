@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from mmsr_edge.converters.compress import round_weights
 from mmsr_edge.converters.options import read_settings
 from mmsr_edge.errors import OptionError
-from mmsr_edge.models.autoencoder import SlimDecoder
+from mmsr_edge.models.decoder import SlimDecoder
 from mmsr_edge.models.networks import build_component
 from mmsr_edge.training.fake_quantization import (
     FakeQuantizedConv2d,
@@ -23,7 +23,7 @@ from mmsr_edge.training.fake_quantization import (
     fake_quantize_weight,
     set_fake_quantization,
 )
-from mmsr_edge.training.train_distillation import DECODER_FLOAT
+from mmsr_edge.training.train_distillation import DECODER_FLOAT as FLOAT
 
 RECIPE = Path(__file__).parents[2] / "weights" / "nano.quantization.json"
 
@@ -96,12 +96,12 @@ def test_all_layers_of_the_decoder_are_quantized_but_the_named_ones() -> None:
     decoder = build_component("decoder", "nano")
     assert isinstance(decoder, SlimDecoder)
     keys = decoder.state_dict().keys()
-    quantized = fake_quantize_layers(decoder, DECODER_FLOAT)
+    quantized = fake_quantize_layers(decoder, FLOAT["nano"])
     assert decoder.state_dict().keys() == keys
     assert "compact.body.8" in quantized and "quarter.0.conv1" in quantized
-    assert not set(quantized) & set(DECODER_FLOAT)
+    assert not set(quantized) & set(FLOAT["nano"])
     kept = {name for name, m in decoder.named_modules() if type(m) is nn.Conv2d}
-    assert kept == set(DECODER_FLOAT)
+    assert kept == set(FLOAT["nano"])
     # The export keeps the same layers in float.
     patterns = read_settings(RECIPE)["decoder"]["keep_float"]
     matched = {n for n in (*quantized, *kept) if any(re.search(p, n) for p in patterns)}

@@ -11,14 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmsr_edge.errors import OptionError
+from mmsr_edge.models.residual_dense import ResidualDenseNetwork
 from mmsr_edge.models.super_resolution import CompactSuperResolution
 from mmsr_edge.training.losses.picture import PictureLoss, PictureLossConfig
 from mmsr_edge.training.teachers.ncnn_weights import load_weights, read_weights
-from mmsr_edge.training.teachers.real_esrgan import (
-    RealESRGAN,
-    load_real_esrgan,
-    load_realesr_animevideo,
-)
+from mmsr_edge.training.teachers.real_esrgan import load_real_esrgan, load_realesr_animevideo
 
 Layer = nn.Conv2d | nn.PReLU
 NAME = "realesrgan-x4plus"
@@ -133,21 +130,21 @@ def test_weights_go_to_the_layers_in_their_order(tmp_path: Path) -> None:
 
 def test_the_teacher_with_zero_blocks_in_closed_form() -> None:
     torch.manual_seed(0)
-    teacher = RealESRGAN(triples=2, width=8, growth=4)
+    teacher = ResidualDenseNetwork(2, "full", width=8, growth=4)
     lr = torch.rand(1, 3, 6, 5) * 2 - 1
     with torch.no_grad():
         full = teacher(lr)
-        for triple in teacher.triples:
-            for dense in triple:
+        for block in teacher.blocks:
+            for dense in block:
                 dense.convs[4].weight.zero_()
                 dense.convs[4].bias.zero_()
-        # A triple adds β times its input, so that two zero blocks multiply by (1 + β)².
+        # A block adds β times its input, so that two zero blocks multiply by (1 + β)².
         first = teacher.first((lr + 1) / 2)
         x = first + teacher.body(1.2**2 * first)
         for conv in teacher.tail[:2]:
             wide = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
             x = F.leaky_relu(conv(wide), 0.2)
-        expected = teacher.last(F.leaky_relu(teacher.tail[2](x), 0.2)).clamp(0, 1) * 2 - 1
+        expected = teacher.last(F.leaky_relu(teacher.tail[2](x), 0.2)) * 2 - 1
         torch.testing.assert_close(teacher(lr), expected)
     assert full.shape == (1, 3, 24, 20) and not torch.allclose(full, expected)
 

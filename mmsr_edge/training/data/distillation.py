@@ -7,7 +7,7 @@ is used many times.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -29,8 +29,17 @@ from mmsr_edge.training.data.photos import Photos, to_bytes, to_picture
 
 GROUP = 8
 """Pictures per batch of the teacher."""
-Pictures = tuple[Tensor, Tensor, Tensor]
-"""LR pictures [N, 3, h, w], HR pictures and teacher targets [N, 3, 4h, 4w], all uint8."""
+Pictures = tuple[Tensor, ...]
+"""LR pictures [N, 3, h, w], HR pictures and teacher targets [N, 3, 4h, 4w], all uint8; and, if a
+student is to learn them, the teacher's features [N, 64, h, w], float16."""
+Teacher = Callable[[Tensor], tuple[Tensor, ...]]
+"""A teacher: LR pictures [B, 3, h, w] to pictures [B, 3, 4h, 4w], both in [-1, 1], and perhaps to
+features [B, 64, h, w]."""
+
+
+def float_teacher(network: nn.Module) -> Teacher:
+    """A network from LR pictures to pictures as a teacher, without features."""
+    return lambda lr: (network(lr),)
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ CLEAN = 1 / 127.5
 
 @torch.no_grad()
 def make_targets(
-    photos: Photos, teacher: nn.Module, side: int, degradation: DegradeConfig, g: torch.Generator
+    photos: Photos, teacher: Teacher, side: int, degradation: DegradeConfig, g: torch.Generator
 ) -> Pictures:
     """Draw `GROUP` crops and make their LR pictures and targets.
 
@@ -68,7 +77,7 @@ def make_targets(
 
     Args:
         photos: source of the crops.
-        teacher: network from [B, 3, h, w] to [B, 3, 4h, 4w], both in [-1, 1].
+        teacher: the teacher.
         side: side of the HR pictures in pixels.
         degradation: degradation that makes the LR pictures.
         g: generator of the degradations.
@@ -76,17 +85,16 @@ def make_targets(
     hr, _ = photos.batch(GROUP, side)
     lr = degrade(hr, degradation, g)
     with autocast(photos.device):
-        target = teacher(lr.contiguous(memory_format=torch.channels_last))
+        target, *features = teacher(lr.contiguous(memory_format=torch.channels_last))
     # For a picture that was only downscaled, the HR picture is the better target.
     clean = (bicubic_down((hr + 1) / 2, SCALE) * 2 - 1 - lr).abs().amax((1, 2, 3)) < CLEAN
     target = torch.where(clean[:, None, None, None], hr, target)
-    return to_bytes(lr), to_bytes(hr), to_bytes(target)
+    return to_bytes(lr), to_bytes(hr), to_bytes(target), *(x.half() for x in features)
 
 
 def join(parts: Sequence[Pictures]) -> Pictures:
     """Concatenate pictures of equal size."""
-    lr, hr, target = (torch.cat(x) for x in zip(*parts, strict=True))
-    return lr, hr, target
+    return tuple(torch.cat(x) for x in zip(*parts, strict=True))
 
 
 def cut(pictures: Tensor, rows: Tensor, corner: Tensor, side: int, turns: Tensor) -> Tensor:
@@ -117,14 +125,14 @@ class DistillationPool:
 
     Args:
         photos: source of the crops.
-        teacher: network from [B, 3, h, w] to [B, 3, 4h, 4w], both in [-1, 1].
+        teacher: the teacher.
         stage: sizes, `reuse` and degradation.
         seed: seed of all random draws.
         held: pictures to start with; None: they are made.
     """
 
     def __init__(
-        self, photos: Photos, teacher: nn.Module, stage: DistillationConfig, seed: int,
+        self, photos: Photos, teacher: Teacher, stage: DistillationConfig, seed: int,
         held: Pictures | None = None,
     ) -> None:  # fmt: skip
         self.photos, self.teacher, self.stage = photos, teacher, stage
@@ -142,8 +150,7 @@ class DistillationPool:
     @property
     def held(self) -> Pictures:
         """The pictures held."""
-        lr, hr, target = (x[: self.count] for x in self.room)
-        return lr, hr, target
+        return tuple(x[: self.count] for x in self.room)
 
     def _put(self, new: Pictures) -> None:
         """Add new pictures; if the pool is full, they replace the oldest."""
@@ -169,20 +176,26 @@ class DistillationPool:
         return torch.randint(limit, shape, generator=self.g, device=self.g.device)
 
     def batch(self, count: int) -> list[Tensor]:
-        """Random squares of random pictures; the three versions of one are cut and turned alike.
+        """Random squares of random pictures; the versions of one are cut and turned alike.
+
+        Features are not those of a turned picture, so that with features nothing is turned.
 
         Returns:
-            LR pictures [B, 3, h, w], HR pictures and teacher targets [B, 3, 4h, 4w], in [-1, 1].
+            LR pictures [B, 3, h, w], HR pictures and teacher targets [B, 3, 4h, 4w], in [-1, 1];
+            and features [B, 64, h, w], if they are held.
         """
         self._refresh(count)
         side = self.stage.crop // SCALE
         rows = self._below(self.count, count)
         corner = self._below(self.room[0].shape[-1] - side + 1, count, 2)
         turns = self._below(2, count, 3).bool()
-        return [
+        lr, hr, target, *features = self.room
+        turns &= not features
+        pictures = [
             to_picture(cut(pictures, rows, corner * scale, side * scale, turns))
-            for pictures, scale in zip(self.room, (1, SCALE, SCALE), strict=True)
+            for pictures, scale in ((lr, 1), (hr, SCALE), (target, SCALE))
         ]
+        return pictures + [cut(x, rows, corner, side, turns).float() for x in features]
 
 
 def read_targets(files: Iterable[Path], stage: DistillationConfig) -> Pictures | None:
@@ -195,7 +208,8 @@ def read_targets(files: Iterable[Path], stage: DistillationConfig) -> Pictures |
     held: list[Pictures] = []
     for path in files:
         try:
-            lr, hr, target = torch.load(path, map_location="cpu", weights_only=True)
+            pictures = tuple(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+            _, hr, _, *_ = pictures
         except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
             reason = str(error).partition("\n")[0]
             raise OptionError(
@@ -206,7 +220,7 @@ def read_targets(files: Iterable[Path], stage: DistillationConfig) -> Pictures |
                 f"the pictures in {str(path)!r} have {hr.shape[-1]} pixels a side, and crop is "
                 f"{stage.crop}; give larger pictures or a smaller crop"
             )
-        held.append((lr, hr, target))
+        held.append(pictures)
     return join(held) if held else None
 
 

@@ -26,8 +26,8 @@ HALVINGS = 2
 
 
 def to_bytes(pictures: Tensor) -> Tensor:
-    """Pictures in [-1, 1] as uint8, of the same shape."""
-    return ((pictures + 1) * 127.5).round().to(torch.uint8)
+    """Pictures in [-1, 1] as uint8, of the same shape; values beyond are clipped."""
+    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def to_picture(values: Tensor) -> Tensor:
