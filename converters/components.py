@@ -37,8 +37,10 @@ UNET_FLOAT = (
     r"\bto_out\b",
 )
 ENCODER_FLOAT = (r"^quarter\.1$|\bconv_in$", r"^out$|\bconv_out$|\bquant_conv$")
+# The decoder's fixed interpolations too: they carry the LR picture, and shares from 0 to 1.
 DECODER_FLOAT = (
     r"^compact\.|^eighth\.0$|\bconv_in$|\bpost_quant_conv$",
+    r"^(enlarged|spread_\w+|share_\w+|gate|dense\.(first|last|shown))$|\bconv_in$",
     r"^out\.0$|\bconv_out$",
 )
 

@@ -140,6 +140,7 @@ class PictureRun:
         self._temperature = np.array([settings.temperature], np.float32)
         self._embeddings: dict[str, Array] = {}
         self._shared_contexts: dict[bytes, Array] = {}
+        self._aligned: tuple[int, dict[str, Array | None], Array | None] = (0, {}, None)
 
     @property
     def manifest(self) -> Manifest:
@@ -313,9 +314,15 @@ class PictureRun:
         return conditions
 
     def _align(self, component: str, maps: Mapping[str, Array | None]) -> Array:
-        """The input `aligned` of a component."""
+        """The input `aligned` of a component. UNet and decoder of a tile mostly share it."""
         size = self.pipeline.input_shape(component, "aligned")[-1]
-        return align_maps(maps, size, dict(zip(MODALITIES, self.settings.temperature, strict=True)))
+        before, given, aligned = self._aligned
+        same = maps.keys() == given.keys() and all(maps[name] is given[name] for name in maps)
+        if aligned is None or before != size or not same:
+            temperature = dict(zip(MODALITIES, self.settings.temperature, strict=True))
+            aligned = align_maps(maps, size, temperature)
+            self._aligned = size, dict(maps), aligned
+        return aligned
 
     def _context(self, text: str, tokens: Mapping[str, Array], present: Array) -> Array:
         """The connector's output. Without maps it is the same for every tile, and is kept."""

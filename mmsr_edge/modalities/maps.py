@@ -87,13 +87,15 @@ def crop_map(
         raise ValueError(f"box {box} is empty")
     ys, y0 = _reach(top, bottom, size, height)
     xs, x0 = _reach(left, right, size, width)
-    part = signed(whole[ys[:, None], xs])
+    grey = whole.strides[2] == 0  # one channel, repeated
+    part = signed((whole[..., :1] if grey else whole)[ys[:, None], xs])
     inner = (left - x0, top - y0, right - x0, bottom - y0)
     planes = [
         Image.fromarray(np.ascontiguousarray(part[..., c])).resize((size, size), resample, inner)
         for c in range(part.shape[2])
     ]
-    return np.stack([np.asarray(plane, np.float32) for plane in planes])[None]
+    values = np.stack([np.asarray(plane, np.float32) for plane in planes])[None]
+    return values.repeat(whole.shape[2], axis=1) if grey else values
 
 
 def _reach(start: float, stop: float, size: int, length: int) -> tuple[npt.NDArray[np.intp], int]:

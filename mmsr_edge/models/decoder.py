@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from mmsr_edge.bundle import EDGE_PARTS, MAPS
 from mmsr_edge.errors import OptionError
+from mmsr_edge.models.phases import Bilinear, repeated, weighed
 from mmsr_edge.models.presets import AutoencoderConfig
 from mmsr_edge.models.residual_dense import ResidualDenseNetwork
 from mmsr_edge.models.slim import residual_blocks, upscaled
@@ -52,10 +53,12 @@ class SlimDecoder(nn.Module):
 
     More noise than there is (ν < 0) softens the picture, as a dial of −ν does.
 
-    With `dense_blocks`, a residual dense network d adds what the compact one is too small for. Its
-    tail draws it from d's features of y, which is told and shown the same, and from the latent:
+    With `dense_blocks`, a residual dense network d draws a picture too, from its own features of y,
+    which is told and shown the same, and from the latent. It replaces c(y) + T(…) as far as g says,
+    a convolution of those features, which is near 1 for noise and near 0 for clean pictures:
 
-        D(z, y, …) = … + (1 − a) · tail(features of d + join(eighth(z) + join(features of c))).
+        D(z, y, …) = … + (1 − a) · g · (tail(f) − c(y) − T(…)),
+        f = features of d + join(eighth(z) + join(features of c)),   g = sigmoid(gate(f)).
     """
 
     def __init__(self, config: AutoencoderConfig) -> None:
@@ -91,13 +94,21 @@ class SlimDecoder(nn.Module):
         if self.compact is not None and config.dense_blocks:
             sizes = config.dense_width, config.dense_width // 2
             self.dense = ResidualDenseNetwork(config.dense_blocks, config.dense_tail, *sizes)
+            assert half, "the dense network's phases are those at a half of the HR size"
             self.join_dense = nn.Conv2d(width // 2, self.dense.width, 1)
+            self.gate = nn.Conv2d(self.dense.width, 1, 3, padding=1)
+            self.share_coarse = Bilinear(1, SCALE)
+            self.share_fine = Bilinear(1, SCALE, SCALE // 2)
             if config.degradation:
                 self.dense.tell(DEGRADATION - 2)
             if config.aligned:
                 self.dense.show(EDGE_PARTS**2)
             self.begin_dense({})
         if self.compact is not None and config.aligned:
+            shuffle = 2 if half else SCALE
+            self.enlarged = Bilinear(3, SCALE)
+            self.spread_coarse = Bilinear(1, FACTOR, FACTOR // SCALE)
+            self.spread_fine = Bilinear(1, FACTOR, FACTOR // shuffle)
             self.refocus = nn.ModuleList([copy.deepcopy(conv) for conv in self._last()])
             self.begin_soft()
 
@@ -133,37 +144,41 @@ class SlimDecoder(nn.Module):
         features = self.compact.features(lr, told, edges)
         x = x + self.join(features)
         hidden = self.halved(self.quarter(x))
-        image: Tensor = self.out(hidden) + self.compact.picture(features, lr)
+        coarse = self.compact.phases(features, lr)
+        fine = self.out[0](hidden)
+        drawn: tuple[Tensor, Tensor] | None = None
+        if self.dense is not None:
+            seen = self.dense.features(lr, told, edges) + self.join_dense(x)
+            share = self.gate(seen).sigmoid()
+            shares = [self.share_coarse(share), self.share_fine(share)]
+            drawn = -coarse, self.dense.phases(seen) * 2 - 1 - fine
         if stay is not None:
             noise, blur = self.kept(torch.cat([features, lr], dim=1)).chunk(2, dim=1)
             noise_share, blur_share = stay.split(1, dim=1)
-            kept = F.relu(noise_share) * noise + blur_share * blur
-            image = image + F.pixel_shuffle(kept, SCALE)
-        detail: Tensor | None = None
-        if self.dense is not None:
-            detail = self.dense.draw(self.dense.features(lr, told, edges) + self.join_dense(x))
-        if edges is None or dials is None:
-            return image if detail is None else image + detail
-        softness = self._softness(dials, stay)
-        along = self.detail(features, edges)
-        detail = along if detail is None else detail + along
-        return image + (1 - softness) * detail + softness * self._soften(features, hidden, lr)
+            coarse = coarse + F.relu(noise_share) * noise + blur_share * blur
+        if edges is not None and dials is not None:
+            a = self._softness(dials, stay)
+            soft_coarse, soft_fine = self.spread_coarse(a), self.spread_fine(a)
+            of_compact, of_tail = self.refocus
+            of_coarse = of_compact(features) + self.enlarged(lr) - repeated(lr, SCALE)
+            along = self.detail(features, edges)
+            coarse = coarse + along + weighed(of_coarse - along, soft_coarse)
+            fine = fine + weighed(of_tail(hidden), soft_fine)
+            if drawn is not None:
+                shares = [shares[0] * (1 - soft_coarse), shares[1] * (1 - soft_fine)]
+        if drawn is not None:
+            coarse = coarse + weighed(drawn[0], shares[0])
+            fine = fine + weighed(drawn[1], shares[1])
+        image: Tensor = F.pixel_shuffle(coarse, SCALE) + self.out[1](fine)
+        return image
 
     def _softness(self, dials: Tensor, stay: Tensor | None) -> Tensor:
-        """a, [B, 1, 8h, 8w], of dials [B, 3, h, w] and, as far as ν < 0, of `stay` [B, 2, 1, 1]."""
+        """a, [B, 1, h, w], of dials [B, 3, h, w] and, as far as ν < 0, of `stay` [B, 2, 1, 1]."""
         of_depth, of_segmentation, of_edges = (1 - dials).split(1, dim=1)
         crisp = of_depth * of_segmentation * of_edges
         if stay is not None:
             crisp = crisp * (1 - F.relu(-stay[:, :1]))
-        return F.interpolate(1 - crisp, scale_factor=float(FACTOR), mode="bilinear")
-
-    def _soften(self, features: Tensor, hidden: Tensor, lr: Tensor) -> Tensor:
-        """What softening changes in the picture, [B, 3, 8h, 8w]."""
-        of_compact, of_tail = self.refocus
-        changed = F.pixel_shuffle(of_compact(features), SCALE) + self.out[1](of_tail(hidden))
-        scale = float(SCALE)
-        upsampled = F.interpolate(lr, scale_factor=scale, mode="bilinear")
-        return changed + upsampled - F.interpolate(lr, scale_factor=scale, mode="nearest")
+        return 1 - crisp
 
     def _last(self) -> tuple[nn.Conv2d, nn.Conv2d]:
         """The last convolutions, whose results make up the picture."""
@@ -198,7 +213,7 @@ class SlimDecoder(nn.Module):
 
     @torch.no_grad()
     def begin_dense(self, network: dict[str, Tensor]) -> None:
-        """Load a residual dense network's weights; what it adds is then zero.
+        """Load a residual dense network's weights; half of the picture is then its picture.
 
         Args:
             network: state dict of a `ResidualDenseNetwork`; empty: it keeps its own.
@@ -210,7 +225,7 @@ class SlimDecoder(nn.Module):
             raise OptionError("this preset's decoder has no residual dense network")
         if network:
             _load(self.dense, network)
-        for layer in (self.join_dense, self.dense.last):
+        for layer in (self.join_dense, self.gate):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
 

@@ -89,16 +89,21 @@ class ResidualDenseNetwork(SuperResolution):
         x = first + self.body(x)
         return x if given is None else x * (1 + given[1])
 
-    def draw(self, features: Tensor) -> Tensor:
-        """Features [B, width, h, w] to the tail's output [B, 3, 4h, 4w], for pictures in [0, 1]."""
+    def phases(self, features: Tensor) -> Tensor:
+        """What the tail draws of features [B, width, h, w], for pictures in [0, 1].
+
+        Returns:
+            [B, 3, 4h, 4w] of tail `full`; phases [B, 12, 2h, 2w] of the others.
+        """
         x = features
         doubled = 2 if self.full else 1
         for i, conv in enumerate(self.tail):
             x = F.interpolate(x, scale_factor=2.0) if i < doubled else x
             x = F.leaky_relu(conv(x), _SLOPE)
-        image: Tensor = self.last(x)
-        return image if self.full else F.pixel_shuffle(image, 2)
+        drawn: Tensor = self.last(x)
+        return drawn
 
     def picture(self, features: Tensor, lr: Tensor) -> Tensor:
         """See `SuperResolution`."""
-        return self.draw(features) * 2 - 1
+        phases = self.phases(features)
+        return (phases if self.full else F.pixel_shuffle(phases, 2)) * 2 - 1

@@ -18,6 +18,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmsr_edge.models.phases import repeated
+
 TOLD_WIDTH = 32
 """Hidden channels between the degradation and what it changes: what is right for a clean picture
 and for a noisy one do not lie on a line."""
@@ -39,21 +41,21 @@ class EdgeDetail(nn.Module):
 
     def __init__(self, width: int, parts: int, scale: int = 4) -> None:
         super().__init__()
-        self.scale = scale
         self.of_features = nn.Conv2d(width, width, 1)
         self.of_edges = nn.Conv2d(parts, 4 * width, 3, padding=1, bias=False)
         self.out = nn.Conv2d(width, 3 * scale**2, 3, padding=1, bias=False)
         nn.init.zeros_(self.out.weight)
 
     def forward(self, features: Tensor, edges: Tensor) -> Tensor:
-        """Detail in RGB, [B, 3, scale·h, scale·w].
+        """Detail in RGB, as phases [B, 3·scale², h, w].
 
         Args:
             features: of the LR picture, [B, width, h, w].
             edges: [B, parts, h/2, w/2].
         """
         along = self.of_features(features) * F.pixel_shuffle(self.of_edges(edges), 2)
-        return F.pixel_shuffle(self.out(along), self.scale)
+        detail: Tensor = self.out(along)
+        return detail
 
 
 class SuperResolution(nn.Module):
@@ -161,7 +163,11 @@ class CompactSuperResolution(SuperResolution):
         rest: Tensor = self.body[1:](features + given[0]) * (1 + given[1])
         return rest
 
+    def phases(self, features: Tensor, lr: Tensor) -> Tensor:
+        """Features of `lr` to the picture's phases, [B, 3·scale², h, w]."""
+        own: Tensor = self.out(features)
+        return own + repeated(lr, self.scale)
+
     def picture(self, features: Tensor, lr: Tensor) -> Tensor:
         """See `SuperResolution`."""
-        repeated = F.interpolate(lr, scale_factor=float(self.scale), mode="nearest")
-        return F.pixel_shuffle(self.out(features), self.scale) + repeated
+        return F.pixel_shuffle(self.phases(features, lr), self.scale)

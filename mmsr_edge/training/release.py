@@ -153,8 +153,10 @@ def release(write: Callable[[Path], Path], out: Path, tiles: Tiles | None) -> No
         ReleaseError: a gate fails.
     """
     if tiles is not None:
-        with TemporaryDirectory() as folder:
-            gates = measure(write(Path(folder) / out.name), tiles)
+        # Beside `out`, where a variant finds the files that it shares.
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
+            gates = measure(write(Path(folder)), tiles)
         require(gates)
         print(gate_table(gates))
     write(out)

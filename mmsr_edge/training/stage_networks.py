@@ -60,6 +60,12 @@ def grow_super_resolution(decoder: nn.Module, fresh: list[str]) -> None:
         decoder.compact.pass_on(min(missing) // 2)
 
 
+def freeze_but_dense(decoder: nn.Module) -> None:
+    """Freeze a decoder but its residual dense network, and what joins that to the rest."""
+    for name, parameter in decoder.named_parameters():
+        parameter.requires_grad_(name.startswith(("dense.", "join_dense.", "gate.")))
+
+
 def load_stage_networks(
     args: argparse.Namespace, preset_name: str, device: torch.device
 ) -> StageNetworks:

@@ -42,7 +42,11 @@ from mmsr_edge.training.options import (
     run_config,
 )
 from mmsr_edge.training.run import Run
-from mmsr_edge.training.stage_networks import add_stage_networks, load_stage_networks
+from mmsr_edge.training.stage_networks import (
+    add_stage_networks,
+    freeze_but_dense,
+    load_stage_networks,
+)
 from mmsr_edge.training.states import load_run
 
 
@@ -72,22 +76,23 @@ class DistillationStage(PresetConfig, DistillationConfig, TeacherLossConfig):
     decoder as good and close to the quantized one."""
 
 
+_NANO_FLOAT = (
+    "eighth.0",
+    *(f"compact.body.{n}" for n in (0, 2, 4, 64)),
+    "compact.out",
+    "compact.shown",
+    "halved.0",
+    "out.0",
+)
 DECODER_FLOAT = {
-    "nano": (
-        "eighth.0",
-        *(f"compact.body.{n}" for n in (0, 2, 4, 64)),
-        "compact.out",
-        "compact.shown",
-        "halved.0",
-        "out.0",
-    ),
-    "small": ("eighth.0", "dense.first", "dense.last", "dense.shown"),
+    "nano": _NANO_FLOAT,
+    "small": (*_NANO_FLOAT, "dense.first", "dense.last", "dense.shown", "gate"),
 }
 """Decoder layers that stay in float by preset, as in `weights/PRESET.quantization.json`."""
 
 
-RATES = {"join_dense": 4.0, "dense.tail": 2.0, "dense.last": 4.0}
-"""Factors on the learning rate: how the dense network's features are drawn begins anew."""
+RATES = {"join_dense": 4.0, "gate": 20.0}
+"""Factors on the learning rate: what joins the dense network to the rest begins anew."""
 
 
 def absent_context(net: Denoiser, preset_name: str, device: torch.device) -> Tensor:
@@ -227,8 +232,7 @@ def main() -> None:
     if stage.adversarial_weight:
         trained["discriminator"] = discriminator
     if stage.dense_alone:
-        for name, parameter in trained["decoder"].named_parameters():
-            parameter.requires_grad_("dense" in name)
+        freeze_but_dense(trained["decoder"])
     run = Run(args.out, config, stage, trained, RATES)
     pool = distillation_pool(args, stage, config.seed + run.step, device)
     if not net.residual_scale.any():  # a fresh denoiser

@@ -40,6 +40,7 @@ from mmsr_edge.training.denoiser import Denoiser
 from mmsr_edge.training.losses.picture import PictureLoss, PictureLossConfig, PictureTerms
 from mmsr_edge.training.options import PresetConfig, add_lpips, add_run_options, run_config
 from mmsr_edge.training.run import Run
+from mmsr_edge.training.stage_networks import freeze_but_dense
 from mmsr_edge.training.student import (
     RATES,
     Place,
@@ -79,8 +80,9 @@ class ModalitiesStage(PresetConfig, ConditionsConfig, PictureLossConfig):
     paths_alone: bool = False
     """Whether the decoder's layers are frozen but those that read degradation and maps, so that its
     pictures without these stay as they are."""
-    decoder_alone: bool = False
-    """Whether all of the denoiser is frozen, as that of a model that shares it."""
+    dense_alone: bool = False
+    """Whether all is frozen but the decoder's residual dense network, for a model that shares the
+    rest with another."""
     anchor_weight: float = 0.1
     """Weight of the mean square difference from the checkpoint's residual, likewise."""
     soft: float = 0.55
@@ -258,12 +260,13 @@ def main() -> None:
     opened = open_tile_stage(args, config, stage.preset)
     samples = opened.samples
     opened.denoiser.freeze_context(stage.context_alone)
-    if stage.decoder_alone:
-        opened.denoiser.requires_grad_(False)
     trained = {"denoiser": opened.denoiser.train(), "decoder": opened.decoder.train()}
     if stage.paths_alone:
         for name, parameter in opened.decoder.named_parameters():
             parameter.requires_grad_(any(path in name for path in PATHS))
+    if stage.dense_alone:
+        opened.denoiser.requires_grad_(False)
+        freeze_but_dense(opened.decoder)
     run = Run(args.out, config, stage, trained, RATES)
     samples.g.manual_seed(config.seed + run.step)
     picture = PictureLoss(args.lpips, stage).to(samples.device)

@@ -62,6 +62,7 @@ def test_a_decoder_starts_from_a_trained_super_resolution_network(
     weights = load_run(tmp_path)["super_resolution"]
     decoder = build_component("decoder", "micro")
     assert isinstance(decoder, SlimDecoder)
+    decoder.dense = None
     decoder.begin_at(weights)
     compact.load_state_dict(weights)
     assert decoder.compact is not None and decoder.compact.told is not None
@@ -92,25 +93,45 @@ def test_a_longer_super_resolution_network_starts_equal_to_a_shorter_one() -> No
     assert torch.equal(short.compact.body[0].weight, before)
 
 
-def test_a_residual_dense_network_adds_nothing_at_first() -> None:
-    """Then its picture is the same without it, and only the last layers have a gradient."""
+def test_a_residual_dense_network_draws_half_of_the_picture_at_first() -> None:
     torch.manual_seed(0)
     decoder = build_component("decoder", "micro")
-    assert isinstance(decoder, SlimDecoder) and decoder.dense is not None
+    assert isinstance(decoder, SlimDecoder)
     latent, lr = torch.randn(1, 4, 8, 8), torch.rand(1, 3, 16, 16) * 2 - 1
     other = ResidualDenseNetwork(1, "half", 8, 4)
     decoder.begin_dense(other.state_dict())
-    assert torch.equal(
-        decoder.dense.blocks[0][0].convs[0].weight, other.blocks[0][0].convs[0].weight
-    )
-    added = decoder(latent, lr)
+    both = decoder(latent, lr)
     dense, decoder.dense = decoder.dense, None
-    torch.testing.assert_close(added, decoder(latent, lr))
+    alone = decoder(latent, lr)
+    torch.testing.assert_close(both, (alone + other(lr)) / 2)
     decoder.dense = dense
-    decoder(latent, lr).square().mean().backward()
-    assert dense.last.weight.grad.abs().max() > 0
+    # The gate decides by place, and softly: no cell of 4 x 4 pixels has a share of its own.
+    with torch.no_grad():
+        decoder.gate.weight.normal_(std=3.0)
+        decoder.gate.bias.zero_()
+    share = (decoder(latent, lr) - alone) / (other(lr) - alone)
+    assert -1e-3 < share.min() < 0.2 and 0.8 < share.max() < 1 + 1e-3
+    steps = share.median(dim=1).values.diff(dim=2).abs()
+    assert steps[..., 3::4].mean() < 1.2 * steps[..., 2::4].mean()
     with pytest.raises(OptionError, match="does not fit this preset"):
         decoder.begin_dense(ResidualDenseNetwork(2, "half", 8, 4).state_dict())
+
+
+def test_dials_soften_what_the_dense_network_draws() -> None:
+    """At a = 1 nothing of it is left; where a is 0 all of it."""
+    torch.manual_seed(0)
+    decoder = build_component("decoder", "micro")
+    assert isinstance(decoder, SlimDecoder)
+    latent, lr = torch.randn(1, 4, 8, 8), torch.rand(1, 3, 16, 16) * 2 - 1
+    aligned = torch.zeros(1, 23, 8, 8)
+    aligned[..., -1, :, 4:] = 1.0
+    other = ResidualDenseNetwork(1, "half", 8, 4)
+    pictures = []
+    for weights in (decoder.dense.state_dict(), other.state_dict()):  # type: ignore[union-attr]
+        decoder.begin_dense(weights)
+        pictures.append(decoder(latent, lr, None, aligned))
+    change = (pictures[1] - pictures[0]).abs().mean((0, 1, 2))
+    assert change[:20].min() > 1e-3 and change[44:].max() < 1e-6
 
 
 class Doubled(nn.Module):

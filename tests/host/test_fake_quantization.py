@@ -25,7 +25,7 @@ from mmsr_edge.training.fake_quantization import (
 )
 from mmsr_edge.training.train_distillation import DECODER_FLOAT as FLOAT
 
-RECIPE = Path(__file__).parents[2] / "weights" / "nano.quantization.json"
+WEIGHTS = Path(__file__).parents[2] / "weights"
 
 
 def test_weights_are_quantized_as_by_the_export() -> None:
@@ -92,18 +92,19 @@ def test_fake_quantization_can_be_switched_off() -> None:
     assert not torch.equal(network(x), plain(x).relu())
 
 
-def test_all_layers_of_the_decoder_are_quantized_but_the_named_ones() -> None:
-    decoder = build_component("decoder", "nano")
+@pytest.mark.parametrize("name", ["nano", "small"])
+def test_all_layers_of_the_decoder_are_quantized_but_the_named_ones(name: str) -> None:
+    decoder = build_component("decoder", name)
     assert isinstance(decoder, SlimDecoder)
     keys = decoder.state_dict().keys()
-    quantized = fake_quantize_layers(decoder, FLOAT["nano"])
+    quantized = fake_quantize_layers(decoder, FLOAT[name])
     assert decoder.state_dict().keys() == keys
     assert "compact.body.8" in quantized and "quarter.0.conv1" in quantized
-    assert not set(quantized) & set(FLOAT["nano"])
+    assert not set(quantized) & set(FLOAT[name])
     kept = {name for name, m in decoder.named_modules() if type(m) is nn.Conv2d}
-    assert kept == set(FLOAT["nano"])
+    assert kept == set(FLOAT[name])
     # The export keeps the same layers in float.
-    patterns = read_settings(RECIPE)["decoder"]["keep_float"]
+    patterns = read_settings(WEIGHTS / f"{name}.quantization.json")["decoder"]["keep_float"]
     matched = {n for n in (*quantized, *kept) if any(re.search(p, n) for p in patterns)}
     assert matched == kept
     with pytest.raises(OptionError, match=r"'compact\.nothing'; choose from"):
