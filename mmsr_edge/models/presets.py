@@ -4,7 +4,7 @@
 |-------------|------------------------------------------------------|-----------------|
 | `micro`     | for tests: builds and exports in seconds             | random          |
 | `nano`      | ships in the wheel                                   | trained here    |
-| `small`     | `nano`, with a pruned Real-ESRGAN in its decoder     | trained here    |
+| `small`     | `nano`, with a small Real-ESRGAN in its decoder      | trained here    |
 | `nano-bare` | `nano` without the MMLC, for comparison (Table 2)    | on demand       |
 | `sd2`       | the paper's size (Sec. 4): Stable Diffusion 2, VQGAN | the user's own  |
 """

@@ -93,7 +93,7 @@ class ResidualDenseNetwork(SuperResolution):
         """What the tail draws of features [B, width, h, w], for pictures in [0, 1].
 
         Returns:
-            [B, 3, 4h, 4w] of tail `full`; phases [B, 12, 2h, 2w] of the others.
+            Phases [B, 12, 2h, 2w]; see `phases`.
         """
         x = features
         doubled = 2 if self.full else 1
@@ -101,9 +101,8 @@ class ResidualDenseNetwork(SuperResolution):
             x = F.interpolate(x, scale_factor=2.0) if i < doubled else x
             x = F.leaky_relu(conv(x), _SLOPE)
         drawn: Tensor = self.last(x)
-        return drawn
+        return F.pixel_unshuffle(drawn, 2) if self.full else drawn
 
     def picture(self, features: Tensor, lr: Tensor) -> Tensor:
         """See `SuperResolution`."""
-        phases = self.phases(features)
-        return (phases if self.full else F.pixel_shuffle(phases, 2)) * 2 - 1
+        return F.pixel_shuffle(self.phases(features), 2) * 2 - 1

@@ -5,10 +5,11 @@
 
 Without `--blocks`, the network is the compact one of `nano`. It starts from Real-ESRGAN's compact
 one for drawings (realesr-animevideov3), which handles noise and edges, and learns photographs from
-the large one (x4plus), as in `train_distillation`. With `--blocks`, it is the one of `small`: the
-teacher itself, without the blocks that matter least (see `teachers.pruning`). A step takes a
-fraction of the time of `train_distillation`'s, because E_lr and the UNet are not run. Continue with
-all networks by `train_distillation --super-resolution RUN`.
+the large one (x4plus), as in `train_distillation`. With `--blocks`, it is a residual dense network,
+as `small` has: with `--start x4plus-anime` Real-ESRGAN's of six blocks for drawings, and with
+`--start x4plus` the teacher itself without the blocks that matter least (see `teachers.pruning`). A
+step takes a fraction of the time of `train_distillation`'s, because E_lr and the UNet are not run.
+Continue with all networks by `train_distillation --super-resolution RUN`.
 
 Targets that hold the teacher's features (`make_targets --int8`) are learnt too, as far as
 `--features-weight` says: |f − f_teacher|, relative to the mean of |f_teacher|.
@@ -23,8 +24,9 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from mmsr_edge.errors import OptionError
 from mmsr_edge.models.device import autocast, pick_device
-from mmsr_edge.models.residual_dense import TAILS, ResidualDenseNetwork
+from mmsr_edge.models.residual_dense import BLOCKS, TAILS, ResidualDenseNetwork
 from mmsr_edge.models.super_resolution import SuperResolution
 from mmsr_edge.training.data.distillation import DistillationConfig, DistillationPool
 from mmsr_edge.training.losses.perceptual import LPIPS
@@ -38,13 +40,23 @@ from mmsr_edge.training.options import (
 )
 from mmsr_edge.training.run import Run
 from mmsr_edge.training.states import load_run, start_from
-from mmsr_edge.training.teachers.pruning import begin_pruned, rank_blocks
-from mmsr_edge.training.teachers.real_esrgan import load_real_esrgan, load_realesr_animevideo
+from mmsr_edge.training.teachers.pruning import begin_pruned, fit_tail, rank_blocks
+from mmsr_edge.training.teachers.real_esrgan import (
+    ANIME_BLOCKS,
+    load_anime,
+    load_real_esrgan,
+    load_realesr_animevideo,
+)
+
+STARTS = {"x4plus": BLOCKS, "x4plus-anime": ANIME_BLOCKS}
+"""Published networks that a residual dense network can start from, and their blocks."""
 
 RATES = {".tail.": 4.0, ".last.": 4.0}
-"""Factors on the learning rate: another tail than the teacher's begins anew."""
+"""Factors on the learning rate of another tail than the teacher's, which begins anew."""
 RANKED = 8
 """LR pictures on which the teacher's blocks are ranked."""
+FIT_SECONDS = 120.0
+"""Time for which another tail is fitted to the teacher's pictures alone."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +70,11 @@ class SuperResolutionStage(DistillationConfig, PictureLossConfig, AlexTargetConf
     vgg_crop: int = 80
     blocks: int = 0
     """Blocks of the residual dense network; 0: the compact network."""
-    tail: str = "half"
+    tail: str = "full"
     """Tail of the residual dense network; see `models.residual_dense.Tail`."""
+    start: str = "x4plus-anime"
+    """Published network that the residual dense network starts from: `x4plus`, pruned, or
+    `x4plus-anime`, which has six blocks."""
     features_weight: float = 0.0
     """Weight of the difference from the teacher's features, for targets that hold them."""
 
@@ -96,19 +111,37 @@ def train(
 
 
 def begin(
-    args: argparse.Namespace, stage: SuperResolutionStage, device: torch.device
+    folder: Path, stage: SuperResolutionStage, pool: DistillationPool, lpips: Path
 ) -> SuperResolution:
-    """The network, with the published weights that it starts from."""
+    """The network, with the published weights that it starts from.
+
+    Args:
+        folder: folder with the weights of Real-ESRGAN.
+        stage: the stage.
+        pool: LR pictures to rank blocks on, and targets to fit another tail to.
+        lpips: folder with the feature networks.
+
+    Raises:
+        OptionError: the weights cannot be read; or another tail is to be fitted, and the targets
+            hold no features.
+    """
     if not stage.blocks:
-        return load_realesr_animevideo(args.teacher)  # its files are in the same folder
+        return load_realesr_animevideo(folder)
     network = ResidualDenseNetwork(stage.blocks, stage.tail)  # type: ignore[arg-type]
-    if args.init:
-        return network
-    teacher = load_real_esrgan(args.teacher, torch.device("cpu"))
-    pool = distillation_pool(args, stage, 0, torch.device("cpu"))
-    order = rank_blocks(teacher, pool.batch(RANKED)[0], LPIPS(args.lpips))
-    print(f"blocks of the teacher, those that matter most first: {order}", flush=True)
-    begin_pruned(network, teacher, order)
+    if stage.start == "x4plus-anime":
+        published, order = load_anime(folder), list(range(ANIME_BLOCKS))
+    else:
+        published = load_real_esrgan(folder, torch.device("cpu"))
+        order = rank_blocks(published, pool.batch(RANKED)[0].cpu(), LPIPS(lpips))
+        print(f"blocks of the teacher, those that matter most first: {order}", flush=True)
+    begin_pruned(network, published, order)
+    if stage.tail != "full":
+        if len(pool.held) < 4:
+            raise OptionError(
+                f"tail {stage.tail!r} is fitted to the teacher's features, which the targets lack; "
+                "give --targets of make_targets --int8, or --tail full"
+            )
+        fit_tail(network, pool, FIT_SECONDS)
     return network
 
 
@@ -127,16 +160,21 @@ def main() -> None:
     )
     args = parser.parse_args()
     config, stage = run_config(args, SuperResolutionStage)
-    if stage.tail not in TAILS:
-        parser.error(f"--tail {stage.tail!r} is unknown; choose {', '.join(TAILS)}")
+    for name, value, known in (("tail", stage.tail, TAILS), ("start", stage.start, STARTS)):
+        if value not in known:
+            parser.error(f"--{name} {value!r} is unknown; choose {', '.join(known)}")
+    if stage.blocks > (most := STARTS[stage.start]):
+        parser.error(f"--blocks {stage.blocks}: {stage.start} has {most}")
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
-    network = begin(args, stage, device)
+    pool = distillation_pool(args, stage, config.seed, device)
+    network = begin(args.teacher, stage, pool, args.lpips)
     if args.init:
         start_from({"super_resolution": network}, load_run(args.init))
     network.to(device, memory_format=torch.channels_last).train()
-    run = Run(args.out, config, stage, {"super_resolution": network}, RATES if stage.blocks else {})
-    pool = distillation_pool(args, stage, config.seed + run.step, device)
+    rates = RATES if stage.blocks and stage.tail != "full" else {}
+    run = Run(args.out, config, stage, {"super_resolution": network}, rates)
+    pool.g.manual_seed(config.seed + run.step)
     picture = PictureLoss(args.lpips, stage, target_share=0.0).to(device)
     train(pool, picture, run, stage, device)
 

@@ -14,8 +14,13 @@ from mmsr_edge.errors import OptionError
 from mmsr_edge.models.residual_dense import ResidualDenseNetwork
 from mmsr_edge.models.super_resolution import CompactSuperResolution
 from mmsr_edge.training.losses.picture import PictureLoss, PictureLossConfig
+from mmsr_edge.training.teachers import real_esrgan
 from mmsr_edge.training.teachers.ncnn_weights import load_weights, read_weights
-from mmsr_edge.training.teachers.real_esrgan import load_real_esrgan, load_realesr_animevideo
+from mmsr_edge.training.teachers.real_esrgan import (
+    load_anime,
+    load_real_esrgan,
+    load_realesr_animevideo,
+)
 
 Layer = nn.Conv2d | nn.PReLU
 NAME = "realesrgan-x4plus"
@@ -117,6 +122,21 @@ def test_the_compact_super_resolution_network_is_the_published_one(tmp_path: Pat
     inner = (..., slice(72, -72), slice(72, -72))
     torch.testing.assert_close(given[inner], theirs[inner], atol=2e-5, rtol=0)
     assert (given - theirs).abs().max() > 5e-4
+
+
+def test_the_network_for_drawings_is_the_published_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    published = ResidualDenseNetwork(1)
+    layers = [m for m in published.modules() if isinstance(m, Layer)]
+    write_ncnn(tmp_path, layers, half=False, name="realesrgan-x4plus-anime")
+    with pytest.raises(OptionError, match="do not fit this network"):  # it has six blocks
+        load_anime(tmp_path)
+    monkeypatch.setattr(real_esrgan, "ANIME_BLOCKS", 1)
+    lr = torch.rand(1, 3, 12, 12) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(load_anime(tmp_path)(lr), published(lr))
 
 
 def test_weights_go_to_the_layers_in_their_order(tmp_path: Path) -> None:

