@@ -279,7 +279,7 @@ PRESETS: dict[str, Preset] = {
 PRESETS["small"] = replace(
     PRESETS["nano"],
     name="small",
-    autoencoder=replace(PRESETS["nano"].autoencoder, dense_blocks=8, dense_tail="half"),
+    autoencoder=replace(PRESETS["nano"].autoencoder, dense_blocks=6, dense_tail="full"),
 )
 PRESETS["nano-bare"] = replace(
     PRESETS["nano"], name="nano-bare", connector=ConnectorConfig(latents=0, heads=4, blocks=0)
