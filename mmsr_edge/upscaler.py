@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from mmsr_edge.bundle import MAPS, best_shipped, open_bundle
+from mmsr_edge.bundle import MAPS, open_bundle
+from mmsr_edge.choice import choose_model, timing_tile
 from mmsr_edge.config import UpscaleKeywords, UpscaleOptions
 from mmsr_edge.errors import BundleError, Cancelled, OptionError
 from mmsr_edge.image import FORMATS, check_output, load_image, open_image
@@ -127,10 +128,6 @@ class Result:
         return open_image(str(self.output), max_pixels=self.size[0] * self.size[1])
 
 
-AUTO_SECONDS = 0.5
-"""Most seconds that a tile of the model that "auto" takes may take, of 512 x 512 output pixels."""
-
-
 class Upscaler:
     """A model on a backend, ready to upscale pictures. Safe to call from several threads."""
 
@@ -149,8 +146,7 @@ class Upscaler:
 
         Args:
             model: name of a shipped model, or folder of a bundle. "auto": the best shipped one
-                whose tile takes at most `AUTO_SECONDS` here, by a measurement of a second or two;
-                `choice` then says which and why.
+                whose tile takes at most half a second here, by measurement; see `choice`.
             backend: "openvino", "onnxruntime", "coreml", "torch", or "auto": the fastest usable.
             precision: "int4", "int8", "fp16", "fp32", or "auto": the backend's fastest.
             threads: number of threads for one network call; None: the backend's choice.
@@ -170,27 +166,15 @@ class Upscaler:
         """
         self.choice = ""
         """Which model "auto" took and why; empty for a model that was named."""
-        if model != "auto":
-            self._open(model, backend, precision, threads, cache_dir, device, compile)
-            return
-        for name in (names := best_shipped()):
-            self._open(name, backend, precision, threads, cache_dir, device, compile)
-            seconds = self._tile_seconds()
-            fast = seconds <= AUTO_SECONDS
-            self.choice += f"{name} takes {seconds:.2f} s a tile here; "
-            if fast or name == names[-1]:
-                self.choice += f"{name} is taken (limit {AUTO_SECONDS:g} s)"
-                return
+        cache = None if cache_dir is None else Path(cache_dir)
+        given = backend, precision, SessionOptions(threads, cache, device, compile)
+        if model == "auto":
+            self.choice = choose_model(lambda name: self._open(name, *given), self._tile_seconds)
+        else:
+            self._open(model, *given)
 
     def _open(
-        self,
-        model: str | os.PathLike[str],
-        backend: str,
-        precision: str,
-        threads: int | None,
-        cache_dir: str | os.PathLike[str] | None,
-        device: str,
-        compile: bool,  # noqa: A002 - torch's name
+        self, model: str | os.PathLike[str], backend: str, precision: str, options: SessionOptions
     ) -> None:
         self.bundle = open_bundle(model)
         manifest = self.bundle.manifest
@@ -209,8 +193,6 @@ class Upscaler:
         self.backend = selection.backend.name
         self.precision = precision
         self.passed_over = selection.passed_over
-        cache = None if cache_dir is None else Path(cache_dir)
-        options = SessionOptions(threads, cache, device, compile)
         selection.backend.check_options(options)
 
         def open_component(name: str) -> Session:
@@ -222,9 +204,8 @@ class Upscaler:
 
     def _tile_seconds(self) -> float:
         """Time of one tile with all modalities, once the networks are loaded."""
-        side = self.bundle.manifest.tile.size
-        noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-        return min(self.upscale(noise, prompt="auto").timings["total"] for _ in range(2))
+        tile = timing_tile(self.bundle.manifest.tile.size)
+        return min(self.upscale(tile, prompt="auto").timings["total"] for _ in range(2))
 
     def upscale(
         self,

@@ -13,7 +13,7 @@ from photo_factory import photo, pixels
 from PIL import Image
 
 import mmsr_edge.upscaler as upscaler_module
-from mmsr_edge import BundleError, ImageError, OptionError, OutputError, Upscaler
+from mmsr_edge import BundleError, ImageError, OptionError, OutputError, Upscaler, choice
 from mmsr_edge.bundle import MAPS, open_bundle, write_manifest
 from mmsr_edge.modalities.prompt import encode_prompt
 from mmsr_edge.pipeline import PictureRun
@@ -326,7 +326,7 @@ def test_auto_takes_the_best_model_that_is_fast_enough(
         opened.append(model)
         return open_bundle(root)
 
-    monkeypatch.setattr(upscaler_module, "best_shipped", lambda: ("small", "nano"))
+    monkeypatch.setattr(choice, "best_shipped", lambda: ("small", "nano"))
     monkeypatch.setattr(upscaler_module, "open_bundle", open_named)
     monkeypatch.setattr(Upscaler, "_tile_seconds", lambda self: seconds[opened[-1]])
     chosen = Upscaler("auto", "onnxruntime")
