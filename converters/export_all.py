@@ -101,9 +101,6 @@ class ExportConfig:
     """Requested precisions; a component without one gets the next more exact."""
     components: tuple[str, ...] = ()
     """Components to export; empty: all that ship. Others are copied from the bundle at `out`."""
-    share: Path | None = None
-    """A bundle beside `out`. Components of the same weights are not exported again: their files
-    stay in that bundle, and `out` works only beside it."""
     calibration: Path | None = None
     """Folder of photographs to record inputs on, or a recorded calibration set (.npz)."""
     quantization: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -118,6 +115,9 @@ class ExportConfig:
     """Components that may miss their gates; the whole pipeline is then not gated either."""
     diffusion: bool = False
     """Whether the diffusion's own UNet ships too, for more steps than the student's."""
+    share: Path | None = None
+    """A bundle beside `out`. Components of the same weights are not exported again: their files
+    stay in that bundle, and `out` works only beside it."""
 
     def __post_init__(self) -> None:
         for form in self.formats:

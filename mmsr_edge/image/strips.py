@@ -28,8 +28,9 @@ __all__ = ["ROWS", "BicubicUpsampler", "Rows", "resize_strips", "windowed"]
 ROWS = 64
 """Rows of a strip where the number is free: enough to keep overlaps cheap."""
 
-PIXELS = 1 << 20
-"""Pixels of a window whose overlap with the next is large: as many rows as they make, or `ROWS`."""
+PIXELS = 1 << 18
+"""Pixels of a window, if they make more than `ROWS` rows: its overlap with the next is large. They
+are those of one tile of nano, whose time matters most."""
 
 _SUPPORT = {Image.Resampling.BICUBIC: 2.0, Image.Resampling.LANCZOS: 3.0}
 
@@ -77,7 +78,7 @@ def windowed(
     """
     strips = iter(strips)
     start = next(strips)
-    count = max(PIXELS // start.shape[1], ROWS)
+    count = max(PIXELS // start.shape[1] // ROWS, 1) * ROWS  # whole pixels of the input
     rows = Rows(itertools.chain([start], strips))
     for top in range(0, height, count):
         bottom = min(top + count, height)

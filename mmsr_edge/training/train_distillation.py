@@ -66,6 +66,9 @@ class DistillationStage(PresetConfig, DistillationConfig, TeacherLossConfig):
     dense_alone: bool = False
     """Whether all is frozen but the decoder's residual dense network, for a model that shares the
     rest with another."""
+    gate_weight: float = 0.0
+    """Weight of the gate's cross-entropy, for decoders with a residual dense network: it is to be 0
+    for pictures that are only downscaled, and 1 for others."""
     anchor_weight: float = 0.02
     """Weight of the anchor, the mean square of z_0, which E_lr leaves to the diffusion."""
     quantization_aware: bool = False
@@ -113,6 +116,12 @@ def later_timesteps(count: int, longest: int, total: int, g: torch.Generator) ->
     return table[torch.randint(len(table), (count,), generator=g, device=g.device)]
 
 
+def gate_error(logits: Tensor, degraded: Tensor) -> Tensor:
+    """Cross-entropy of the gate's logits [B, 1, h, w] with `degraded`, 0 or 1 by picture, [B]."""
+    wanted = degraded[:, None, None, None].expand_as(logits)
+    return F.binary_cross_entropy_with_logits(logits.float(), wanted)
+
+
 @torch.no_grad()
 def residual_scale(
     pool: DistillationPool, hr_encoder: nn.Module, lr_encoder: nn.Module, batches: int = 6
@@ -157,6 +166,9 @@ def train(
     def at(t: Tensor) -> Tensor:
         return table[t.long()][:, None, None, None]
 
+    logits: list[Tensor] = []
+    if stage.gate_weight:
+        decoder.gate.register_forward_hook(lambda _, __, out: logits.append(out))
     for _ in run:
         set_fake_quantization(
             decoder, float(torch.rand((), generator=draw)) < stage.quantized_share
@@ -182,8 +194,15 @@ def train(
             terms = picture(image, target, pool.g, sharp)
         flatness = contrast(image, torch.cat([hr, hr[:rebuilt]]), stage.contrast_first)
         anchor = ((z_hr - z_lr) / scale).square().mean()
+        gate = torch.zeros((), device=device)
+        if stage.gate_weight:
+            degraded = (sharp != torch.cat([hr, hr[:rebuilt]])).flatten(1).any(1).float()
+            gate = gate_error(logits.pop(), degraded)
         run.update(
-            terms.total() + stage.contrast_weight * flatness.mean() + stage.anchor_weight * anchor,
+            terms.total()
+            + stage.contrast_weight * flatness.mean()
+            + stage.gate_weight * gate
+            + stage.anchor_weight * anchor,
             l1=terms.l1[: len(lr)].mean(),
             grid=terms.grid.mean(),
             perceptual=terms.perceptual[: len(lr)].mean(),
@@ -192,6 +211,7 @@ def train(
             discriminator=terms.discriminator,
             hr_l1=F.l1_loss(image[: len(lr)].detach().float(), hr),
             known_l1=terms.l1[len(lr) :].mean() if rebuilt else 0.0,
+            gate=gate,
             anchor=anchor,
         )
 

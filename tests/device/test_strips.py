@@ -80,7 +80,8 @@ def test_upsampling_by_strips_equals_upsampling_at_once(
 
 
 def test_windows_have_a_halo_and_end_with_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strips, "ROWS", 10)
+    monkeypatch.setattr(strips, "ROWS", 5)
+    monkeypatch.setattr(strips, "PIXELS", 30)  # ten rows of three pixels
     picture = noise(35, 3, 1)
     seen = []
 

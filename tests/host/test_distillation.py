@@ -28,7 +28,7 @@ from mmsr_edge.training.data.photos import Photos
 from mmsr_edge.training.denoiser import Denoiser
 from mmsr_edge.training.losses.picture import PictureLoss
 from mmsr_edge.training.run import Run, RunConfig
-from mmsr_edge.training.stage_networks import grow_super_resolution
+from mmsr_edge.training.stage_networks import freeze_but_dense, grow_super_resolution
 from mmsr_edge.training.states import load_run, load_states, start_from
 from mmsr_edge.training.train_distillation import DistillationStage, train
 from mmsr_edge.training.train_super_resolution import SuperResolutionStage
@@ -230,6 +230,42 @@ def test_the_target_of_a_clean_picture_is_the_hr_picture(photos: Path) -> None:
     shrunk = torch.nn.functional.interpolate(hr, (8, 8), mode="bicubic", antialias=True)
     off = (shrunk - lr)[inner].abs().mean()
     assert off < 0.1 * (shrunk.flip(-1) - lr)[inner].abs().mean()
+
+
+@pytest.mark.parametrize("clean", [0.0, 1.0])
+def test_the_gate_learns_which_pictures_are_degraded(
+    photos: Path, lpips_weights: Path, checkpoint: Path, tmp_path: Path, clean: float
+) -> None:
+    device = torch.device("cpu")
+    sizes = {"teacher_crop": 64, "crop": 64, "batch": 2, "pool": 8}
+    stage = DistillationStage(
+        preset="micro", clean=clean, gate_weight=5.0, dense_alone=True, reconstructed=0.5, **sizes
+    )
+    states = load_states(checkpoint)
+    names = ("hr_encoder", "tokenizer", "lr_encoder", "decoder")
+    networks = {n: build_component(n, "micro") for n in names}
+    start_from(networks, states)
+    codebook = networks.pop("tokenizer").vq.quantize.embedding.weight.detach()
+    frozen = {n: networks[n] for n in ("hr_encoder", "lr_encoder")}
+    frozen["denoiser"] = Denoiser("micro", codebook)
+    decoder = networks["decoder"]
+    freeze_but_dense(decoder)
+    before = {k: v.clone() for k, v in decoder.state_dict().items()}
+    config = RunConfig(steps=60, warmup=1, log_every=10, learning_rate=1e-2, device="cpu")
+    run = Run(tmp_path, config, stage, {"decoder": decoder})
+    pool = DistillationPool(Photos(photos, device), float_teacher(Doubled()), stage, seed=0)
+    picture = PictureLoss(lpips_weights, stage, target_share=0.0)
+    train(pool, picture, frozen, run, stage, device)
+    lr, latent = pool.batch(4)[0], torch.zeros(4, 4, 8, 8)
+    shares: list[torch.Tensor] = []
+    decoder.gate.register_forward_hook(lambda _, __, out: shares.append(out.sigmoid()))
+    with torch.no_grad():
+        decoder(latent, lr)
+    mean = float(shares[-1].mean())
+    assert mean < 0.35 if clean else mean > 0.65, mean
+    for key, value in decoder.state_dict().items():
+        learns = key.startswith(("dense.", "join_dense.", "gate."))
+        assert learns or torch.equal(value, before[key]), key
 
 
 def test_distillation_learns_from_the_teacher_alone(

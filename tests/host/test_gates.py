@@ -378,7 +378,9 @@ def test_a_model_that_passes_is_written(
     good = [Gate("denoiser", 0.5, 0.9, at_least=False)]
     monkeypatch.setattr(release, "measure", lambda root, given: good)
     release.release(write, tmp_path / "nano", tiles)
-    assert [path.name for path in written] == ["nano", "nano"] and written[1] == tmp_path / "nano"
+    # The copy that was measured lay beside, where a variant finds what it shares.
+    assert written[0].parent == tmp_path and written[0].name.startswith(".nano-")
+    assert written[1:] == [tmp_path / "nano"] and not written[0].exists()
     assert gate_table(good) in capsys.readouterr().out
     release.release(write, tmp_path / "micro", None)
     assert written[2:] == [tmp_path / "micro"]
