@@ -138,7 +138,8 @@ def shipped_bundles() -> tuple[str, ...]:
 
 def best_shipped() -> tuple[str, ...]:
     """The shipped models that users choose between, the best and slowest first."""
-    return tuple(name for name in _BEST_FIRST if name in shipped_bundles())
+    shipped = shipped_bundles()
+    return tuple(name for name in _BEST_FIRST if name in shipped)
 
 
 def open_bundle(model: str | os.PathLike[str], beside: Path | None = None) -> Bundle:

@@ -61,17 +61,13 @@ class Checkpoint:
         return _weights(self.bundle, name).files[0].sha256
 
 
-def open_checkpoint(root: Path, beside: Path | None = None) -> Checkpoint:
+def open_checkpoint(root: Path) -> Checkpoint:
     """Open a checkpoint and load its networks.
-
-    Args:
-        root: folder of the checkpoint.
-        beside: folder of the checkpoints that it takes files from; None: the one that it lies in.
 
     Raises:
         BundleError: `root` is no checkpoint, a file is damaged, or weights do not fit the preset.
     """
-    bundle = open_bundle(root, beside)
+    bundle = open_bundle(root)
     return Checkpoint(bundle, {name: _load(bundle, name) for name in bundle.manifest.components})
 
 

@@ -77,12 +77,24 @@ def provenance(
         {"name": name, "licence": licence, "used_for": f"distillation of {what}"}
         for name, licence, what in teachers
     ]
-    sources += [
+    return with_ancestors(Provenance("Apache-2.0", tuple(sources), notes), ancestors)
+
+
+def with_ancestors(base: Provenance, ancestors: Sequence[Sequence[str]]) -> Provenance:
+    """The provenance of weights that were initialized from other networks too.
+
+    Args:
+        base: provenance without them.
+        ancestors: name, licence and what was initialized from it, for each network.
+    """
+    sources = tuple(
         {"name": name, "licence": licence, "used_for": f"initial weights of {what}"}
         for name, licence, what in ancestors
-    ]
-    licences = dict.fromkeys(["Apache-2.0", *(licence for _, licence, _ in ancestors)])
-    return Provenance(" AND ".join(licences), tuple(sources), notes)
+    )
+    licences = [*base.licence.split(" AND "), *(licence for _, licence, _ in ancestors)]
+    return replace(
+        base, licence=" AND ".join(dict.fromkeys(licences)), sources=base.sources + sources
+    )
 
 
 def split_denoiser(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -136,6 +148,19 @@ def join(
 
 UNGATED = ("micro",)
 """Presets that may be released without gates: those for tests."""
+
+
+def require_tiles(tiles: Path | None, preset_name: str) -> None:
+    """Check that there are tiles for the gates, if the preset needs them.
+
+    Raises:
+        OptionError: there are none.
+    """
+    if tiles is None and preset_name not in UNGATED:
+        raise OptionError(
+            f"--tiles is missing; {preset_name!r} is released only if it passes the gates: give a "
+            "file of tiles"
+        )
 
 
 def release(write: Callable[[Path], Path], out: Path, tiles: Tiles | None) -> None:
@@ -203,11 +228,7 @@ def main() -> None:
             help=text,
         )  # fmt: skip
     args = parser.parse_args()
-    if args.tiles is None and args.preset not in UNGATED:
-        raise OptionError(
-            f"--tiles is missing; {args.preset!r} is released only if it passes the gates: give a "
-            "file of tiles"
-        )
+    require_tiles(args.tiles, args.preset)
     states, labels = read_modality_networks(args.modalities)
     states |= load_states(args.autoencoder)
     # The last weights, not the averaged ones: the average of a revived code lies between its old

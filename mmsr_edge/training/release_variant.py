@@ -12,33 +12,16 @@ weights are the run's moving averages, in fp16.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from mmsr_edge.bundle import Provenance, open_bundle
+from mmsr_edge.bundle import open_bundle
 from mmsr_edge.errors import OptionError
 from mmsr_edge.models.checkpoint import write_variant
 from mmsr_edge.models.networks import build_component
 from mmsr_edge.training.data.tiles import load_tiles
-from mmsr_edge.training.release import UNGATED, release
+from mmsr_edge.training.release import UNGATED, release, require_tiles, with_ancestors
 from mmsr_edge.training.states import load_states
-
-
-def with_ancestors(base: Provenance, ancestors: Sequence[Sequence[str]]) -> Provenance:
-    """The provenance of weights that were initialized from further networks.
-
-    Args:
-        base: provenance of the other networks.
-        ancestors: name, licence and what was initialized from it, for each network.
-    """
-    new = tuple(
-        {"name": name, "licence": licence, "used_for": f"initial weights of {what}"}
-        for name, licence, what in ancestors
-    )
-    licences = [*base.licence.split(" AND "), *(licence for _, licence, _ in ancestors)]
-    return replace(base, licence=" AND ".join(dict.fromkeys(licences)), sources=base.sources + new)
 
 
 def main() -> None:
@@ -59,11 +42,7 @@ def main() -> None:
         help="published network that the decoder was initialized from; repeatable",
     )  # fmt: skip
     args = parser.parse_args()
-    if args.tiles is None and args.preset not in UNGATED:
-        raise OptionError(
-            f"--tiles is missing; {args.preset!r} is released only if it passes the gates: give a "
-            "file of tiles"
-        )
+    require_tiles(args.tiles, args.preset)
     if args.base.resolve().parent != args.out.resolve().parent:
         raise OptionError(f"--base {str(args.base)!r} must lie beside {str(args.out)!r}")
     base = open_bundle(args.base)

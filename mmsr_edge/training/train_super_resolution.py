@@ -111,7 +111,12 @@ def train(
 
 
 def begin(
-    folder: Path, stage: SuperResolutionStage, pool: DistillationPool, lpips: Path
+    folder: Path,
+    stage: SuperResolutionStage,
+    pool: DistillationPool,
+    lpips: Path,
+    *,
+    loaded: bool,
 ) -> SuperResolution:
     """The network, with the published weights that it starts from.
 
@@ -120,6 +125,7 @@ def begin(
         stage: the stage.
         pool: LR pictures to rank blocks on, and targets to fit another tail to.
         lpips: folder with the feature networks.
+        loaded: whether a run's weights replace them at once: no minutes are spent on them then.
 
     Raises:
         OptionError: the weights cannot be read; or another tail is to be fitted, and the targets
@@ -128,6 +134,8 @@ def begin(
     if not stage.blocks:
         return load_realesr_animevideo(folder)
     network = ResidualDenseNetwork(stage.blocks, stage.tail)  # type: ignore[arg-type]
+    if loaded:
+        return network
     if stage.start == "x4plus-anime":
         published, order = load_anime(folder), list(range(ANIME_BLOCKS))
     else:
@@ -168,7 +176,8 @@ def main() -> None:
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
     pool = distillation_pool(args, stage, config.seed, device)
-    network = begin(args.teacher, stage, pool, args.lpips)
+    loaded = bool(args.init) or (args.out / "state.pt").exists()
+    network = begin(args.teacher, stage, pool, args.lpips, loaded=loaded)
     if args.init:
         start_from({"super_resolution": network}, load_run(args.init))
     network.to(device, memory_format=torch.channels_last).train()
