@@ -58,6 +58,8 @@ class _OrtSession(CheckedSession):
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         settings.inter_op_num_threads = 1
         settings.intra_op_num_threads = options.threads or 0  # 0: one per core
+        # By default products with int8 or int4 weights round their float activations to int8 too.
+        settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         settings.log_severity_level = 3  # errors; warnings concern its own graph rewriting
         self._session = ort.InferenceSession(
             str(path), settings, providers=["CPUExecutionProvider"]

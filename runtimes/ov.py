@@ -90,6 +90,9 @@ class _OpenVinoSession(CheckedSession):
             # machines. Layers quantized to int8 stay int8.
             "INFERENCE_PRECISION_HINT": "f32",
         }
+        if device == "CPU":
+            # By default products with int8 weights round their float activations to int8 too.
+            config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
         if options.threads is not None:
             config["INFERENCE_NUM_THREADS"] = options.threads
         # OpenVINO identifies a cached model by its path, and would use it after the file has been

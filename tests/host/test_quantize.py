@@ -13,7 +13,7 @@ from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from mmsr_edge.bundle import TensorSpec, open_bundle
+from mmsr_edge.bundle import Artifact, ComponentSpec, TensorSpec, describe_file, open_bundle
 from mmsr_edge.converters.components import COMPONENTS
 from mmsr_edge.converters.compress import compress_weights, pack_int4, round_blocks, round_weights
 from mmsr_edge.converters.quantize import (
@@ -24,6 +24,8 @@ from mmsr_edge.converters.quantize import (
 )
 from mmsr_edge.converters.to_onnx import to_onnx
 from mmsr_edge.errors import OptionError, ParityError
+from mmsr_edge.runtimes.base import SessionOptions
+from mmsr_edge.runtimes.registry import backend_named
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -332,12 +334,33 @@ def test_ranges_are_the_widest_or_the_average(ranges: Any, reach: float) -> None
 
 
 def test_small_networks_keep_float_activations(exported: Path) -> None:
-    for name in ("depth", "segmentation", "captioner"):
+    for name in ("depth", "segmentation", "captioner", "text_encoder", "connector"):
         model = load(exported, name, "int8")
         kinds = {node.op_type for node in model.graph.node}
         assert "DequantizeLinear" in kinds and "QuantizeLinear" not in kinds, name
     stored = {path: t.data_type for path, t in weights(load(exported, "depth", "int8")).items()}
     assert stored["whole"] != TensorProto.INT8 and stored["out"] == TensorProto.INT8
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_runtimes_keep_float_activations_beside_int8_weights(backend: str, tmp_path: Path) -> None:
+    """Unless told not to, both round them, 32 at a time, in a product with 256 inputs."""
+    network = nn.Linear(256, 256, bias=False).eval()
+    specs = [TensorSpec(name, (1, 77, 256), "float32") for name in ("x", "y")]
+    x = np.random.default_rng(0).standard_normal((1, 77, 256)).astype(np.float32)
+    x[..., 0] *= 100
+    model = to_onnx(network, {"x": x}, specs[:1], specs[1:])
+    compressed = quantize(model, [{"x": x}], QuantConfig(activations="float"))
+    onnx.save(compressed, tmp_path / "int8.onnx")
+    artifact = Artifact("onnx", "int8", (describe_file(tmp_path, "int8.onnx"),))
+    spec = ComponentSpec("linear", tuple(specs[:1]), tuple(specs[1:]), (artifact,))
+    opened = backend_named(backend).open(
+        tmp_path / "int8.onnx", spec, artifact, SessionOptions(), "nano"
+    )
+    w = network.weight.detach().numpy()
+    step = np.abs(w).max(1, keepdims=True) / 127
+    wanted = x @ (np.round(w / step) * step).T
+    np.testing.assert_allclose(opened.run({"x": x})["y"], wanted, atol=1e-3)
 
 
 # --- int4 ---------------------------------------------------------------------------------------
