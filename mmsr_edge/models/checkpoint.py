@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version as package_version
@@ -182,7 +183,8 @@ def write_variant(
     """Write a checkpoint that has some networks of its own and takes the others from `base`.
 
     Args:
-        base: the checkpoint that lies beside `out`.
+        base: the checkpoint that lies beside `out`, or at `out`: then its networks are replaced,
+            and its other files stay.
         networks: its own networks by component name.
         out: folder of the checkpoint; an existing checkpoint is replaced.
         preset_name, version, provenance: see `write_checkpoint`.
@@ -192,11 +194,17 @@ def write_variant(
         OutputError: `out` cannot be written.
     """
     p = preset(preset_name)
+    kept = {name: c for name, c in base.manifest.components.items() if name not in networks}
     with staged_bundle(out) as root:
-        components = {
-            name: shared(spec, base.root.resolve().name)
-            for name, spec in base.manifest.components.items()
-        }
+        if out.resolve() == base.root.resolve():
+            components = dict(base.manifest.components)
+            for file in (f for c in kept.values() for a in c.artifacts for f in a.files):
+                if not file.bundle:
+                    (root / file.path).parent.mkdir(exist_ok=True)
+                    shutil.copyfile(base.path(file), root / file.path)
+        else:
+            bundle = base.root.resolve().name
+            components = {n: shared(c, bundle) for n, c in base.manifest.components.items()}
         for key, network in networks.items():
             inputs, outputs = tensor_specs(network.cpu().eval(), key, p)
             artifact = write_weights(network, root, key, "fp16")

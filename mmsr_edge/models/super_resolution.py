@@ -15,6 +15,7 @@ its first features and a gate on its last ones,
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -150,6 +151,27 @@ class CompactSuperResolution(SuperResolution):
             nn.init.dirac_(conv.weight)
             nn.init.zeros_(conv.bias)
             nn.init.ones_(prelu.weight)
+
+    @torch.no_grad()
+    def fold(self, longer: CompactSuperResolution) -> None:
+        """Set the last convolution to those of a longer network from its number on.
+
+        Where layers hardly differ from the identity I, what they add in turn is close to the sum of
+        what each adds, and the slopes multiply:
+
+            W = I + Σ (W_i − I),   b = Σ b_i,   slope = Π slope_i
+
+        Args:
+            longer: a network of the same width and with more layers.
+        """
+        last = len(self.body) - 2
+        conv, prelu = self.body[last], self.body[last + 1]
+        assert isinstance(conv, nn.Conv2d) and isinstance(prelu, nn.PReLU)
+        assert conv.bias is not None
+        identity = nn.init.dirac_(torch.empty_like(conv.weight))
+        conv.weight.copy_(identity + sum(c.weight - identity for c in longer.body[last::2]))
+        conv.bias.copy_(sum(c.bias for c in longer.body[last::2]))  # type: ignore[misc]
+        prelu.weight.copy_(torch.stack([p.weight for p in longer.body[last + 1 :: 2]]).prod(0))
 
     def features(
         self, lr: Tensor, told: Tensor | None = None, shown: Tensor | None = None

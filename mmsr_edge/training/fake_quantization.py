@@ -94,23 +94,13 @@ class FakeQuantizedConv2d(nn.Conv2d):
         self.input_range, self.output_range = (
             ActivationRange().to(conv.weight.device) for _ in range(2)
         )
-        self.enabled = True
         self.train(conv.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.enabled:
-            return super().forward(x)
         weight = fake_quantize_weight(self.weight)
         out = F.conv2d(self.input_range(x), weight, self.bias, self.stride, self.padding)
         quantized: Tensor = self.output_range(out)
         return quantized
-
-
-def set_fake_quantization(network: nn.Module, on: bool) -> None:
-    """Switch the fake quantization of a network's `FakeQuantizedConv2d` layers on or off."""
-    for module in network.modules():
-        if isinstance(module, FakeQuantizedConv2d):
-            module.enabled = on
 
 
 def fake_quantize_layers(network: nn.Module, kept: tuple[str, ...]) -> list[str]:

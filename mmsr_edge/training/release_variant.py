@@ -5,8 +5,9 @@ r"""Make a checkpoint that differs from another in its decoder alone.
         --initialized-from "Real-ESRGAN x4plus" BSD-3-Clause "the decoder's residual dense network"
 
 All other networks, the sampler and the provenance are those of `--base`, which must lie beside
-`--out`: their files stay there. The release gates are measured as in `release`. The decoder's
-weights are the run's moving averages, in fp16.
+`--out`: their files stay there. With the same folder for both, the decoder of `--base` is replaced.
+The release gates are measured as in `release`. The decoder's weights are the run's moving averages,
+in fp16.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--base", type=Path, required=True, help="checkpoint beside --out")
+    add("--base", type=Path, required=True, help="checkpoint beside --out, or at it")
     add("--preset", default="small", help="preset of the decoder; default small")
     add("--decoder", type=Path, required=True, help="run that trained the decoder")
     add("--tiles", type=Path, help=f"tiles for the gates; needed but for {', '.join(UNGATED)}")

@@ -32,7 +32,6 @@ from mmsr_edge.models.presets import preset
 from mmsr_edge.sampler import timesteps
 from mmsr_edge.training.data.distillation import DistillationConfig, DistillationPool
 from mmsr_edge.training.denoiser import Denoiser, alphas, diffuse, to_start
-from mmsr_edge.training.fake_quantization import fake_quantize_layers, set_fake_quantization
 from mmsr_edge.training.losses.picture import PictureLoss, TeacherLossConfig, contrast
 from mmsr_edge.training.options import (
     PresetConfig,
@@ -71,27 +70,6 @@ class DistillationStage(PresetConfig, DistillationConfig, TeacherLossConfig):
     for pictures that are only downscaled, and 1 for others."""
     anchor_weight: float = 0.02
     """Weight of the anchor, the mean square of z_0, which E_lr leaves to the diffusion."""
-    quantization_aware: bool = False
-    """Whether to fake-quantize the decoder as the export quantizes it, for a last stage at a low
-    learning rate."""
-    quantized_share: float = 1.0
-    """Share of the steps with fake quantization; the others compute in float, which keeps the float
-    decoder as good and close to the quantized one."""
-
-
-_NANO_FLOAT = (
-    "eighth.0",
-    *(f"compact.body.{n}" for n in (0, 2, 4, 64)),
-    "compact.out",
-    "compact.shown",
-    "halved.0",
-    "out.0",
-)
-DECODER_FLOAT = {
-    "nano": _NANO_FLOAT,
-    "small": (*_NANO_FLOAT, "dense.first", "dense.last", "dense.shown", "gate"),
-}
-"""Decoder layers that stay in float by preset, as in `weights/PRESET.quantization.json`."""
 
 
 RATES = {"join_dense": 4.0, "gate": 20.0}
@@ -170,9 +148,6 @@ def train(
     if stage.gate_weight:
         decoder.gate.register_forward_hook(lambda _, __, out: logits.append(out))
     for _ in run:
-        set_fake_quantization(
-            decoder, float(torch.rand((), generator=draw)) < stage.quantized_share
-        )
         lr, hr, teacher_target, *_ = pool.batch(stage.batch)
         t = torch.full((len(lr),), float(last), device=device)
         with autocast(device):
@@ -242,8 +217,6 @@ def main() -> None:
         assert isinstance(decoder, SlimDecoder)
         begin = decoder.begin_at if decoder.dense is None else decoder.begin_dense
         begin(load_run(args.super_resolution)["super_resolution"])
-    if stage.quantization_aware:
-        fake_quantize_layers(networks["decoder"], DECODER_FLOAT[stage.preset])
     networks = {**networks, "denoiser": net}
     learning = ("decoder",) if stage.dense_alone else ("lr_encoder", "denoiser", "decoder")
     trained = {name: networks.pop(name).train() for name in learning}

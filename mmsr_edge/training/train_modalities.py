@@ -37,7 +37,13 @@ from mmsr_edge.training.data.dials import draw_temperatures, gain, pull, refocus
 from mmsr_edge.training.data.photos import to_picture
 from mmsr_edge.training.data.tile_samples import Conditions, ConditionsConfig, TileSamples
 from mmsr_edge.training.denoiser import Denoiser
-from mmsr_edge.training.losses.picture import PictureLoss, PictureLossConfig, PictureTerms
+from mmsr_edge.training.losses.picture import (
+    ContrastConfig,
+    PictureLoss,
+    PictureLossConfig,
+    PictureTerms,
+    contrast,
+)
 from mmsr_edge.training.options import PresetConfig, add_lpips, add_run_options, run_config
 from mmsr_edge.training.run import Run
 from mmsr_edge.training.stage_networks import freeze_but_dense
@@ -54,7 +60,7 @@ PATHS = ("told.", "shown.", "detail.", "refocus.", "kept.")
 
 
 @dataclass(frozen=True)
-class ModalitiesStage(PresetConfig, ConditionsConfig, PictureLossConfig):
+class ModalitiesStage(PresetConfig, ConditionsConfig, PictureLossConfig, ContrastConfig):
     """Settings of this stage."""
 
     pictures: int = 5
@@ -156,17 +162,18 @@ def train(
         error = (residual[turned] - target).square().mean() / power
         loss = stage.dial_weight * error
         logged: dict[str, Tensor | float] = {"dials": error}
-        logged |= dict.fromkeys(("l1", "grid", "perceptual", "shown", "anchor"), 0.0)
+        logged |= dict.fromkeys(("l1", "grid", "perceptual", "contrast", "shown", "anchor"), 0.0)
         if n:
             weight = torch.where(given.negative[:n], stage.negative_weight, stage.anchor_weight)
             anchor = weight * (residual[:n] - base[:n]).square().mean((1, 2, 3)) / power
             latent = z_lr[:n] + scale * residual[:n]
             aligned = place.of(given.with_dials(temperature))
-            terms = judge(
+            terms, flatness = judge(
                 samples, picture, decoder, latent, rows[:n], part(given, slice(n)), aligned[:n],
-                place,
+                place, stage.contrast_first,
             )  # fmt: skip
-            loss = loss + terms.total() + anchor.mean()
+            loss = loss + terms.total() + anchor.mean() + stage.contrast_weight * flatness
+            logged["contrast"] = flatness
             logged["anchor"] = anchor.mean()
             if (shown := min(stage.shown, count - n)) > 0:
                 some = slice(n, n + shown)
@@ -210,9 +217,12 @@ def show(
 
 def judge(
     samples: TileSamples, picture: PictureLoss, decoder: nn.Module, latent: Tensor, rows: Tensor,
-    given: Conditions, aligned: Tensor, place: Place,
-) -> PictureTerms:  # fmt: skip
-    """Terms of the picture loss. The target of the negative prompt is the HR picture, blurred."""
+    given: Conditions, aligned: Tensor, place: Place, first: int,
+) -> tuple[PictureTerms, Tensor]:  # fmt: skip
+    """Terms of the picture loss, and the mean of `contrast` from the band `first` on.
+
+    The target of the negative prompt is the HR picture, blurred.
+    """
     lr, hr = (
         to_picture(place.of(x[rows].to(samples.device), k))
         for x, k in ((samples.tiles.lr, 2), (samples.tiles.hr, 8))
@@ -223,7 +233,8 @@ def judge(
     with autocast(latent.device):
         latent = latent.contiguous(memory_format=torch.channels_last)
         image = decoder(latent, lr, given.degradation, aligned)
-        return picture(image, hr, samples.pieces)
+        terms = picture(image, hr, samples.pieces)
+    return terms, contrast(image, hr, first).mean()
 
 
 def keep_untold(hr: Tensor, lr: Tensor, untold: Tensor) -> Tensor:
@@ -261,12 +272,12 @@ def main() -> None:
     samples = opened.samples
     opened.denoiser.freeze_context(stage.context_alone)
     trained = {"denoiser": opened.denoiser.train(), "decoder": opened.decoder.train()}
-    if stage.paths_alone:
+    if stage.paths_alone and not stage.dense_alone:
         for name, parameter in opened.decoder.named_parameters():
             parameter.requires_grad_(any(path in name for path in PATHS))
     if stage.dense_alone:
         opened.denoiser.requires_grad_(False)
-        freeze_but_dense(opened.decoder)
+        freeze_but_dense(opened.decoder, PATHS if stage.paths_alone else ("",))
     run = Run(args.out, config, stage, trained, RATES)
     samples.g.manual_seed(config.seed + run.step)
     picture = PictureLoss(args.lpips, stage).to(samples.device)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from mmsr_edge.errors import OptionError
@@ -29,8 +30,9 @@ from mmsr_edge.models.device import autocast, pick_device
 from mmsr_edge.models.residual_dense import BLOCKS, TAILS, ResidualDenseNetwork
 from mmsr_edge.models.super_resolution import SuperResolution
 from mmsr_edge.training.data.distillation import DistillationConfig, DistillationPool
+from mmsr_edge.training.losses.discriminator import Discriminator
 from mmsr_edge.training.losses.perceptual import LPIPS
-from mmsr_edge.training.losses.picture import AlexTargetConfig, PictureLoss, PictureLossConfig
+from mmsr_edge.training.losses.picture import PictureLoss, TeacherLossConfig, contrast
 from mmsr_edge.training.options import (
     add_distillation,
     add_lpips,
@@ -60,7 +62,7 @@ FIT_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class SuperResolutionStage(DistillationConfig, PictureLossConfig, AlexTargetConfig):
+class SuperResolutionStage(DistillationConfig, TeacherLossConfig):
     """Settings of this stage."""
 
     teacher_crop: int = 192
@@ -96,7 +98,9 @@ def train(
             image = network.picture(features, lr)
             against_hr = float(torch.rand((), generator=pool.g, device=device)) < stage.alex_sees_hr
             terms = picture(image, hr if against_hr else target, pool.g, target)
-        loss, apart = terms.total(), torch.zeros((), device=device)
+        flatness = contrast(image, hr, stage.contrast_first).mean()
+        loss = terms.total() + stage.contrast_weight * flatness
+        apart = torch.zeros((), device=device)
         if known and stage.features_weight:
             apart = (features.float() - known[0]).abs().mean() / known[0].abs().mean()
             loss = loss + stage.features_weight * apart
@@ -106,6 +110,9 @@ def train(
             grid=terms.grid.mean(),
             perceptual=terms.perceptual.mean(),
             features=apart,
+            contrast=flatness,
+            adversarial=terms.adversarial,
+            discriminator=terms.discriminator,
             hr_l1=F.l1_loss(image.detach().float(), hr),
         )
 
@@ -182,9 +189,15 @@ def main() -> None:
         start_from({"super_resolution": network}, load_run(args.init))
     network.to(device, memory_format=torch.channels_last).train()
     rates = RATES if stage.blocks and stage.tail != "full" else {}
-    run = Run(args.out, config, stage, {"super_resolution": network}, rates)
+    trained: dict[str, nn.Module] = {"super_resolution": network}
+    discriminator = Discriminator().to(device)
+    if stage.adversarial_weight:
+        trained["discriminator"] = discriminator
+    run = Run(args.out, config, stage, trained, rates)
     pool.g.manual_seed(config.seed + run.step)
-    picture = PictureLoss(args.lpips, stage, target_share=0.0).to(device)
+    picture = PictureLoss(
+        args.lpips, stage, discriminator, stage.adversarial_weight, target_share=0.0
+    ).to(device)
     train(pool, picture, run, stage, device)
 
 

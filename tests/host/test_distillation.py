@@ -76,6 +76,24 @@ def test_a_decoder_starts_from_a_trained_super_resolution_network(
         decoder.begin_at(CompactSuperResolution(3, 8).state_dict())
 
 
+def test_super_resolution_learns_the_contrast_of_the_hr_picture(
+    photos: Path, lpips_weights: Path, tmp_path: Path
+) -> None:
+    device = torch.device("cpu")
+    none = dict.fromkeys(("l1_weight", "grid_weight", "alex_weight", "vgg_weight"), 0.0)
+    sizes = {"teacher_crop": 64, "crop": 64, "batch": 8, "pool": 8}
+    stage = SuperResolutionStage(clean=0.0, contrast_weight=1.0, contrast_first=0, **none, **sizes)
+    torch.manual_seed(0)
+    config = RunConfig(steps=120, warmup=1, log_every=20, learning_rate=1e-2, device="cpu")
+    run = Run(tmp_path, config, stage, {"super_resolution": CompactSuperResolution(2, 8)})
+    pool = DistillationPool(Photos(photos, device), float_teacher(Doubled()), stage, seed=0)
+    picture = PictureLoss(lpips_weights, stage, target_share=0.0)
+    train_super_resolution(pool, picture, run, stage, device)
+    with (tmp_path / "log.csv").open() as file:
+        log = [float(row["contrast"]) for row in csv.DictReader(file)]
+    assert sum(log[2:]) / len(log[2:]) < 0.8 * log[0], log
+
+
 def test_a_longer_super_resolution_network_starts_equal_to_a_shorter_one() -> None:
     torch.manual_seed(0)
     short = build_component("decoder", "micro")

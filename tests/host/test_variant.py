@@ -99,3 +99,20 @@ def test_bundles_that_share_lie_side_by_side(
     shutil.copytree(folders / "out" / "variant", tmp_path / "variant")
     with pytest.raises(BundleError, match="put the bundle 'base'"):
         Upscaler(tmp_path / "variant", "onnxruntime")
+
+
+def test_a_decoder_is_replaced_in_place(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(folders / "base", folders / "again")
+    before = open_checkpoint(folders / "again")
+    command = ["release_variant", "--base", str(folders / "again"), "--preset", "micro"]
+    command += ["--decoder", str(folders / "run"), "--version", "8"]
+    monkeypatch.setattr("sys.argv", [*command, "--out", str(folders / "again")])
+    release_variant.main()
+    after = open_checkpoint(folders / "again")
+    assert after.bundle.manifest.version == "8"
+    for name, spec in after.bundle.manifest.components.items():
+        assert not any(f.bundle for a in spec.artifacts for f in a.files)
+        same = [a.files for a in spec.artifacts] == [
+            a.files for a in before.bundle.manifest.components[name].artifacts
+        ]
+        assert same == (name != "decoder"), name
