@@ -170,7 +170,7 @@ class CompactSuperResolution(SuperResolution):
         assert conv.bias is not None
         identity = nn.init.dirac_(torch.empty_like(conv.weight))
         conv.weight.copy_(identity + sum(c.weight - identity for c in longer.body[last::2]))
-        conv.bias.copy_(sum(c.bias for c in longer.body[last::2]))  # type: ignore[misc]
+        conv.bias.copy_(sum(c.bias for c in longer.body[last::2]))
         prelu.weight.copy_(torch.stack([p.weight for p in longer.body[last + 1 :: 2]]).prod(0))
 
     def features(

@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import argparse
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from mmsr_edge.calib.reader import CalibrationSet
 from mmsr_edge.errors import OptionError
 from mmsr_edge.models.autoencoder import build_autoencoder
 from mmsr_edge.models.decoder import FACTOR, SCALE, SlimDecoder
@@ -77,11 +80,25 @@ DECODER_FLOAT = {
 """Decoder layers that stay in float by preset, as in `weights/PRESET.quantization.json`."""
 
 
+def read_inputs(path: Path) -> dict[str, NDArray[Any]]:
+    """A decoder's inputs in a calibration set, [N, ...] by name; none if it was not recorded.
+
+    Raises:
+        OptionError: the file is no calibration set.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names = [key for key in arrays.files if key.startswith("decoder/")]
+            return {name.partition("/")[2]: arrays[name] for name in names}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise OptionError(f"{str(path)!r} cannot be read as a calibration set: {error}") from None
+
+
 class Recorded:
     """Pieces of recorded decoder inputs.
 
     Args:
-        inputs: arrays [N, ...] by name, as in `CalibrationSet.inputs`.
+        inputs: arrays [N, ...] by name, from `read_inputs`.
         g: generator of all draws.
         device: device of the pieces.
 
@@ -90,7 +107,7 @@ class Recorded:
     """
 
     def __init__(
-        self, inputs: Mapping[str, object], g: torch.Generator, device: torch.device
+        self, inputs: Mapping[str, NDArray[Any]], g: torch.Generator, device: torch.device
     ) -> None:
         names = "latent", "lr", "degradation", "aligned"
         if missing := [name for name in names if name not in inputs]:
@@ -199,11 +216,8 @@ def main() -> None:
     config, stage = run_config(args, DecoderStage)
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
-    recorded = Recorded(
-        CalibrationSet.load(args.calibration_set).inputs.get("decoder", {}),
-        torch.Generator().manual_seed(config.seed),
-        device,
-    )
+    g = torch.Generator().manual_seed(config.seed)
+    recorded = Recorded(read_inputs(args.calibration_set), g, device)
     teacher = load_teacher(load_states(args.decoder)["decoder"], stage.preset)
     student, folded = begin(teacher, stage.preset)
     if args.init:

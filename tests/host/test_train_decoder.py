@@ -135,3 +135,9 @@ def test_pieces_show_the_same_place() -> None:
 def test_a_set_without_the_decoders_inputs_is_refused() -> None:
     with pytest.raises(OptionError, match="no lr, degradation, aligned of a decoder"):
         Recorded({"latent": np.zeros((1, 4, 8, 8))}, torch.Generator(), torch.device("cpu"))
+
+
+def test_a_file_that_is_no_calibration_set_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "set.npz").write_text("no set")
+    with pytest.raises(OptionError, match=r"set\.npz' cannot be read as a calibration set"):
+        train_decoder.read_inputs(tmp_path / "set.npz")
