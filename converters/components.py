@@ -63,8 +63,8 @@ COMPONENTS: dict[str, Component] = {
         codes="indices",
         exact=("linear", "reduce_argmin"),  # distances to the codes, which are close together
     ),
-    "text_encoder": Component(quantization=WEIGHTS_ALONE),
-    "connector": Component(quantization=WEIGHTS_ALONE),
+    "text_encoder": Component(),
+    "connector": Component(),
     "unet": Component(quantization=QuantConfig(keep_float=UNET_FLOAT)),
     "diffusion_unet": Component(shipped=False),
     "decoder": Component(
