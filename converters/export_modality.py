@@ -17,7 +17,6 @@ static shapes.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -36,6 +35,7 @@ from mmsr_edge.bundle import (
     Format,
     Manifest,
     Precision,
+    copy_files,
     describe_file,
     open_bundle,
     write_manifest,
@@ -190,7 +190,7 @@ def export_modality(config: ModalityConfig) -> Conversion:
     with staged_bundle(config.out) as root, tempfile.TemporaryDirectory() as cache:
         export = _Export(config, checkpoint, root, SessionOptions(cache_dir=Path(cache)))
         export.make(images, base.manifest.components["tokenizer"].inputs[0].shape[-1])
-        _copy(base, root, without=ROLES[config.task])
+        copy_files(base, root, without=ROLES[config.task])
         manifest = _merged(base.manifest, export, licence)
         write_manifest(root, manifest)
         opened = open_bundle(root)
@@ -369,15 +369,6 @@ def _images(config: ModalityConfig, base: Bundle) -> list[Any]:
     if images[0].shape[-1] != side:
         raise BundleError(f"maps of {side} pixels cannot be drawn at random; give --calibration")
     return images
-
-
-def _copy(base: Bundle, root: Path, without: Sequence[str]) -> None:
-    """Copy a bundle's own files, except those of the components `without`."""
-    for name, spec in base.manifest.components.items():
-        files = (f for a in spec.artifacts for f in a.files if not f.bundle)
-        for file in files if name not in without else ():
-            (root / file.path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(base.path(file), root / file.path)
 
 
 def _merged(manifest: Manifest, export: _Export, licence: str) -> Manifest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +15,13 @@ from mmsr_edge.files import write_text
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 __all__ = [
     "MANIFEST_NAME",
     "Bundle",
     "best_shipped",
+    "copy_files",
     "describe_file",
     "load_manifest",
     "open_bundle",
@@ -129,6 +131,18 @@ def shared(spec: ComponentSpec, bundle: str) -> ComponentSpec:
         for a in spec.artifacts
     )
     return replace(spec, artifacts=artifacts)
+
+
+def copy_files(bundle: Bundle, root: Path, without: Collection[str]) -> None:
+    """Copy a bundle's own files into `root`, except those of the components `without`.
+
+    Files that it takes from another bundle stay there.
+    """
+    for name, spec in bundle.manifest.components.items():
+        files = (f for a in spec.artifacts for f in a.files if not f.bundle)
+        for file in files if name not in without else ():
+            (root / file.path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(bundle.path(file), root / file.path)
 
 
 def shipped_bundles() -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version as package_version
@@ -26,6 +25,7 @@ from mmsr_edge.bundle import (
     SamplerSpec,
     TensorSpec,
     TileSpec,
+    copy_files,
     describe_file,
     open_bundle,
     shared,
@@ -194,14 +194,10 @@ def write_variant(
         OutputError: `out` cannot be written.
     """
     p = preset(preset_name)
-    kept = {name: c for name, c in base.manifest.components.items() if name not in networks}
     with staged_bundle(out) as root:
         if out.resolve() == base.root.resolve():
             components = dict(base.manifest.components)
-            for file in (f for c in kept.values() for a in c.artifacts for f in a.files):
-                if not file.bundle:
-                    (root / file.path).parent.mkdir(exist_ok=True)
-                    shutil.copyfile(base.path(file), root / file.path)
+            copy_files(base, root, without=networks)
         else:
             bundle = base.root.resolve().name
             components = {n: shared(c, bundle) for n, c in base.manifest.components.items()}

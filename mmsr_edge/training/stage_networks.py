@@ -60,16 +60,10 @@ def grow_super_resolution(decoder: nn.Module, fresh: list[str]) -> None:
         decoder.compact.pass_on(min(missing) // 2)
 
 
-def freeze_but_dense(decoder: nn.Module, parts: tuple[str, ...] = ("",)) -> None:
-    """Freeze a decoder but its residual dense network, and what joins that to the rest.
-
-    Args:
-        decoder: the decoder.
-        parts: of these, only layers whose names contain one of `parts` learn.
-    """
+def freeze_but_dense(decoder: nn.Module) -> None:
+    """Freeze a decoder but its residual dense network, and what joins that to the rest."""
     for name, parameter in decoder.named_parameters():
-        dense = name.startswith(("dense.", "join_dense.", "gate."))
-        parameter.requires_grad_(dense and any(part in name for part in parts))
+        parameter.requires_grad_(name.startswith(("dense.", "join_dense.", "gate.")))
 
 
 def load_stage_networks(

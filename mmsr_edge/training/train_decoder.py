@@ -30,6 +30,7 @@ from mmsr_edge.models.autoencoder import build_autoencoder
 from mmsr_edge.models.decoder import FACTOR, SCALE, SlimDecoder
 from mmsr_edge.models.device import autocast, pick_device
 from mmsr_edge.models.presets import preset
+from mmsr_edge.training.data.distillation import cut
 from mmsr_edge.training.fake_quantization import fake_quantize_layers
 from mmsr_edge.training.losses.picture import (
     ContrastConfig,
@@ -123,17 +124,14 @@ class Recorded:
         latent, lr, degradation, aligned = self.columns
         side, ratio = latent.shape[-1], FACTOR // SCALE
         window = min(window, side)
-        pieces: list[list[Tensor]] = []
-        for _ in range(count):
-            row = int(torch.randint(len(latent), (), generator=self.g))
-            y, x = torch.randint(side - window + 1, (2,), generator=self.g).tolist()
-            planes = (
-                plane[row, :, y * k : (y + window) * k, x * k : (x + window) * k]
-                for plane, k in ((latent, 1), (lr, ratio), (aligned, 1))
-            )
-            z, low, maps = planes
-            pieces.append([z, low, degradation[row], maps])
-        return [torch.stack(part).float().to(self.device) for part in zip(*pieces, strict=True)]
+        rows = torch.randint(len(latent), (count,), generator=self.g)
+        corner = torch.randint(side - window + 1, (count, 2), generator=self.g)
+        still = torch.zeros((count, 3), dtype=torch.bool)
+        z, low, maps = (
+            cut(plane, rows, corner * k, window * k, still)
+            for plane, k in ((latent, 1), (lr, ratio), (aligned, 1))
+        )
+        return [part.float().to(self.device) for part in (z, low, degradation[rows], maps)]
 
 
 def load_teacher(states: dict[str, Tensor], preset_name: str) -> SlimDecoder:

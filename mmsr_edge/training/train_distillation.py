@@ -164,14 +164,14 @@ def train(
             latents = torch.cat([z_lr + scale * z_0, z_hr[:rebuilt]])
             image = decoder(latents.contiguous(memory_format=layout), torch.cat([lr, lr[:rebuilt]]))
             against_hr = float(torch.rand((), generator=draw)) < stage.alex_sees_hr
+            originals = torch.cat([hr, hr[:rebuilt]])
             sharp = torch.cat([teacher_target, hr[:rebuilt]])
-            target = torch.cat([hr, hr[:rebuilt]]) if against_hr else sharp
-            terms = picture(image, target, pool.g, sharp)
-        flatness = contrast(image, torch.cat([hr, hr[:rebuilt]]), stage.contrast_first)
+            terms = picture(image, originals if against_hr else sharp, pool.g, sharp)
+        flatness = contrast(image, originals, stage.contrast_first)
         anchor = ((z_hr - z_lr) / scale).square().mean()
         gate = torch.zeros((), device=device)
         if stage.gate_weight:
-            degraded = (sharp != torch.cat([hr, hr[:rebuilt]])).flatten(1).any(1).float()
+            degraded = (sharp != originals).flatten(1).any(1).float()
             gate = gate_error(logits.pop(), degraded)
         run.update(
             terms.total()

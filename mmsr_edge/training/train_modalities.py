@@ -272,12 +272,13 @@ def main() -> None:
     samples = opened.samples
     opened.denoiser.freeze_context(stage.context_alone)
     trained = {"denoiser": opened.denoiser.train(), "decoder": opened.decoder.train()}
-    if stage.paths_alone and not stage.dense_alone:
-        for name, parameter in opened.decoder.named_parameters():
-            parameter.requires_grad_(any(path in name for path in PATHS))
     if stage.dense_alone:
         opened.denoiser.requires_grad_(False)
-        freeze_but_dense(opened.decoder, PATHS if stage.paths_alone else ("",))
+        freeze_but_dense(opened.decoder)
+    if stage.paths_alone:
+        for name, parameter in opened.decoder.named_parameters():
+            if not any(path in name for path in PATHS):
+                parameter.requires_grad_(False)
     run = Run(args.out, config, stage, trained, RATES)
     samples.g.manual_seed(config.seed + run.step)
     picture = PictureLoss(args.lpips, stage).to(samples.device)

@@ -190,8 +190,8 @@ def main() -> None:
     network.to(device, memory_format=torch.channels_last).train()
     rates = RATES if stage.blocks and stage.tail != "full" else {}
     trained: dict[str, nn.Module] = {"super_resolution": network}
-    discriminator = Discriminator().to(device)
-    if stage.adversarial_weight:
+    discriminator = Discriminator().to(device) if stage.adversarial_weight else None
+    if discriminator is not None:
         trained["discriminator"] = discriminator
     run = Run(args.out, config, stage, trained, rates)
     pool.g.manual_seed(config.seed + run.step)
